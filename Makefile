@@ -1,0 +1,33 @@
+MODULE_big = statbuffer
+OBJS = \
+	src/buffer.o \
+	src/counters.o \
+	src/fdw.o \
+	src/functions.o \
+	src/handler.o \
+	src/key.o \
+	src/launcher.o \
+	src/pending.o \
+	src/schedule.o \
+	src/shared.o \
+	src/statbuffer.o \
+	src/stats.o \
+	src/worker.o
+
+EXTENSION = statbuffer
+DATA = statbuffer--1.0.sql
+PGFILEDESC = "statbuffer - adds up increments of hot counters"
+
+REGRESS = setup
+ISOLATION =
+ISOLATION_OPTS = --load-extension=statbuffer
+TAP_TESTS = 1
+
+PG_CPPFLAGS = -I$(srcdir)/src
+
+PG_CONFIG ?= pg_config
+PGXS := $(shell $(PG_CONFIG) --pgxs)
+include $(PGXS)
+
+# every source is small, and they share most of the headers
+$(OBJS): $(wildcard $(srcdir)/src/*.h)

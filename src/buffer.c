@@ -1,0 +1,575 @@
+/*-------------------------------------------------------------------------
+ *
+ * buffer.c
+ *	  What a buffer is: shape, options, owner.
+ *
+ * A buffer is a foreign table of our foreign-data wrapper.  This room reads
+ * its definition from the catalogs, keeps it for the backend, and rereads it
+ * when the relation cache says that it may have changed.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/relation.h"
+#include "access/xact.h"
+#include "buffer.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_foreign_table.h"
+#include "catalog/pg_type.h"
+#include "commands/defrem.h"
+#include "common/hashfn.h"
+#include "common/pg_prng.h"
+#include "compat.h"
+#include "counters.h"
+#include "fdw.h"
+#include "foreign/foreign.h"
+#include "miscadmin.h"
+#include "storage/lmgr.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+
+/* The options, with the field of BufferOptions that each sets. */
+typedef enum OptionKind
+{
+	OPTION_NAME,
+	OPTION_TIME,
+	OPTION_INT,
+	OPTION_BOOL,
+	OPTION_RESTART
+} OptionKind;
+
+typedef struct OptionDef
+{
+	const char *name;
+	OptionKind	kind;
+	size_t		offset;
+	const char *boot_value;
+	int			min;
+	int			max;
+} OptionDef;
+
+#define OPTION_FIELD(field)	offsetof(BufferOptions, field)
+
+/* a day is long enough to wait for something that is running */
+#define MSECS_PER_DAY		(24 * 60 * 60 * 1000)
+
+static const OptionDef option_defs[] = {
+	{"handler", OPTION_NAME, OPTION_FIELD(handler), "handle_flush", 0, 0},
+	{"interval", OPTION_TIME, OPTION_FIELD(interval), "5s", 0, INT_MAX},
+	{"jitter", OPTION_TIME, OPTION_FIELD(jitter), "0", 0, INT_MAX},
+	{"timeout", OPTION_TIME, OPTION_FIELD(timeout), "10s", 0, INT_MAX},
+	{"backoff", OPTION_TIME, OPTION_FIELD(backoff), "1s", 1, INT_MAX},
+	{"restart", OPTION_RESTART, OPTION_FIELD(temporary), "transient", 0, 0},
+	{"shutdown", OPTION_TIME, OPTION_FIELD(shutdown), "5s", 0, MSECS_PER_DAY},
+	{"batch_size", OPTION_INT, OPTION_FIELD(batch_size), "1000", 1, 100000},
+	{"handler_timeout", OPTION_TIME, OPTION_FIELD(handler_timeout), "0", 0, INT_MAX},
+	{"stopped", OPTION_BOOL, OPTION_FIELD(stopped), "false", 0, 0},
+};
+
+static HTAB *buffers = NULL;
+
+/* Buffers that the transaction has altered or dropped. */
+typedef struct ChangedBuffer
+{
+	SharedBuffer *shared;
+	int			level;			/* of the subtransaction that did it */
+} ChangedBuffer;
+
+static List *changed = NIL;		/* in TopTransactionContext */
+
+/* ------------------------------------------------------------------------
+ * Options
+ * ------------------------------------------------------------------------
+ */
+
+static void
+set_option(BufferOptions *result, const OptionDef *def, const char *value)
+{
+	void	   *field = (char *) result + def->offset;
+	const char *hint = NULL;
+	bool		parsed;
+
+	switch (def->kind)
+	{
+		case OPTION_NAME:
+			/* raises an error for what isn't a name */
+			(void) compat_qualified_name_list(value);
+			*(char **) field = pstrdup(value);
+			break;
+		case OPTION_TIME:
+		case OPTION_INT:
+			parsed = parse_int(value, (int *) field,
+							   def->kind == OPTION_TIME ? GUC_UNIT_MS : 0,
+							   &hint);
+			if (!parsed)
+				ereport(ERROR,
+						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						 errmsg("invalid value for option \"%s\": \"%s\"",
+								def->name, value),
+						 hint ? errhint("%s", _(hint)) :
+						 def->kind == OPTION_TIME ?
+						 errhint("Give a number of milliseconds, or a time with a unit such as \"500ms\", \"5s\" or \"1min\".") :
+						 errhint("Give a whole number.")));
+			if (*(int *) field < def->min || *(int *) field > def->max)
+				ereport(ERROR,
+						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						 errmsg("value \"%s\" is out of range for option \"%s\"",
+								value, def->name),
+						 def->kind == OPTION_TIME ?
+						 errhint("The valid range is %d ms to %d ms.",
+								 def->min, def->max) :
+						 errhint("The valid range is %d to %d.",
+								 def->min, def->max)));
+			break;
+		case OPTION_BOOL:
+			if (!parse_bool(value, (bool *) field))
+				ereport(ERROR,
+						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						 errmsg("invalid value for option \"%s\": \"%s\"",
+								def->name, value),
+						 errhint("Give \"true\" or \"false\".")));
+			break;
+		case OPTION_RESTART:
+			if (strcmp(value, "transient") == 0)
+				*(bool *) field = false;
+			else if (strcmp(value, "temporary") == 0)
+				*(bool *) field = true;
+			else
+				ereport(ERROR,
+						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						 errmsg("invalid value for option \"%s\": \"%s\"",
+								def->name, value),
+						 errhint("Give \"transient\" or \"temporary\".")));
+			break;
+	}
+}
+
+/*
+ * Read the options of a foreign table, with defaults for those that aren't
+ * given.  Raises an error for the first that is wrong.  The result's strings
+ * are in the current memory context.
+ */
+void
+buffer_parse_options(List *options, BufferOptions *result)
+{
+	ListCell   *lc;
+
+	for (int i = 0; i < lengthof(option_defs); i++)
+		set_option(result, &option_defs[i], option_defs[i].boot_value);
+
+	foreach(lc, options)
+	{
+		DefElem    *element = lfirst_node(DefElem, lc);
+		const OptionDef *def = NULL;
+
+		for (int i = 0; i < lengthof(option_defs); i++)
+			if (strcmp(element->defname, option_defs[i].name) == 0)
+				def = &option_defs[i];
+		if (def == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_FDW_INVALID_OPTION_NAME),
+					 errmsg("invalid option \"%s\"", element->defname),
+					 errhint("Valid options of a buffer are: %s.",
+							 "handler, interval, jitter, timeout, backoff, restart, shutdown, batch_size, handler_timeout, stopped")));
+		set_option(result, def, defGetString(element));
+	}
+}
+
+/* ------------------------------------------------------------------------
+ * Definitions
+ * ------------------------------------------------------------------------
+ */
+
+static void
+invalidate(Datum arg, Oid relid)
+{
+	SbBuffer   *buffer;
+
+	if (OidIsValid(relid))
+	{
+		buffer = hash_search(buffers, &relid, HASH_FIND, NULL);
+		if (buffer != NULL)
+			buffer->valid = false;
+	}
+	else
+	{
+		HASH_SEQ_STATUS status;
+
+		hash_seq_init(&status, buffers);
+		while ((buffer = hash_seq_search(&status)) != NULL)
+			buffer->valid = false;
+	}
+}
+
+/*
+ * Called for every object that is altered or dropped.  When it is a buffer,
+ * its worker is told at the end of the transaction.
+ *
+ * Altering or dropping has taken AccessExclusiveLock on the relation, so the
+ * buffer stays until then; and the worker, which must lock the relation to
+ * look at it, sees what was committed.
+ */
+void
+buffer_note_change(Oid classId, Oid objectId)
+{
+	SharedBuffer *shared;
+	ChangedBuffer *entry;
+	MemoryContext oldcontext;
+
+	if (classId != RelationRelationId && classId != ForeignTableRelationId)
+		return;
+	if (!IsTransactionState() || !OidIsValid(MyDatabaseId) ||
+		!shared_attach(false))
+		return;
+	shared = shared_find_buffer(MyDatabaseId, objectId);
+	if (shared == NULL)
+		return;
+
+	oldcontext = MemoryContextSwitchTo(TopTransactionContext);
+	entry = palloc(sizeof(ChangedBuffer));
+	entry->shared = shared;
+	entry->level = GetCurrentTransactionNestLevel();
+	changed = lappend(changed, entry);
+	MemoryContextSwitchTo(oldcontext);
+}
+
+static void
+xact_callback(XactEvent event, void *arg)
+{
+	ListCell   *lc;
+
+	if (changed == NIL)
+		return;
+	switch (event)
+	{
+		case XACT_EVENT_COMMIT:
+			foreach(lc, changed)
+			{
+				ChangedBuffer *entry = lfirst(lc);
+
+				pg_atomic_write_u32(&entry->shared->recheck, 1);
+				schedule_poke(entry->shared);
+			}
+			changed = NIL;
+			break;
+		case XACT_EVENT_ABORT:
+		case XACT_EVENT_PREPARE:
+			changed = NIL;
+			break;
+		default:
+			break;
+	}
+}
+
+/* Who rolled back may not have the lock any more. */
+static void
+subxact_callback(SubXactEvent event, SubTransactionId subid,
+				 SubTransactionId parent_subid, void *arg)
+{
+	int			level;
+	ListCell   *lc;
+
+	if (changed == NIL)
+		return;
+	level = GetCurrentTransactionNestLevel();
+	foreach(lc, changed)
+	{
+		ChangedBuffer *entry = lfirst(lc);
+
+		if (entry->level < level)
+			continue;
+		if (event == SUBXACT_EVENT_ABORT_SUB)
+			changed = foreach_delete_current(changed, lc);
+		else if (event == SUBXACT_EVENT_COMMIT_SUB)
+			entry->level = level - 1;
+	}
+}
+
+/* Prepare this room, when the module is loaded. */
+void
+buffer_init(void)
+{
+	HASHCTL		ctl = {
+		.keysize = sizeof(Oid),
+		.entrysize = sizeof(SbBuffer),
+		.hcxt = TopMemoryContext
+	};
+
+	buffers = hash_create("statbuffer buffers", 16, &ctl,
+						  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	CacheRegisterRelcacheCallback(invalidate, (Datum) 0);
+	RegisterXactCallback(xact_callback, NULL);
+	RegisterSubXactCallback(subxact_callback, NULL);
+}
+
+static void
+report_wrong_shape(Relation rel, const char *detail)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_TABLE_DEFINITION),
+			 errmsg("foreign table \"%s\" does not have the shape of a buffer",
+					RelationGetRelationName(rel)),
+			 errdetail("%s", detail),
+			 errhint("A buffer has one or more key columns of any type, and last a column of type bigint for the count.")));
+}
+
+/* Read the shape of a relation; raises an error when it is not a buffer's. */
+static TupleDesc
+read_shape(Relation rel, AttrNumber **key_attnos, AttrNumber *count_attno,
+		   uint64 *shape)
+{
+	TupleDesc	reldesc = RelationGetDescr(rel);
+	AttrNumber *attnos = palloc(Max(reldesc->natts, 1) * sizeof(AttrNumber));
+	TupleDesc	desc;
+	int			n = 0;
+
+	for (int i = 0; i < reldesc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(reldesc, i);
+
+		if (att->attisdropped)
+			continue;
+		if (att->attgenerated)
+			report_wrong_shape(rel, _("It has a generated column."));
+		attnos[n++] = att->attnum;
+	}
+
+	if (n < 2)
+		report_wrong_shape(rel, _("It has fewer than two columns."));
+	if (TupleDescAttr(reldesc, attnos[n - 1] - 1)->atttypid != INT8OID)
+		report_wrong_shape(rel, _("Its last column is not of type bigint."));
+
+	*count_attno = attnos[--n];
+	*key_attnos = attnos;
+	*shape = n;
+	desc = CreateTemplateTupleDesc(n);
+	for (int i = 0; i < n; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(reldesc, attnos[i] - 1);
+
+		TupleDescCopyEntry(desc, i + 1, reldesc, attnos[i]);
+		TupleDescAttr(desc, i)->attnotnull = att->attnotnull;
+		*shape = hash_combine64(*shape,
+								hash_bytes_uint32_extended(att->atttypid,
+														   att->attstorage == TYPSTORAGE_PLAIN));
+	}
+	return desc;
+}
+
+/* Read the definition of a relation that is locked. */
+static void
+build(SbBuffer *buffer, Relation rel)
+{
+	ForeignTable *table = GetForeignTable(RelationGetRelid(rel));
+	MemoryContext shape_context;
+	MemoryContext options_context;
+	MemoryContext oldcontext;
+	TupleDesc	desc;
+	AttrNumber *key_attnos;
+	AttrNumber	count_attno;
+	BufferOptions options;
+	uint64		shape;
+
+	/* whatever fails on the way, the old definition is intact */
+	shape_context = AllocSetContextCreate(CurrentMemoryContext,
+										  "statbuffer shape",
+										  ALLOCSET_SMALL_SIZES);
+	options_context = AllocSetContextCreate(CurrentMemoryContext,
+											"statbuffer options",
+											ALLOCSET_SMALL_SIZES);
+	oldcontext = MemoryContextSwitchTo(shape_context);
+	desc = read_shape(rel, &key_attnos, &count_attno, &shape);
+	MemoryContextSwitchTo(options_context);
+	buffer_parse_options(table->options, &options);
+	MemoryContextSwitchTo(oldcontext);
+
+	/*
+	 * A definition that has not changed stays where it is, because a scan or
+	 * a function call may be in the middle of using it.
+	 */
+	if (buffer->desc == NULL || buffer->shape != shape ||
+		buffer->count_attno != count_attno ||
+		!equalTupleDescs(buffer->desc, desc))
+	{
+		if (buffer->shape_context)
+			MemoryContextDelete(buffer->shape_context);
+		MemoryContextSetParent(shape_context, TopMemoryContext);
+		buffer->shape_context = shape_context;
+		buffer->desc = desc;
+		buffer->key_attnos = key_attnos;
+		buffer->count_attno = count_attno;
+		buffer->shape = shape;
+		buffer->is_text = desc->natts == 1 &&
+			TupleDescAttr(desc, 0)->atttypid == TEXTOID &&
+			TupleDescAttr(desc, 0)->attstorage != TYPSTORAGE_PLAIN;
+		buffer->version++;
+	}
+	else
+		MemoryContextDelete(shape_context);
+
+	if (buffer->options_context)
+		MemoryContextDelete(buffer->options_context);
+	MemoryContextSetParent(options_context, TopMemoryContext);
+	buffer->options_context = options_context;
+	buffer->options = options;
+	namestrcpy(&buffer->name, RelationGetRelationName(rel));
+	buffer->owner = rel->rd_rel->relowner;
+
+	/* the shared part is found, and its shape checked, anew */
+	buffer->shared = NULL;
+	buffer->valid = true;
+}
+
+/*
+ * Lock a relation and get what is known of it as a buffer.  The lock is kept
+ * to the end of the transaction.
+ *
+ * Raises an error when the relation is gone or is not a buffer.
+ */
+SbBuffer *
+buffer_open(Oid relid, LOCKMODE lockmode)
+{
+	SbBuffer   *buffer;
+	Relation	rel;
+
+	/* this also takes in what others have changed */
+	LockRelationOid(relid, lockmode);
+	buffer = hash_search(buffers, &relid, HASH_FIND, NULL);
+	if (buffer != NULL && buffer->valid)
+		return buffer;
+
+	rel = try_relation_open(relid, NoLock);
+	if (rel == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("relation with OID %u does not exist", relid)));
+	if (rel->rd_rel->relkind != RELKIND_FOREIGN_TABLE || !fdw_is_ours(rel))
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("\"%s\" is not a buffer", RelationGetRelationName(rel)),
+				 errhint("A buffer is a foreign table of the server \"%s\".",
+						 "statbuffer")));
+
+	if (buffer == NULL)
+	{
+		buffer = hash_search(buffers, &relid, HASH_ENTER, NULL);
+		memset((char *) buffer + sizeof(Oid), 0,
+			   sizeof(SbBuffer) - sizeof(Oid));
+	}
+	build(buffer, rel);
+	relation_close(rel, NoLock);
+	return buffer;
+}
+
+/*
+ * For a transaction that has the relation locked and may have altered it
+ * itself: read the definition again if so.  Returns false when the
+ * transaction has dropped the relation.
+ */
+bool
+buffer_revalidate(SbBuffer *buffer)
+{
+	Relation	rel;
+
+	if (buffer->valid)
+		return true;
+	rel = try_relation_open(buffer->relid, NoLock);
+	if (rel == NULL)
+		return false;
+	build(buffer, rel);
+	relation_close(rel, NoLock);
+	return true;
+}
+
+/*
+ * Find the shared part of an open buffer.  With `create' it is made when it
+ * isn't there; otherwise returns false then.
+ *
+ * Raises an error when memory is out, or the buffer holds keys of another
+ * shape.
+ */
+bool
+buffer_attach(SbBuffer *buffer, bool create)
+{
+	SharedBuffer *shared = buffer->shared;
+
+	Assert(buffer->valid);
+	if (shared == NULL)
+	{
+		if (!shared_attach(create))
+			return false;
+		if (create)
+			shared = shared_make_buffer(MyDatabaseId, buffer->relid,
+										buffer->owner, buffer->shape);
+		else
+			shared = shared_find_buffer(MyDatabaseId, buffer->relid);
+		if (shared == NULL)
+			return false;
+
+		/*
+		 * The relation's lock keeps those with another idea of the shape or
+		 * the owner out.
+		 */
+		if (pg_atomic_read_u64(&shared->shape) != buffer->shape)
+		{
+			if (pg_atomic_read_u64(&shared->nkeys) > 0)
+				ereport(ERROR,
+						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						 errmsg("buffer \"%s\" holds keys of an earlier definition",
+								NameStr(buffer->name)),
+						 errdetail("The types of its key columns were changed while counts were held."),
+						 errhint("Change the key columns back and call sb_drain(), or discard the counts with TRUNCATE.")));
+			pg_atomic_write_u64(&shared->shape, buffer->shape);
+		}
+		if (pg_atomic_read_u32(&shared->owner) != buffer->owner)
+			pg_atomic_write_u32(&shared->owner, buffer->owner);
+	}
+
+	if (buffer->table == NULL || buffer->shared != shared ||
+		buffer->table_number != shared->table_number)
+	{
+		if (buffer->table != NULL)
+			dshash_detach(buffer->table);
+		buffer->table = NULL;
+		buffer->table = counters_attach_table(shared);
+		buffer->table_number = shared->table_number;
+		buffer->shared = shared;
+	}
+	return true;
+}
+
+/* Raise an error when the buffer does not take increments. */
+void
+buffer_check_running(SbBuffer *buffer)
+{
+	if (RecoveryInProgress())
+		ereport(ERROR,
+				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
+				 errmsg("cannot increment during recovery"),
+				 errhint("Connect to the primary server.")));
+	if (buffer->options.stopped)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("buffer \"%s\" is stopped", NameStr(buffer->name)),
+				 errhint("Call sb_start() to start it.")));
+}
+
+/* When a key is due that is first counted at `now'. */
+TimestampTz
+buffer_due_time(SbBuffer *buffer, TimestampTz now)
+{
+	int64		usecs = (int64) buffer->options.interval * 1000;
+
+	if (buffer->options.jitter > 0)
+		usecs += pg_prng_uint64_range(&pg_global_prng_state, 0,
+									  (uint64) buffer->options.jitter * 1000);
+	return now + usecs;
+}

@@ -1,0 +1,76 @@
+/*-------------------------------------------------------------------------
+ *
+ * buffer.h
+ *	  What a buffer is: shape, options, owner.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef STATBUFFER_BUFFER_H
+#define STATBUFFER_BUFFER_H
+
+#include "key.h"
+#include "nodes/pg_list.h"
+#include "shared.h"
+#include "storage/lockdefs.h"
+
+typedef struct BufferOptions
+{
+	char	   *handler;
+	int			interval;		/* times are in milliseconds */
+	int			jitter;
+	int			timeout;
+	int			backoff;
+	bool		temporary;		/* restart 'temporary' */
+	int			shutdown;
+	int			batch_size;
+	int			handler_timeout;
+	bool		stopped;
+} BufferOptions;
+
+struct PendingBuffer;
+
+/*
+ * A buffer as this backend knows it.  The struct is never freed; what is in
+ * it is good from buffer_open() to the end of the transaction, or until the
+ * transaction itself alters the relation, which clears `valid'.  `version'
+ * changes with the shape; who keeps something made for `desc' remembers it.
+ */
+typedef struct SbBuffer
+{
+	Oid			relid;			/* hash key, must be first */
+	bool		valid;
+	uint32		version;
+
+	NameData	name;
+	Oid			owner;
+	TupleDesc	desc;			/* the key columns */
+	AttrNumber *key_attnos;		/* where they are in the relation */
+	AttrNumber	count_attno;
+	bool		is_text;		/* key_form_text() does it */
+	uint64		shape;
+	BufferOptions options;
+
+	/* the shared part, once it is attached to */
+	SharedBuffer *shared;
+	dshash_table *table;
+	uint32		table_number;
+
+	/* for pending.c: what the transaction has added; NULL outside */
+	struct PendingBuffer *pending;
+
+	MemoryContext shape_context;
+	MemoryContext options_context;
+} SbBuffer;
+
+extern void buffer_init(void);
+extern void buffer_note_change(Oid classId, Oid objectId);
+extern SbBuffer *buffer_open(Oid relid, LOCKMODE lockmode);
+extern bool buffer_revalidate(SbBuffer *buffer);
+extern bool buffer_attach(SbBuffer *buffer, bool create);
+extern void buffer_check_running(SbBuffer *buffer);
+extern TimestampTz buffer_due_time(SbBuffer *buffer, TimestampTz now);
+extern void buffer_parse_options(List *options, BufferOptions *result);
+
+#endif							/* STATBUFFER_BUFFER_H */

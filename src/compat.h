@@ -1,0 +1,119 @@
+/*-------------------------------------------------------------------------
+ *
+ * compat.h
+ *	  What differs between the PostgreSQL versions that are supported.
+ *
+ * The only file that looks at PG_VERSION_NUM.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef STATBUFFER_COMPAT_H
+#define STATBUFFER_COMPAT_H
+
+#include "catalog/pg_class.h"
+#include "catalog/pg_database.h"
+#include "catalog/pg_proc.h"
+#include "nodes/pathnodes.h"
+#include "optimizer/pathnode.h"
+#include "pgstat.h"
+#include "utils/acl.h"
+#include "utils/regproc.h"
+#include "utils/varlena.h"
+
+#if PG_VERSION_NUM < 150000
+#error "statbuffer needs PostgreSQL 15 or later"
+#endif
+
+/* 17 lets a dshash copy keys with a function of its own */
+#if PG_VERSION_NUM >= 170000
+#define COMPAT_DSHASH_COPY_MEMCPY	.copy_function = dshash_memcpy,
+#else
+#define COMPAT_DSHASH_COPY_MEMCPY
+#endif
+
+/* Before 17 a background worker can't connect as a role without LOGIN */
+#if PG_VERSION_NUM >= 170000
+#define COMPAT_WORKER_FLAGS		BGWORKER_BYPASS_ROLELOGINCHECK
+#define COMPAT_OWNER_NEEDS_LOGIN	false
+#else
+#define COMPAT_WORKER_FLAGS		0
+#define COMPAT_OWNER_NEEDS_LOGIN	true
+#endif
+
+/* Wait events of our own exist since 17 */
+static inline uint32
+compat_wait_event(const char *name)
+{
+#if PG_VERSION_NUM >= 170000
+	return WaitEventExtensionNew(name);
+#else
+	(void) name;
+	return PG_WAIT_EXTENSION;
+#endif
+}
+
+static inline List *
+compat_qualified_name_list(const char *name)
+{
+#if PG_VERSION_NUM >= 160000
+	return stringToQualifiedNameList(name, NULL);
+#else
+	return stringToQualifiedNameList(name);
+#endif
+}
+
+static inline ForeignPath *
+compat_create_foreignscan_path(PlannerInfo *root, RelOptInfo *rel,
+							   double rows, Cost startup_cost,
+							   Cost total_cost)
+{
+#if PG_VERSION_NUM >= 180000
+	return create_foreignscan_path(root, rel, NULL, rows, 0, startup_cost,
+								   total_cost, NIL, rel->lateral_relids,
+								   NULL, NIL, NIL);
+#elif PG_VERSION_NUM >= 170000
+	return create_foreignscan_path(root, rel, NULL, rows, startup_cost,
+								   total_cost, NIL, rel->lateral_relids,
+								   NULL, NIL, NIL);
+#else
+	return create_foreignscan_path(root, rel, NULL, rows, startup_cost,
+								   total_cost, NIL, rel->lateral_relids,
+								   NULL, NIL);
+#endif
+}
+
+/* 16 has one set of functions for the privileges on all kinds of objects */
+static inline bool
+compat_may_execute(Oid funcid, Oid role)
+{
+#if PG_VERSION_NUM >= 160000
+	return object_aclcheck(ProcedureRelationId, funcid, role,
+						   ACL_EXECUTE) == ACLCHECK_OK;
+#else
+	return pg_proc_aclcheck(funcid, role, ACL_EXECUTE) == ACLCHECK_OK;
+#endif
+}
+
+static inline bool
+compat_owns_relation(Oid relid, Oid role)
+{
+#if PG_VERSION_NUM >= 160000
+	return object_ownercheck(RelationRelationId, relid, role);
+#else
+	return pg_class_ownercheck(relid, role);
+#endif
+}
+
+static inline bool
+compat_owns_database(Oid dboid, Oid role)
+{
+#if PG_VERSION_NUM >= 160000
+	return object_ownercheck(DatabaseRelationId, dboid, role);
+#else
+	return pg_database_ownercheck(dboid, role);
+#endif
+}
+
+#endif							/* STATBUFFER_COMPAT_H */

@@ -1,0 +1,1065 @@
+/*-------------------------------------------------------------------------
+ *
+ * counters.c
+ *	  The shared counters: find or make, pin, add, take, give back, reap.
+ *
+ * Each buffer has a dshash table whose entries only point to the counters.
+ * That keeps a counter as small as its key allows, and gives it an address
+ * that other processes understand, which dshash does not tell of its entries.
+ *
+ * A count is changed in three ways.  A committing transaction pins its
+ * counters where failing is still allowed, and adds through the pins once it
+ * has committed, where it is not.  The worker takes the counts of a batch,
+ * and settles them or gives them back from its own transaction's callbacks.
+ * TRUNCATE clears counts through pins, when it commits.  All of this is
+ * atomic operations; the locks of the table's partitions protect only which
+ * counters there are.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "common/int.h"
+#include "compat.h"
+#include "counters.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "postmaster/postmaster.h"
+#include "shared.h"
+#include "storage/lock.h"
+#include "storage/lmgr.h"
+#include "utils/memutils.h"
+
+/* the longest error text that is kept for a key */
+#define ERROR_MAX_SIZE		256
+
+/*
+ * Concurrent transactions each make sure beforehand that what they add stays
+ * in bigint's range, and none of them sees what the others are about to add.
+ * That is sound without further ado while deltas and counts are moderate:
+ * even as many backends as PostgreSQL can have don't get from one limit to
+ * the end of the range.  Others go by turns; see counters_pin().
+ */
+#define MODERATE_DELTA		(INT64CONST(1) << 40)
+#define MODERATE_COUNT		(INT64CONST(1) << 62)
+
+StaticAssertDecl(MAX_BACKENDS < (INT64CONST(1) << 62) / MODERATE_DELTA / 2,
+				 "moderate deltas of all backends must fit");
+StaticAssertDecl(MAX_BACKENDS < COUNTER_PINS,
+				 "pins of all backends must fit");
+
+/* An entry of a buffer's table. */
+typedef struct TableEntry
+{
+	dsa_pointer counter;		/* InvalidDsaPointer: the key searched for */
+} TableEntry;
+
+/* what a key costs: the entry with dshash's header, and the counter */
+#define ENTRY_SIZE			(MAXALIGN(sizeof(TableEntry)) + 16)
+#define COUNTER_SIZE(keylen) \
+	(offsetof(SharedCounter, key) + KEY_LENGTH(keylen))
+
+/* The key searched for; entries without a counter compare as this one. */
+static const KeyBytes *searched = NULL;
+
+static inline SharedCounter *
+counter_at(dsa_pointer pointer)
+{
+	return dsa_get_address(shared_area, pointer);
+}
+
+/* ------------------------------------------------------------------------
+ * Tables
+ * ------------------------------------------------------------------------
+ */
+
+static int
+compare_entries(const void *a, const void *b, size_t size, void *arg)
+{
+	dsa_pointer pa = ((const TableEntry *) a)->counter;
+	dsa_pointer pb = ((const TableEntry *) b)->counter;
+	SharedCounter *counter;
+
+	/* dshash only ever compares the key searched for with an entry */
+	Assert(DsaPointerIsValid(pa) != DsaPointerIsValid(pb));
+	counter = counter_at(DsaPointerIsValid(pa) ? pa : pb);
+
+	if (counter->keylen != searched->len)
+		return 1;
+	return memcmp(counter->key, searched->data, KEY_LENGTH(searched->len));
+}
+
+static dshash_hash
+hash_entry(const void *entry, size_t size, void *arg)
+{
+	Assert(!DsaPointerIsValid(((const TableEntry *) entry)->counter));
+	return searched->hash;
+}
+
+static dshash_parameters
+table_parameters(void)
+{
+	dshash_parameters params = {
+		.key_size = sizeof(TableEntry),
+		.entry_size = sizeof(TableEntry),
+		.compare_function = compare_entries,
+		.hash_function = hash_entry,
+		COMPAT_DSHASH_COPY_MEMCPY
+		.tranche_id = shared_control->tranche_counters
+	};
+
+	return params;
+}
+
+/* Make an empty table.  Raises an error when memory is out. */
+dshash_table *
+counters_create_table(void)
+{
+	dshash_parameters params = table_parameters();
+	MemoryContext oldcontext = MemoryContextSwitchTo(TopMemoryContext);
+	dshash_table *table = dshash_create(shared_area, &params, NULL);
+
+	MemoryContextSwitchTo(oldcontext);
+	return table;
+}
+
+/* Attach to the table of a buffer. */
+dshash_table *
+counters_attach_table(SharedBuffer *buffer)
+{
+	dshash_parameters params = table_parameters();
+	MemoryContext oldcontext = MemoryContextSwitchTo(TopMemoryContext);
+	dshash_table *table = dshash_attach(shared_area, &params, buffer->table,
+										NULL);
+
+	MemoryContextSwitchTo(oldcontext);
+	return table;
+}
+
+/* Find a key and lock its partition; NULL, and no lock, when it isn't there */
+static TableEntry *
+find_entry(dshash_table *table, const KeyBytes *key)
+{
+	TableEntry	probe = {InvalidDsaPointer};
+
+	searched = key;
+	return dshash_find(table, &probe, false);
+}
+
+/* ------------------------------------------------------------------------
+ * Reading
+ * ------------------------------------------------------------------------
+ */
+
+/* Read both parts of a count as they stood at one moment. */
+static void
+counters_read(SharedCounter *counter, int64 *count, int64 *in_flight)
+{
+	volatile uint16 *version = &counter->version;
+
+	for (;;)
+	{
+		uint16		before = *version;
+
+		pg_read_barrier();
+		*count = (int64) pg_atomic_read_u64(&counter->count);
+		*in_flight = (int64) pg_atomic_read_u64(&counter->in_flight);
+		pg_read_barrier();
+		if (likely((before & 1) == 0 && before == *version))
+			return;
+		SPIN_DELAY();
+	}
+}
+
+/*
+ * What was counted for a key and is not stored yet.  False when the buffer
+ * does not hold the key.
+ */
+bool
+counters_lookup(dshash_table *table, const KeyBytes *key, int64 *count)
+{
+	TableEntry *entry = find_entry(table, key);
+	int64		in_flight;
+
+	if (entry == NULL)
+		return false;
+	counters_read(counter_at(entry->counter), count, &in_flight);
+	dshash_release_lock(table, entry);
+
+	/* counters_pin() keeps the sum in range */
+	*count += in_flight;
+	return true;
+}
+
+/*
+ * Tell the visitor of every key.  It is called under a partition lock and,
+ * for the errors, SharedBuffer.lock.
+ */
+void
+counters_scan(SharedBuffer *buffer, dshash_table *table,
+			  CounterVisitor visit, void *arg)
+{
+	dshash_seq_status status;
+	TableEntry *entry;
+
+	dshash_seq_init(&status, table, false);
+	while ((entry = dshash_seq_next(&status)) != NULL)
+	{
+		SharedCounter *counter = counter_at(entry->counter);
+		CounterInfo info;
+
+		info.key = counter->key;
+		info.keylen = counter->keylen;
+		info.due_at = (TimestampTz) pg_atomic_read_u64(&counter->due_at);
+		counters_read(counter, &info.count, &info.in_flight);
+		info.failures = counter->failures;
+		info.error = NULL;
+		if (info.failures == 0)
+			visit(&info, arg);
+		else
+		{
+			LWLockAcquire(&buffer->lock, LW_SHARED);
+			if (DsaPointerIsValid(counter->error))
+				info.error = ((SharedError *)
+							  dsa_get_address(shared_area,
+											  counter->error))->message;
+			visit(&info, arg);
+			LWLockRelease(&buffer->lock);
+		}
+	}
+	dshash_seq_term(&status);
+}
+
+/* ------------------------------------------------------------------------
+ * Adding
+ * ------------------------------------------------------------------------
+ */
+
+/* Make a counter for a key that was not there, and pin it. */
+static void
+create_counter(SharedBuffer *buffer, dshash_table *table,
+			   const KeyBytes *key, CounterPin *pin)
+{
+	dsa_pointer volatile self = InvalidDsaPointer;
+	SharedCounter *counter;
+	TableEntry	probe = {InvalidDsaPointer};
+	TableEntry *entry;
+	bool		found;
+
+	PG_TRY();
+	{
+		self = dsa_allocate(shared_area, COUNTER_SIZE(key->len));
+		counter = counter_at(self);
+		searched = key;
+		entry = dshash_find_or_insert(table, &probe, &found);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+		MemoryContext oldcontext = MemoryContextSwitchTo(TopTransactionContext);
+
+		/* a lock that may still be held goes away with the transaction */
+		edata = CopyErrorData();
+		FlushErrorState();
+		MemoryContextSwitchTo(oldcontext);
+		if (DsaPointerIsValid(self))
+			dsa_free(shared_area, self);
+
+		/*
+		 * Both the bound on our memory and a full /dev/shm end here; the
+		 * latter has a message of its own.
+		 */
+		if (edata->sqlerrcode == ERRCODE_OUT_OF_MEMORY)
+			ereport(ERROR,
+					(errcode(ERRCODE_OUT_OF_MEMORY),
+					 errmsg("out of memory for statbuffer keys"),
+					 errdetail("All that \"%s\" allows is in use.",
+							   "statbuffer.max_memory"),
+					 errhint("Raise \"%s\", flush more often, or find out with the view \"%s\" which buffer holds that much.",
+							 "statbuffer.max_memory", "sb_stat_buffers")));
+		if (edata->hint == NULL)
+			edata->hint = pstrdup("The counts are in dynamic shared memory; see the setting \"statbuffer.max_memory\".");
+		ReThrowError(edata);
+	}
+	PG_END_TRY();
+
+	if (!found)
+	{
+		pg_atomic_init_u64(&counter->count, 0);
+		pg_atomic_init_u64(&counter->in_flight, 0);
+		pg_atomic_init_u64(&counter->due_at, 0);
+		counter->next = 0;
+		counter->error = InvalidDsaPointer;
+		pg_atomic_init_u32(&counter->pins, 1);
+		counter->version = 0;
+		counter->failures = 0;
+		counter->keylen = key->len;
+		counter->slot = 0;
+		memcpy(counter->key, key->data, KEY_LENGTH(key->len));
+		entry->counter = self;
+		pg_atomic_fetch_add_u64(&buffer->nkeys, 1);
+		pg_atomic_fetch_add_u64(&buffer->nbytes,
+								ENTRY_SIZE + COUNTER_SIZE(key->len));
+		pin->counter = counter;
+		pin->self = self;
+	}
+	else
+	{
+		/* somebody else was faster */
+		pin->self = entry->counter;
+		pin->counter = counter_at(pin->self);
+		pg_atomic_fetch_add_u32(&pin->counter->pins, 1);
+	}
+	dshash_release_lock(table, entry);
+
+	if (found)
+		dsa_free(shared_area, self);
+}
+
+static void
+find_or_create(SharedBuffer *buffer, dshash_table *table,
+			   const KeyBytes *key, CounterPin *pin)
+{
+	TableEntry *entry = find_entry(table, key);
+
+	pin->large = false;
+	if (entry != NULL)
+	{
+		pin->self = entry->counter;
+		pin->counter = counter_at(pin->self);
+		pg_atomic_fetch_add_u32(&pin->counter->pins, 1);
+		dshash_release_lock(table, entry);
+	}
+	else
+		create_counter(buffer, table, key, pin);
+}
+
+/*
+ * The lock that large changes to a buffer's counts take turns on: ours in
+ * the space of advisory locks, where SQL can't reach field 4's value.
+ */
+static void
+set_large_tag(LOCKTAG *tag, SharedBuffer *buffer)
+{
+	SET_LOCKTAG_ADVISORY(*tag, buffer->key.dboid, buffer->key.relid, 0, 3);
+}
+
+/* Link a counter that was just given a due time, unless it is linked. */
+static void
+link_counter(SharedBuffer *buffer, SharedCounter *counter, dsa_pointer self,
+			 TimestampTz due_at)
+{
+	uint32		pins = pg_atomic_fetch_or_u32(&counter->pins, COUNTER_LINKED);
+
+	if ((pins & COUNTER_LINKED) == 0)
+		schedule_push(buffer, counter, self);
+	schedule_wake(buffer, due_at);
+}
+
+/*
+ * Let go of a pinned counter without adding to it.  Takes no lock, cannot
+ * fail.  `due_at' is when its worker shall see whether it is still needed.
+ */
+void
+counters_unpin(SharedBuffer *buffer, CounterPin *pin, TimestampTz due_at)
+{
+	SharedCounter *counter = pin->counter;
+	uint64		none = 0;
+
+	if (counter == NULL)
+		return;
+
+	/*
+	 * A counter that nothing was ever added to is on no list, and its worker
+	 * does not know of it.  (One that was emptied has a time there.)
+	 */
+	if (counter->next == 0 &&
+		(pg_atomic_read_u32(&counter->pins) & COUNTER_LINKED) == 0 &&
+		pg_atomic_compare_exchange_u64(&counter->due_at, &none,
+									   (uint64) due_at))
+		link_counter(buffer, counter, pin->self, due_at);
+
+	if (pin->large)
+		pg_atomic_fetch_and_u32(&counter->pins, ~COUNTER_LARGE);
+	pg_atomic_fetch_sub_u32(&counter->pins, 1);
+	pin->counter = NULL;
+	pin->large = false;
+}
+
+/*
+ * Find or make the counter of a key and hold it, having made sure that
+ * `delta' can be added to it.  What can fail, fails here.
+ *
+ * The caller calls counters_add() or counters_unpin(), whatever happens.  On
+ * error nothing is pinned.
+ *
+ * Where a delta or a count is so large that range checks of concurrent
+ * transactions might not see each other, these transactions take turns:
+ * whoever has a large one holds a lock from before its check until its
+ * transaction ends, and marks the counter, so that those with moderate deltas
+ * queue up too.  Those who checked before the mark are still pinned, or their
+ * delta is in the count.  This is the one case in which an increment waits
+ * for another transaction.
+ */
+void
+counters_pin(SharedBuffer *buffer, dshash_table *table, const KeyBytes *key,
+			 int64 delta, CounterPin *pin)
+{
+	bool		locked = false;
+	uint32		others;
+	int64		count,
+				in_flight,
+				sum;
+
+	for (;;)
+	{
+		LOCKTAG		tag;
+
+		find_or_create(buffer, table, key, pin);
+
+		/* the pin, an atomic operation, came before these */
+		counters_read(pin->counter, &count, &in_flight);
+		sum = count + in_flight;
+		if (likely(delta <= MODERATE_DELTA && delta >= -MODERATE_DELTA &&
+				   sum <= MODERATE_COUNT && sum >= -MODERATE_COUNT &&
+				   (pg_atomic_read_u32(&pin->counter->pins) &
+					COUNTER_LARGE) == 0))
+			return;
+		if (locked)
+			break;
+
+		counters_unpin(buffer, pin, GetCurrentTimestamp());
+		set_large_tag(&tag, buffer);
+		(void) LockAcquire(&tag, ExclusiveLock, false, false);
+		locked = true;
+	}
+
+	others = pg_atomic_fetch_or_u32(&pin->counter->pins, COUNTER_LARGE);
+	pin->large = (others & COUNTER_LARGE) == 0;
+	others = (others & COUNTER_PINS) - 1;
+
+	counters_read(pin->counter, &count, &in_flight);
+	sum = count + in_flight;
+	if (pg_add_s64_overflow(sum, delta, &sum) ||
+		(others > 0 &&
+		 pg_add_s64_overflow(sum, (sum < 0 ? -1 : 1) * (int64) others * MODERATE_DELTA,
+							 &sum)))
+	{
+		counters_unpin(buffer, pin, GetCurrentTimestamp());
+		ereport(ERROR,
+				(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
+				 errmsg("count out of range for type bigint"),
+				 errdetail("The key has " INT64_FORMAT " counted and not yet stored, and " INT64_FORMAT " was to be added.",
+						   count + in_flight, delta),
+				 errhint("Flush the key first.")));
+	}
+}
+
+/*
+ * Add to a pinned counter, schedule it if it wasn't, and unpin it.
+ *
+ * Called after commit: takes no lock, cannot fail.  The lock that goes with a
+ * large delta is released with the transaction's other locks, later.
+ */
+void
+counters_add(SharedBuffer *buffer, CounterPin *pin, int64 delta,
+			 TimestampTz due_at)
+{
+	SharedCounter *counter = pin->counter;
+	uint64		none = 0;
+
+	pg_atomic_fetch_add_u64(&counter->count, (uint64) delta);
+	if (pg_atomic_read_u64(&counter->due_at) == 0 &&
+		pg_atomic_compare_exchange_u64(&counter->due_at, &none,
+									   (uint64) due_at))
+		link_counter(buffer, counter, pin->self, due_at);
+
+	if (pin->large)
+		pg_atomic_fetch_and_u32(&counter->pins, ~COUNTER_LARGE);
+	pg_atomic_fetch_sub_u32(&counter->pins, 1);
+	pin->counter = NULL;
+	pin->large = false;
+}
+
+/* Add at once, whatever becomes of the transaction.  May raise an error. */
+void
+counters_add_now(SharedBuffer *buffer, dshash_table *table,
+				 const KeyBytes *key, int64 delta, TimestampTz due_at)
+{
+	CounterPin	pin;
+	bool		large;
+
+	counters_pin(buffer, table, key, delta, &pin);
+	large = pin.large;
+	counters_add(buffer, &pin, delta, due_at);
+
+	/* what was added is in the count: nobody has to wait for it any more */
+	if (large)
+	{
+		LOCKTAG		tag;
+
+		set_large_tag(&tag, buffer);
+		LockRelease(&tag, ExclusiveLock, false);
+	}
+}
+
+/*
+ * Pin every counter of a buffer, for TRUNCATE.  Returns an array in the
+ * current memory context.
+ *
+ * The caller holds AccessExclusiveLock on the relation, so that nobody adds
+ * and the worker takes nothing; that also makes room for no failure between
+ * here and the return, as the array has to be there when the pins are.
+ */
+CounterPin *
+counters_pin_all(dshash_table *table, int *npins)
+{
+	dshash_seq_status status;
+	TableEntry *entry;
+	CounterPin *pins;
+	int			size = 0;
+	int			n = 0;
+
+	/* first count, then pin: nobody adds keys meanwhile */
+	dshash_seq_init(&status, table, false);
+	while ((entry = dshash_seq_next(&status)) != NULL)
+	{
+		(void) counter_at(entry->counter);
+		size++;
+	}
+	dshash_seq_term(&status);
+
+	pins = MemoryContextAllocHuge(CurrentMemoryContext,
+								  Max(size, 1) * sizeof(CounterPin));
+	dshash_seq_init(&status, table, false);
+	while ((entry = dshash_seq_next(&status)) != NULL)
+	{
+		Assert(n < size);
+		pins[n].self = entry->counter;
+		pins[n].counter = counter_at(entry->counter);
+		pins[n].large = false;
+		pg_atomic_fetch_add_u32(&pins[n].counter->pins, 1);
+		n++;
+	}
+	dshash_seq_term(&status);
+
+	*npins = n;
+	return pins;
+}
+
+/*
+ * Forget a pinned counter's count, and unpin it.  Called after commit under
+ * AccessExclusiveLock: takes no lock, cannot fail.
+ */
+void
+counters_clear(SharedBuffer *buffer, CounterPin *pin)
+{
+	uint64		count = pg_atomic_exchange_u64(&pin->counter->count, 0);
+
+	pg_atomic_fetch_sub_u64(&buffer->stats[STAT_PUBLISHED], count);
+	pg_atomic_fetch_sub_u32(&pin->counter->pins, 1);
+	pin->counter = NULL;
+}
+
+/*
+ * Ask the worker for a key's flush.  Nothing happens when the buffer does not
+ * hold the key.  May raise an error.
+ */
+void
+counters_request_flush(SharedBuffer *buffer, dshash_table *table,
+					   const KeyBytes *key)
+{
+	TableEntry *entry;
+	dsa_pointer pointer;
+	SharedFlushRequest *request;
+	uint64		head;
+
+	pointer = dsa_allocate(shared_area, sizeof(SharedFlushRequest));
+	request = dsa_get_address(shared_area, pointer);
+
+	entry = find_entry(table, key);
+	if (entry == NULL)
+	{
+		dsa_free(shared_area, pointer);
+		return;
+	}
+	request->counter = entry->counter;
+	pg_atomic_fetch_add_u32(&counter_at(entry->counter)->pins, 1);
+	dshash_release_lock(table, entry);
+
+	/* as in schedule_push(); the worker unpins it */
+	head = pg_atomic_read_u64(&buffer->flush_requests);
+	do
+	{
+		request->next = head;
+	} while (!pg_atomic_compare_exchange_u64(&buffer->flush_requests, &head,
+											 pointer));
+	schedule_poke(buffer);
+}
+
+/* ------------------------------------------------------------------------
+ * What follows is for the buffer's worker alone.
+ * ------------------------------------------------------------------------
+ */
+
+/* A key's count was flushed or is nil, so a drain need not wait for it. */
+static inline void
+clear_drain(SharedBuffer *buffer, SharedCounter *counter)
+{
+	if (pg_atomic_read_u32(&counter->pins) & COUNTER_DRAIN)
+	{
+		pg_atomic_fetch_and_u32(&counter->pins, ~COUNTER_DRAIN);
+		pg_atomic_fetch_sub_u64(&buffer->drain_keys, 1);
+	}
+}
+
+/* A key's last attempt did not fail.  Its error is freed by tidying. */
+static inline void
+clear_failure(SharedBuffer *buffer, SharedCounter *counter)
+{
+	if (counter->failures > 0)
+	{
+		counter->failures = 0;
+		pg_atomic_fetch_sub_u32(&buffer->failing, 1);
+	}
+}
+
+/* Point a counter to another error; frees the old one with its last key. */
+static void
+replace_error(SharedBuffer *buffer, SharedCounter *counter, dsa_pointer error)
+{
+	dsa_pointer old = counter->error;
+	SharedError *old_error;
+
+	if (old == error)
+		return;
+	old_error = dsa_get_address(shared_area, old);
+
+	LWLockAcquire(&buffer->lock, LW_EXCLUSIVE);
+	counter->error = error;
+	if (DsaPointerIsValid(error))
+		((SharedError *) dsa_get_address(shared_area, error))->nkeys++;
+	if (old_error == NULL || --old_error->nkeys > 0)
+		old = InvalidDsaPointer;
+	LWLockRelease(&buffer->lock);
+
+	if (DsaPointerIsValid(old))
+		dsa_free(shared_area, old);
+}
+
+/* Do what sb_flush(), sb_flush_all() and sb_drain() asked for. */
+void
+counters_serve_requests(SharedBuffer *buffer, TimestampTz now)
+{
+	bool		all;
+
+	for (;;)
+	{
+		while (DsaPointerIsValid(buffer->flush_taken))
+		{
+			dsa_pointer pointer = buffer->flush_taken;
+			SharedFlushRequest *request = dsa_get_address(shared_area, pointer);
+			SharedCounter *counter = counter_at(request->counter);
+
+			if (pg_atomic_read_u32(&counter->pins) & COUNTER_LINKED)
+				schedule_make_due(buffer, counter, request->counter);
+			buffer->flush_taken = request->next;
+			pg_atomic_fetch_sub_u32(&counter->pins, 1);
+			dsa_free(shared_area, pointer);
+		}
+		if (!DsaPointerIsValid(pg_atomic_read_u64(&buffer->flush_requests)))
+			break;
+		buffer->flush_taken = pg_atomic_exchange_u64(&buffer->flush_requests,
+													 InvalidDsaPointer);
+	}
+
+	all = pg_atomic_exchange_u32(&buffer->flush_all, 0) != 0;
+
+	/*
+	 * Drains go in rounds.  A round begins when the last one is over, so that
+	 * nobody waits for more than what was there before and what was there
+	 * when he came.
+	 */
+	if (pg_atomic_read_u64(&buffer->drain_keys) == 0)
+	{
+		uint64		round = pg_atomic_read_u64(&buffer->drain_round);
+		uint64		asked;
+
+		if (pg_atomic_read_u64(&buffer->drain_done) != round)
+		{
+			pg_atomic_write_u64(&buffer->drain_done, round);
+			ConditionVariableBroadcast(&buffer->drain_cv);
+		}
+		asked = pg_atomic_read_u64(&buffer->drain_asked);
+		if (asked != round)
+		{
+			pg_memory_barrier();
+			schedule_make_all_due(buffer, now);
+			all = false;
+			pg_atomic_write_u64(&buffer->drain_round, asked);
+			pg_atomic_write_u64(&buffer->drain_keys,
+								schedule_mark_due(buffer, COUNTER_DRAIN));
+			if (pg_atomic_read_u64(&buffer->drain_keys) == 0)
+			{
+				pg_atomic_write_u64(&buffer->drain_done, asked);
+				ConditionVariableBroadcast(&buffer->drain_cv);
+			}
+		}
+	}
+
+	if (all)
+		schedule_make_all_due(buffer, now);
+}
+
+/*
+ * Take up to `limit' due keys into an empty batch; returns how many.
+ *
+ * Keys that failed before come alone, or with `mix_failing' like all others.
+ * The caller is in a transaction whose callbacks settle the batch or give it
+ * back.
+ */
+int
+counters_take(CounterBatch *batch, int limit, bool mix_failing,
+			  TimestampTz now)
+{
+	SharedBuffer *buffer = batch->buffer;
+	int64		sum = 0;
+	dsa_pointer self;
+
+	Assert(batch->nitems == 0);
+	batch->discarded = 0;
+	while (batch->nitems < limit &&
+		   DsaPointerIsValid(self = schedule_pop_due(buffer)))
+	{
+		SharedCounter *counter = counter_at(self);
+		BatchItem  *item = &batch->items[batch->nitems];
+		bool		alone = counter->failures > 0 && !mix_failing;
+
+		if (alone && batch->nitems > 0)
+		{
+			schedule_add_first(buffer, counter, self);
+			break;
+		}
+
+		/*
+		 * From here on the order matters.  Who adds after the due time is
+		 * gone schedules the key anew; what was added before is in the count
+		 * when we take it.
+		 */
+		item->due_at = (TimestampTz) pg_atomic_read_u64(&counter->due_at);
+		counter->next = (dsa_pointer) now;
+		pg_atomic_fetch_and_u32(&counter->pins, ~COUNTER_LINKED);
+		pg_atomic_write_u64(&counter->due_at, 0);
+		counter->version++;
+		pg_memory_barrier();
+		item->count = (int64) pg_atomic_exchange_u64(&counter->count, 0);
+		pg_atomic_write_u64(&counter->in_flight, (uint64) item->count);
+		pg_write_barrier();
+		counter->version++;
+
+		if (item->count == 0)
+		{
+			clear_drain(buffer, counter);
+			clear_failure(buffer, counter);
+			continue;
+		}
+
+		item->counter = counter;
+		item->self = self;
+		item->verdict = VERDICT_AGAIN;
+		item->retry_at = 0;
+		batch->nitems++;
+		sum = (int64) ((uint64) sum + (uint64) item->count);
+		if (alone)
+			break;
+	}
+	pg_atomic_fetch_add_u64(&buffer->in_flight, (uint64) sum);
+	return batch->nitems;
+}
+
+/* The end of an item's flight: its count goes back, or away. */
+static void
+land(SharedCounter *counter, int64 back)
+{
+	counter->version++;
+	pg_write_barrier();
+	pg_atomic_write_u64(&counter->in_flight, 0);
+	if (back != 0)
+		pg_atomic_fetch_add_u64(&counter->count, (uint64) back);
+	pg_write_barrier();
+	counter->version++;
+}
+
+/*
+ * The batch is stored: called when its transaction has committed.  Takes no
+ * lock, cannot fail.
+ */
+void
+counters_settle(CounterBatch *batch)
+{
+	SharedBuffer *buffer = batch->buffer;
+	uint64		sum = 0;
+	uint64		nkeys = 0;
+
+	if (batch->nitems == 0)
+		return;
+	for (int i = 0; i < batch->nitems; i++)
+	{
+		BatchItem  *item = &batch->items[i];
+
+		/* passed over: see counters_pass_over() */
+		if (item->count == 0)
+			continue;
+		land(item->counter, 0);
+		clear_failure(buffer, item->counter);
+		clear_drain(buffer, item->counter);
+		sum += (uint64) item->count;
+		nkeys++;
+	}
+	batch->nitems = 0;
+	pg_atomic_fetch_sub_u64(&buffer->in_flight, sum);
+	pg_atomic_fetch_add_u64(&buffer->stats[STAT_FLUSHED_COUNT], sum);
+	pg_atomic_fetch_add_u64(&buffer->stats[STAT_FLUSHED_KEYS], nkeys);
+}
+
+/* Give one item back, and schedule it. */
+static void
+give_back_item(SharedBuffer *buffer, BatchItem *item, TimestampTz due_at)
+{
+	SharedCounter *counter = item->counter;
+	uint32		pins;
+
+	/*
+	 * Somebody may have scheduled the key anew, for what was added since it
+	 * was taken.  Then it is on the inbox, and is sorted in by the due time
+	 * that it has when the inbox is worked off: this one.
+	 */
+	land(counter, item->count);
+	pg_atomic_write_u64(&counter->due_at, (uint64) Max(due_at, 1));
+	pins = pg_atomic_fetch_or_u32(&counter->pins, COUNTER_LINKED);
+	if (pins & COUNTER_LINKED)
+		return;
+	if (item->verdict == VERDICT_AGAIN)
+		schedule_add_first(buffer, counter, item->self);
+	else
+		schedule_add(buffer, counter, item->self);
+}
+
+/*
+ * The batch is not stored: called when its transaction has rolled back, or
+ * when the process ends.  Does to each item what its verdict says.  Takes no
+ * lock, cannot fail: adding to the list of due keys looks only at counters
+ * that this process has mapped.
+ */
+void
+counters_give_back(CounterBatch *batch)
+{
+	SharedBuffer *buffer = batch->buffer;
+	uint64		sum = 0;
+
+	if (batch->nitems == 0)
+		return;
+
+	/* backwards, so that those due first are first again */
+	for (int i = batch->nitems - 1; i >= 0; i--)
+	{
+		BatchItem  *item = &batch->items[i];
+
+		if (item->count == 0)
+			continue;
+		sum += (uint64) item->count;
+		if (item->verdict != VERDICT_AGAIN)
+		{
+			if (item->counter->failures == 0)
+				pg_atomic_fetch_add_u32(&buffer->failing, 1);
+			if (item->counter->failures < PG_UINT16_MAX)
+				item->counter->failures++;
+			pg_atomic_fetch_add_u64(&buffer->stats[STAT_FAILURES], 1);
+		}
+		switch (item->verdict)
+		{
+			case VERDICT_AGAIN:
+				give_back_item(buffer, item, item->due_at);
+				break;
+			case VERDICT_BACK_OFF:
+				give_back_item(buffer, item, item->retry_at);
+				break;
+			case VERDICT_DISCARD:
+				land(item->counter, 0);
+				clear_failure(buffer, item->counter);
+				clear_drain(buffer, item->counter);
+				batch->discarded =
+					(int64) ((uint64) batch->discarded + (uint64) item->count);
+				break;
+		}
+	}
+	batch->nitems = 0;
+	pg_atomic_fetch_sub_u64(&buffer->in_flight, sum);
+	pg_atomic_fetch_add_u64(&buffer->stats[STAT_DISCARDED],
+							(uint64) batch->discarded);
+}
+
+/*
+ * Leave an item of the batch out of it: it is due again, before all others.
+ */
+void
+counters_pass_over(CounterBatch *batch, int i)
+{
+	BatchItem  *item = &batch->items[i];
+
+	Assert(item->count != 0 && item->verdict == VERDICT_AGAIN);
+	pg_atomic_fetch_sub_u64(&batch->buffer->in_flight, (uint64) item->count);
+	give_back_item(batch->buffer, item, item->due_at);
+	item->count = 0;
+}
+
+/*
+ * Keep the words for which items of a finished batch failed, and forget those
+ * of items that did not.  Raises an error when memory is out, or a mapping
+ * can't be made; then the words of some are lost, and nothing else.
+ */
+void
+counters_tidy(CounterBatch *batch, int nitems, const char *message)
+{
+	SharedBuffer *buffer = batch->buffer;
+	dsa_pointer error = InvalidDsaPointer;
+
+	Assert(batch->nitems == 0);
+	for (int i = 0; i < nitems; i++)
+	{
+		BatchItem  *item = &batch->items[i];
+
+		if (item->counter->failures == 0)
+		{
+			if (DsaPointerIsValid(item->counter->error))
+				replace_error(buffer, item->counter, InvalidDsaPointer);
+		}
+		else if (item->verdict == VERDICT_BACK_OFF && message != NULL)
+		{
+			if (!DsaPointerIsValid(error))
+			{
+				int			len = pg_mbcliplen(message, strlen(message),
+											   ERROR_MAX_SIZE - 1);
+				SharedError *shared;
+
+				/* the key may have failed with these words before */
+				shared = dsa_get_address(shared_area, item->counter->error);
+				if (shared != NULL && strlen(shared->message) == len &&
+					memcmp(shared->message, message, len) == 0)
+					error = item->counter->error;
+				else
+				{
+					error = dsa_allocate(shared_area,
+										 offsetof(SharedError, message) +
+										 len + 1);
+					shared = dsa_get_address(shared_area, error);
+					shared->nkeys = 0;
+					memcpy(shared->message, message, len);
+					shared->message[len] = '\0';
+				}
+			}
+			replace_error(buffer, item->counter, error);
+		}
+	}
+}
+
+/*
+ * Free the counters that are empty, unused, and were taken last before
+ * `idle_before'.  Tells how many it leaves for being too young, and since
+ * when the oldest of them is idle.
+ */
+void
+counters_reap(SharedBuffer *buffer, dshash_table *table,
+			  TimestampTz idle_before, uint64 *nidle,
+			  TimestampTz *oldest_idle)
+{
+	dshash_seq_status status;
+	TableEntry *entry;
+
+	*nidle = 0;
+	*oldest_idle = SCHEDULE_NEVER;
+	dshash_seq_init(&status, table, true);
+	while ((entry = dshash_seq_next(&status)) != NULL)
+	{
+		dsa_pointer self = entry->counter;
+		SharedCounter *counter = counter_at(self);
+
+		/* who pins it does so under the partition's lock, which we have */
+		if (pg_atomic_read_u32(&counter->pins) != 0 ||
+			pg_atomic_read_u64(&counter->count) != 0 ||
+			pg_atomic_read_u64(&counter->in_flight) != 0)
+			continue;
+		if ((TimestampTz) counter->next > idle_before)
+		{
+			(*nidle)++;
+			*oldest_idle = Min(*oldest_idle, (TimestampTz) counter->next);
+			continue;
+		}
+
+		replace_error(buffer, counter, InvalidDsaPointer);
+		pg_atomic_fetch_sub_u64(&buffer->nkeys, 1);
+		pg_atomic_fetch_sub_u64(&buffer->nbytes,
+								ENTRY_SIZE + COUNTER_SIZE(counter->keylen));
+		dshash_delete_current(&status);
+		dsa_free(shared_area, self);
+	}
+	dshash_seq_term(&status);
+}
+
+/*
+ * Put a new table in the place of an empty one, whose buckets dshash would
+ * keep for as many keys as it ever held.  The caller holds ExclusiveLock on
+ * the relation, and attaches anew.
+ */
+void
+counters_replace_table(SharedBuffer *buffer)
+{
+	dshash_table *new_table = counters_create_table();
+	dshash_table *old_table = counters_attach_table(buffer);
+
+	Assert(pg_atomic_read_u64(&buffer->nkeys) == 0);
+	buffer->table = dshash_get_hash_table_handle(new_table);
+	buffer->table_number++;
+	dshash_detach(new_table);
+	dshash_destroy(old_table);
+}
+
+/*
+ * Free all counters and the table of a buffer that nobody can use any more,
+ * and return the sum of the counts that go with them.
+ */
+int64
+counters_free_all(SharedBuffer *buffer)
+{
+	dshash_table *table = counters_attach_table(buffer);
+	dshash_seq_status status;
+	TableEntry *entry;
+	uint64		sum = 0;
+	dsa_pointer request;
+
+	buffer->flush_taken = InvalidDsaPointer;
+	while (DsaPointerIsValid(request = pg_atomic_read_u64(&buffer->flush_requests)))
+	{
+		SharedFlushRequest *r = dsa_get_address(shared_area, request);
+
+		pg_atomic_write_u64(&buffer->flush_requests, r->next);
+		dsa_free(shared_area, request);
+	}
+
+	dshash_seq_init(&status, table, true);
+	while ((entry = dshash_seq_next(&status)) != NULL)
+	{
+		dsa_pointer self = entry->counter;
+		SharedCounter *counter = counter_at(self);
+
+		sum += pg_atomic_read_u64(&counter->count);
+		replace_error(buffer, counter, InvalidDsaPointer);
+		dshash_delete_current(&status);
+		dsa_free(shared_area, self);
+	}
+	dshash_seq_term(&status);
+	dshash_destroy(table);
+	return (int64) sum;
+}

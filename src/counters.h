@@ -1,0 +1,160 @@
+/*-------------------------------------------------------------------------
+ *
+ * counters.h
+ *	  The shared counters.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef STATBUFFER_COUNTERS_H
+#define STATBUFFER_COUNTERS_H
+
+#include "key.h"
+#include "shared.h"
+
+/* SharedCounter.pins: flags above, the number of pins below */
+#define COUNTER_LINKED		(((uint32) 1) << 31)	/* on a list of the
+													 * schedule */
+#define COUNTER_DRAIN		(((uint32) 1) << 30)	/* counts for a drain (w) */
+#define COUNTER_LARGE		(((uint32) 1) << 29)	/* see counters_pin() */
+#define COUNTER_PINS		(COUNTER_LARGE - 1)
+
+/* Why a key failed; shared by keys that failed with the same words. */
+typedef struct SharedError
+{
+	uint32		nkeys;			/* counters that point here */
+	char		message[FLEXIBLE_ARRAY_MEMBER];
+} SharedError;
+
+/*
+ * The count of one key.
+ *
+ * Found through the buffer's table, and kept alive by the lock of the table's
+ * partition, by a pin, or by being the worker: only the worker frees counters,
+ * only such as are not pinned, not linked and empty, and under that lock.
+ *
+ * `due_at' is 0 when nothing was counted since the last take, else the time
+ * of the flush.  Who changes it from 0 sees to it that the counter is linked.
+ * The worker sets it to 0 before it takes the count, so that what is added
+ * afterwards is scheduled anew.
+ *
+ * `count' and `in_flight' are read together, by counters_read().  The worker
+ * is the only one to move anything between them; `version' is odd while it
+ * does.
+ *
+ * What the worker took is in its batch until its transaction ends: the
+ * transaction's callbacks settle it, whichever way it ends.  A process that
+ * is killed meanwhile takes the whole of shared memory with it.
+ *
+ * Fields marked (w) are written by the buffer's worker only.
+ */
+typedef struct SharedCounter
+{
+	pg_atomic_uint64 count;		/* as int64 */
+	pg_atomic_uint64 in_flight; /* as int64 (w) */
+	pg_atomic_uint64 due_at;	/* as TimestampTz */
+
+	/* on a list: the next counter; else (w) the time of the last take */
+	dsa_pointer next;
+	dsa_pointer error;			/* (w) SharedError; under SharedBuffer.lock */
+	pg_atomic_uint32 pins;
+	uint16		version;		/* (w) */
+	uint16		failures;		/* (w) attempts that failed in a row */
+	uint16		keylen;			/* constant, as is the key */
+	uint8		slot;			/* (w) where in the wheel */
+	char		key[FLEXIBLE_ARRAY_MEMBER];
+} SharedCounter;
+
+/* A backend's hold on a counter: what it needs to add without failing. */
+typedef struct CounterPin
+{
+	SharedCounter *counter;		/* NULL: not held */
+	dsa_pointer self;
+	bool		large;			/* we set COUNTER_LARGE */
+} CounterPin;
+
+/* What becomes of a key when the transaction of its batch is rolled back. */
+typedef enum BatchVerdict
+{
+	VERDICT_AGAIN,				/* it is due again, before all others */
+	VERDICT_BACK_OFF,			/* it failed: due again at retry_at */
+	VERDICT_DISCARD				/* it failed: its count is given up */
+} BatchVerdict;
+
+/* One key of a batch. */
+typedef struct BatchItem
+{
+	SharedCounter *counter;
+	dsa_pointer self;
+	int64		count;
+	TimestampTz due_at;
+	BatchVerdict verdict;
+	TimestampTz retry_at;
+} BatchItem;
+
+/*
+ * What a worker has taken and not yet settled.  The items stay readable until
+ * the next take; `nitems' tells how many of them are in flight.
+ */
+typedef struct CounterBatch
+{
+	SharedBuffer *buffer;
+	BatchItem  *items;
+	int			nitems;
+	int64		discarded;		/* sum of the counts given up */
+} CounterBatch;
+
+/* What counters_scan() tells of a key. */
+typedef struct CounterInfo
+{
+	const char *key;
+	int			keylen;
+	int64		count;
+	int64		in_flight;
+	TimestampTz due_at;			/* 0: none */
+	int			failures;
+	const char *error;			/* or NULL */
+} CounterInfo;
+
+/* Called under a partition lock: must only copy. */
+typedef void (*CounterVisitor) (const CounterInfo *info, void *arg);
+
+extern dshash_table *counters_create_table(void);
+extern dshash_table *counters_attach_table(SharedBuffer *buffer);
+
+/* for everyone who holds RowShareLock or more on the relation */
+extern bool counters_lookup(dshash_table *table, const KeyBytes *key,
+							int64 *count);
+extern void counters_pin(SharedBuffer *buffer, dshash_table *table,
+						 const KeyBytes *key, int64 delta, CounterPin *pin);
+extern void counters_add(SharedBuffer *buffer, CounterPin *pin, int64 delta,
+						 TimestampTz due_at);
+extern void counters_unpin(SharedBuffer *buffer, CounterPin *pin,
+						   TimestampTz due_at);
+extern void counters_add_now(SharedBuffer *buffer, dshash_table *table,
+							 const KeyBytes *key, int64 delta,
+							 TimestampTz due_at);
+extern CounterPin *counters_pin_all(dshash_table *table, int *npins);
+extern void counters_clear(SharedBuffer *buffer, CounterPin *pin);
+extern void counters_request_flush(SharedBuffer *buffer, dshash_table *table,
+								   const KeyBytes *key);
+extern void counters_scan(SharedBuffer *buffer, dshash_table *table,
+						  CounterVisitor visit, void *arg);
+
+/* for the buffer's worker */
+extern void counters_serve_requests(SharedBuffer *buffer, TimestampTz now);
+extern int	counters_take(CounterBatch *batch, int limit, bool mix_failing,
+						  TimestampTz now);
+extern void counters_pass_over(CounterBatch *batch, int i);
+extern void counters_settle(CounterBatch *batch);
+extern void counters_give_back(CounterBatch *batch);
+extern void counters_tidy(CounterBatch *batch, int nitems,
+						  const char *message);
+extern void counters_reap(SharedBuffer *buffer, dshash_table *table,
+						  TimestampTz idle_before, uint64 *nidle,
+						  TimestampTz *oldest_idle);
+extern void counters_replace_table(SharedBuffer *buffer);
+extern int64 counters_free_all(SharedBuffer *buffer);
+
+#endif							/* STATBUFFER_COUNTERS_H */

@@ -1,0 +1,457 @@
+/*-------------------------------------------------------------------------
+ *
+ * fdw.c
+ *	  The foreign table: validator, scan, insert, truncate.
+ *
+ * A scan copies what it needs before it returns the first row, because it can
+ * hold no lock of the counters between rows.  Rows are the keys with something
+ * counted and not yet stored, what the transaction itself has added included.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/reloptions.h"
+#include "buffer.h"
+#include "catalog/pg_foreign_data_wrapper.h"
+#include "catalog/pg_foreign_server.h"
+#include "catalog/pg_foreign_table.h"
+#include "commands/defrem.h"
+#include "commands/explain.h"
+#include "compat.h"
+#include "counters.h"
+#include "executor/executor.h"
+#include "fdw.h"
+#include "foreign/fdwapi.h"
+#include "miscadmin.h"
+#include "optimizer/cost.h"
+#include "optimizer/optimizer.h"
+#include "optimizer/planmain.h"
+#include "optimizer/restrictinfo.h"
+#include "pending.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+
+PG_FUNCTION_INFO_V1(statbuffer_fdw_handler);
+PG_FUNCTION_INFO_V1(statbuffer_fdw_validator);
+
+/* Rows of a scan are copied into blocks of so many bytes, or more. */
+#define SCAN_BLOCK_SIZE		(256 * 1024)
+
+typedef struct ScanRow
+{
+	int64		count;
+	uint16		keylen;
+	char		key[FLEXIBLE_ARRAY_MEMBER];
+} ScanRow;
+
+typedef struct ScanBlock
+{
+	struct ScanBlock *next;
+	Size		used;
+	char		data[FLEXIBLE_ARRAY_MEMBER];
+} ScanBlock;
+
+typedef struct BufferScan
+{
+	SbBuffer   *buffer;
+	bool		filled;
+	MemoryContext context;		/* of the rows */
+	MemoryContext row_context;	/* of the row that was returned last */
+	ScanBlock  *first;
+	ScanBlock  *last;
+	uint64		nrows;
+
+	/* what comes next */
+	ScanBlock  *block;
+	Size		offset;
+} BufferScan;
+
+typedef struct BufferInsert
+{
+	SbBuffer   *buffer;
+	uint64		epoch;
+	Datum	   *values;
+	bool	   *isnull;
+	MemoryContext row_context;
+	KeySpace	space;
+} BufferInsert;
+
+/* ------------------------------------------------------------------------
+ * Scan
+ * ------------------------------------------------------------------------
+ */
+
+static void
+get_rel_size(PlannerInfo *root, RelOptInfo *rel, Oid relid)
+{
+	SbBuffer   *buffer = buffer_open(relid, AccessShareLock);
+
+	rel->tuples = 0;
+	if (buffer_attach(buffer, false))
+		rel->tuples = pg_atomic_read_u64(&buffer->shared->nkeys);
+	rel->rows = clamp_row_est(rel->tuples *
+							  clauselist_selectivity(root,
+													 rel->baserestrictinfo,
+													 0, JOIN_INNER, NULL));
+}
+
+static void
+get_paths(PlannerInfo *root, RelOptInfo *rel, Oid relid)
+{
+	/* everything is copied before the first row comes */
+	Cost		startup = cpu_operator_cost * rel->tuples;
+	Cost		total = startup + (cpu_tuple_cost +
+								   rel->baserestrictcost.per_tuple) * rel->tuples;
+
+	add_path(rel, (Path *) compat_create_foreignscan_path(root, rel,
+														  rel->rows, startup,
+														  total));
+}
+
+static ForeignScan *
+get_plan(PlannerInfo *root, RelOptInfo *rel, Oid relid,
+		 ForeignPath *best_path, List *tlist, List *scan_clauses,
+		 Plan *outer_plan)
+{
+	return make_foreignscan(tlist, extract_actual_clauses(scan_clauses, false),
+							rel->relid, NIL, NIL, NIL, NIL, outer_plan);
+}
+
+static void
+begin_scan(ForeignScanState *node, int eflags)
+{
+	BufferScan *state;
+
+	if (eflags & EXEC_FLAG_EXPLAIN_ONLY)
+		return;
+
+	state = palloc0(sizeof(BufferScan));
+	state->buffer = buffer_open(RelationGetRelid(node->ss.ss_currentRelation),
+								RowShareLock);
+	state->context = AllocSetContextCreate(CurrentMemoryContext,
+										   "statbuffer scan",
+										   ALLOCSET_DEFAULT_SIZES);
+	state->row_context = AllocSetContextCreate(CurrentMemoryContext,
+											   "statbuffer scan row",
+											   ALLOCSET_DEFAULT_SIZES);
+	node->fdw_state = state;
+}
+
+static void
+add_row(BufferScan *state, const char *key, uint16 keylen, int64 count)
+{
+	Size		size = MAXALIGN(offsetof(ScanRow, key) + KEY_LENGTH(keylen));
+	ScanRow    *row;
+
+	if (count == 0)
+		return;
+	if (state->last == NULL || state->last->used + size > SCAN_BLOCK_SIZE)
+	{
+		ScanBlock  *block;
+
+		block = MemoryContextAlloc(state->context,
+								   offsetof(ScanBlock, data) + SCAN_BLOCK_SIZE);
+		block->next = NULL;
+		block->used = 0;
+		if (state->last)
+			state->last->next = block;
+		else
+			state->first = block;
+		state->last = block;
+	}
+	row = (ScanRow *) (state->last->data + state->last->used);
+	row->count = count;
+	row->keylen = keylen;
+	memcpy(row->key, key, KEY_LENGTH(keylen));
+	state->last->used += size;
+	state->nrows++;
+}
+
+static void
+visit_counter(const CounterInfo *info, void *arg)
+{
+	add_row(arg, info->key, info->keylen, info->count + info->in_flight);
+}
+
+/* A key of the transaction's own: add it unless it is there already. */
+static void
+visit_pending(const KeyBytes *key, int64 delta, void *arg)
+{
+	BufferScan *state = arg;
+	int64		count;
+
+	if (!pending_truncated(state->buffer) &&
+		state->buffer->shared != NULL &&
+		counters_lookup(state->buffer->table, key, &count) && count != 0)
+		return;
+	add_row(state, key->data, key->len, delta);
+}
+
+/* Copy the keys and counts. */
+static void
+fill(BufferScan *state)
+{
+	SbBuffer   *buffer = state->buffer;
+
+	state->filled = true;
+	if (buffer_attach(buffer, false) && !pending_truncated(buffer))
+	{
+		counters_scan(buffer->shared, buffer->table, visit_counter, state);
+
+		/* the transaction's own increments come on top */
+		if (buffer->pending != NULL)
+		{
+			for (ScanBlock *block = state->first; block; block = block->next)
+			{
+				for (Size offset = 0; offset < block->used;)
+				{
+					ScanRow    *row = (ScanRow *) (block->data + offset);
+					KeyBytes	key = {row->key, row->keylen,
+					key_hash(row->key, row->keylen)};
+					int64		delta;
+
+					if (pending_lookup(buffer, &key, &delta))
+						row->count += delta;
+					offset += MAXALIGN(offsetof(ScanRow, key) +
+									   KEY_LENGTH(row->keylen));
+				}
+			}
+		}
+	}
+	if (buffer->pending != NULL)
+		pending_scan(buffer, visit_pending, state);
+	state->block = state->first;
+	state->offset = 0;
+}
+
+static TupleTableSlot *
+iterate_scan(ForeignScanState *node)
+{
+	BufferScan *state = node->fdw_state;
+	TupleTableSlot *slot = node->ss.ss_ScanTupleSlot;
+	SbBuffer   *buffer = state->buffer;
+	TupleDesc	desc = buffer->desc;
+	MemoryContext oldcontext;
+	Datum	   *values;
+	bool	   *isnull;
+	ScanRow    *row;
+
+	if (!state->filled)
+		fill(state);
+
+	ExecClearTuple(slot);
+	do
+	{
+		while (state->block != NULL && state->offset >= state->block->used)
+		{
+			state->block = state->block->next;
+			state->offset = 0;
+		}
+		if (state->block == NULL)
+			return slot;
+		row = (ScanRow *) (state->block->data + state->offset);
+		state->offset += MAXALIGN(offsetof(ScanRow, key) +
+								  KEY_LENGTH(row->keylen));
+
+		/* the transaction has undone what others have counted */
+	} while (row->count == 0);
+
+	MemoryContextReset(state->row_context);
+	oldcontext = MemoryContextSwitchTo(state->row_context);
+	values = palloc(desc->natts * sizeof(Datum));
+	isnull = palloc(desc->natts * sizeof(bool));
+	key_deform(desc, row->key, row->keylen, values, isnull);
+	MemoryContextSwitchTo(oldcontext);
+
+	/* dropped columns are null */
+	memset(slot->tts_isnull, true, slot->tts_tupleDescriptor->natts);
+	for (int i = 0; i < desc->natts; i++)
+	{
+		slot->tts_values[buffer->key_attnos[i] - 1] = values[i];
+		slot->tts_isnull[buffer->key_attnos[i] - 1] = isnull[i];
+	}
+	slot->tts_values[buffer->count_attno - 1] = Int64GetDatum(row->count);
+	slot->tts_isnull[buffer->count_attno - 1] = false;
+	return ExecStoreVirtualTuple(slot);
+}
+
+static void
+rescan(ForeignScanState *node)
+{
+	BufferScan *state = node->fdw_state;
+
+	/* the same rows again: a statement sees one state of the buffer */
+	state->block = state->first;
+	state->offset = 0;
+}
+
+static void
+end_scan(ForeignScanState *node)
+{
+	BufferScan *state = node->fdw_state;
+
+	if (state != NULL)
+	{
+		MemoryContextDelete(state->context);
+		MemoryContextDelete(state->row_context);
+	}
+}
+
+static void
+explain_scan(ForeignScanState *node, ExplainState *es)
+{
+	BufferScan *state = node->fdw_state;
+
+	ExplainPropertyText("Statbuffer", "live counts in shared memory", es);
+	if (es->analyze && state != NULL)
+		ExplainPropertyInteger("Keys Copied", NULL, state->nrows, es);
+}
+
+/* ------------------------------------------------------------------------
+ * Insert
+ * ------------------------------------------------------------------------
+ */
+
+static void
+begin_insert(ModifyTableState *mtstate, ResultRelInfo *rinfo)
+{
+	BufferInsert *state = palloc0(sizeof(BufferInsert));
+	Oid			relid = RelationGetRelid(rinfo->ri_RelationDesc);
+
+	state->buffer = pending_open(relid);
+	state->epoch = pending_epoch();
+	state->values = palloc(state->buffer->desc->natts * sizeof(Datum));
+	state->isnull = palloc(state->buffer->desc->natts * sizeof(bool));
+	state->row_context = AllocSetContextCreate(CurrentMemoryContext,
+											   "statbuffer insert row",
+											   ALLOCSET_DEFAULT_SIZES);
+	rinfo->ri_FdwState = state;
+}
+
+static void
+begin_modify(ModifyTableState *mtstate, ResultRelInfo *rinfo,
+			 List *fdw_private, int subplan_index, int eflags)
+{
+	if ((eflags & EXEC_FLAG_EXPLAIN_ONLY) == 0)
+		begin_insert(mtstate, rinfo);
+}
+
+static TupleTableSlot *
+insert_row(EState *estate, ResultRelInfo *rinfo, TupleTableSlot *slot,
+		   TupleTableSlot *plan_slot)
+{
+	BufferInsert *state = rinfo->ri_FdwState;
+	SbBuffer   *buffer = state->buffer;
+	MemoryContext oldcontext;
+	KeyBytes	key;
+	Datum		count;
+	bool		isnull;
+
+	if (state->epoch != pending_epoch())
+	{
+		(void) pending_open(buffer->relid);
+		state->epoch = pending_epoch();
+	}
+
+	count = slot_getattr(slot, buffer->count_attno, &isnull);
+	if (isnull)
+		ereport(ERROR,
+				(errcode(ERRCODE_NOT_NULL_VIOLATION),
+				 errmsg("null value in count column \"%s\" of buffer \"%s\"",
+						NameStr(TupleDescAttr(slot->tts_tupleDescriptor,
+											  buffer->count_attno - 1)->attname),
+						NameStr(buffer->name)),
+				 errhint("Leave the column out to count 1, if that is its default.")));
+	for (int i = 0; i < buffer->desc->natts; i++)
+		state->values[i] = slot_getattr(slot, buffer->key_attnos[i],
+										&state->isnull[i]);
+
+	MemoryContextReset(state->row_context);
+	oldcontext = MemoryContextSwitchTo(state->row_context);
+	key_form(buffer->desc, NameStr(buffer->name), state->values,
+			 state->isnull, &state->space, &key);
+	(void) pending_add(buffer, &key, DatumGetInt64(count));
+	MemoryContextSwitchTo(oldcontext);
+	return slot;
+}
+
+static int
+is_updatable(Relation rel)
+{
+	return 1 << CMD_INSERT;
+}
+
+static void
+explain_modify(ModifyTableState *mtstate, ResultRelInfo *rinfo,
+			   List *fdw_private, int subplan_index, ExplainState *es)
+{
+	ExplainPropertyText("Statbuffer", "increments, published at commit", es);
+}
+
+static void
+truncate_buffers(List *rels, DropBehavior behavior, bool restart_seqs)
+{
+	ListCell   *lc;
+
+	foreach(lc, rels)
+		pending_truncate(buffer_open(RelationGetRelid((Relation) lfirst(lc)),
+									 AccessExclusiveLock));
+}
+
+/* ------------------------------------------------------------------------
+ * SQL functions
+ * ------------------------------------------------------------------------
+ */
+
+Datum
+statbuffer_fdw_handler(PG_FUNCTION_ARGS)
+{
+	FdwRoutine *routine = makeNode(FdwRoutine);
+
+	routine->GetForeignRelSize = get_rel_size;
+	routine->GetForeignPaths = get_paths;
+	routine->GetForeignPlan = get_plan;
+	routine->BeginForeignScan = begin_scan;
+	routine->IterateForeignScan = iterate_scan;
+	routine->ReScanForeignScan = rescan;
+	routine->EndForeignScan = end_scan;
+	routine->ExplainForeignScan = explain_scan;
+
+	routine->BeginForeignModify = begin_modify;
+	routine->ExecForeignInsert = insert_row;
+	routine->BeginForeignInsert = begin_insert;
+	routine->IsForeignRelUpdatable = is_updatable;
+	routine->ExplainForeignModify = explain_modify;
+	routine->ExecForeignTruncate = truncate_buffers;
+
+	PG_RETURN_POINTER(routine);
+}
+
+/* Is a foreign table a buffer? */
+bool
+fdw_is_ours(Relation rel)
+{
+	return GetFdwRoutineForRelation(rel, false)->ExecForeignInsert == insert_row;
+}
+
+Datum
+statbuffer_fdw_validator(PG_FUNCTION_ARGS)
+{
+	List	   *options = untransformRelOptions(PG_GETARG_DATUM(0));
+	Oid			catalog = PG_GETARG_OID(1);
+	BufferOptions parsed;
+
+	if (catalog == ForeignTableRelationId)
+		buffer_parse_options(options, &parsed);
+	else if (options != NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_INVALID_OPTION_NAME),
+				 errmsg("invalid option \"%s\"",
+						linitial_node(DefElem, options)->defname),
+				 errhint("There are no valid options in this context. The options of a buffer are those of its foreign table.")));
+	PG_RETURN_VOID();
+}

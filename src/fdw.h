@@ -1,0 +1,17 @@
+/*-------------------------------------------------------------------------
+ *
+ * fdw.h
+ *	  The foreign table.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef STATBUFFER_FDW_H
+#define STATBUFFER_FDW_H
+
+#include "utils/relcache.h"
+
+extern bool fdw_is_ours(Relation rel);
+
+#endif							/* STATBUFFER_FDW_H */

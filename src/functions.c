@@ -1,0 +1,582 @@
+/*-------------------------------------------------------------------------
+ *
+ * functions.c
+ *	  SQL functions: read the arguments, check privileges, and call the room
+ *	  that does it.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "buffer.h"
+#include "catalog/objectaddress.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_type.h"
+#include "compat.h"
+#include "counters.h"
+#include "executor/spi.h"
+#include "foreign/foreign.h"
+#include "funcapi.h"
+#include "functions.h"
+#include "handler.h"
+#include "launcher.h"
+#include "miscadmin.h"
+#include "pending.h"
+#include "storage/lmgr.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+
+PG_FUNCTION_INFO_V1(sb_increment);
+PG_FUNCTION_INFO_V1(sb_async_increment);
+PG_FUNCTION_INFO_V1(sb_count);
+PG_FUNCTION_INFO_V1(sb_flush);
+PG_FUNCTION_INFO_V1(sb_flush_all);
+PG_FUNCTION_INFO_V1(sb_drain);
+PG_FUNCTION_INFO_V1(sb_start);
+PG_FUNCTION_INFO_V1(sb_stop);
+
+#define DEFAULT_BUFFER		"sb_default"
+
+/* keys up to this length are recognized when they come again */
+#define LAST_KEY_SIZE		128
+
+/*
+ * What a function with a key argument keeps from call to call, in fn_extra:
+ * so a statement that counts a lot of keys pays once for what is the same.
+ */
+typedef struct CallCache
+{
+	/* the buffer, for this argument and user, while it is as it was */
+	SbBuffer   *buffer;			/* NULL: none yet */
+	bool		by_default;		/* the argument was null */
+	Oid			userid;
+	uint64		epoch;
+
+	/* how to read keys, for this version of the buffer */
+	uint32		version;
+	Oid			argtype;
+	KeyReader  *reader;
+	MemoryContext reader_context;
+	Datum	   *values;
+	bool	   *isnull;
+
+	/* the last key of type text, and where it is counted */
+	PendingKey *last;
+	Size		last_len;
+	char		last_data[LAST_KEY_SIZE];
+} CallCache;
+
+/* ------------------------------------------------------------------------
+ * Arguments and privileges
+ * ------------------------------------------------------------------------
+ */
+
+/* The default buffer; InvalidOid when there is none. */
+static Oid
+default_buffer(FunctionCallInfo fcinfo)
+{
+	return get_relname_relid(DEFAULT_BUFFER,
+							 get_func_namespace(fcinfo->flinfo->fn_oid));
+}
+
+/* The buffer that an argument says. */
+Oid
+function_buffer_argument(FunctionCallInfo fcinfo, int argno)
+{
+	Oid			relid;
+
+	if (!PG_ARGISNULL(argno))
+		return PG_GETARG_OID(argno);
+	relid = default_buffer(fcinfo);
+	if (!OidIsValid(relid))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("there is no default buffer"),
+				 errhint("Create it with sb_start(), or name a buffer in the argument \"buffer\".")));
+	return relid;
+}
+
+static char *
+relation_name(Oid relid)
+{
+	char	   *name = get_rel_name(relid);
+
+	if (name == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("relation with OID %u does not exist", relid)));
+	return name;
+}
+
+void
+function_check_privilege(Oid relid, AclMode mode)
+{
+	char	   *name = relation_name(relid);
+	AclResult	result = pg_class_aclcheck(relid, GetUserId(), mode);
+
+	if (result != ACLCHECK_OK)
+		aclcheck_error(result, get_relkind_objtype(get_rel_relkind(relid)),
+					   name);
+}
+
+void
+function_check_owner(Oid relid)
+{
+	char	   *name = relation_name(relid);
+
+	if (!compat_owns_relation(relid, GetUserId()))
+		aclcheck_error(ACLCHECK_NOT_OWNER,
+					   get_relkind_objtype(get_rel_relkind(relid)), name);
+}
+
+static CallCache *
+get_cache(FunctionCallInfo fcinfo)
+{
+	CallCache  *cache = fcinfo->flinfo->fn_extra;
+
+	if (cache == NULL)
+	{
+		cache = MemoryContextAllocZero(fcinfo->flinfo->fn_mcxt,
+									   sizeof(CallCache));
+		cache->reader_context = AllocSetContextCreate(fcinfo->flinfo->fn_mcxt,
+													  "statbuffer key reader",
+													  ALLOCSET_SMALL_SIZES);
+		fcinfo->flinfo->fn_extra = cache;
+	}
+	return cache;
+}
+
+/* Read the key argument into its stored form. */
+static void
+read_key(FunctionCallInfo fcinfo, CallCache *cache, KeySpace *space,
+		 KeyBytes *key)
+{
+	SbBuffer   *buffer = cache->buffer;
+
+	if (cache->reader == NULL || cache->version != buffer->version)
+	{
+		Oid			argtype = get_fn_expr_argtype(fcinfo->flinfo, 0);
+		MemoryContext oldcontext;
+
+		if (!OidIsValid(argtype))
+			argtype = TEXTOID;
+		cache->reader = NULL;
+		MemoryContextReset(cache->reader_context);
+		oldcontext = MemoryContextSwitchTo(cache->reader_context);
+		cache->reader = key_reader_make(buffer->desc, NameStr(buffer->name),
+										argtype);
+		cache->values = palloc(buffer->desc->natts * sizeof(Datum));
+		cache->isnull = palloc(buffer->desc->natts * sizeof(bool));
+		MemoryContextSwitchTo(oldcontext);
+		cache->argtype = argtype;
+		cache->version = buffer->version;
+	}
+
+	if (buffer->is_text && cache->argtype == TEXTOID && !PG_ARGISNULL(0))
+	{
+		key_form_text(PG_GETARG_DATUM(0), space, key);
+		return;
+	}
+	key_read(cache->reader, PG_ARGISNULL(0) ? (Datum) 0 : PG_GETARG_DATUM(0),
+			 PG_ARGISNULL(0), cache->values, cache->isnull);
+	key_form(buffer->desc, NameStr(buffer->name), cache->values,
+			 cache->isnull, space, key);
+}
+
+/* ------------------------------------------------------------------------
+ * Increments
+ * ------------------------------------------------------------------------
+ */
+
+/* Is the buffer that the cache knows still the one, and still open? */
+static inline bool
+cache_is_good(FunctionCallInfo fcinfo, CallCache *cache)
+{
+	return cache->buffer != NULL &&
+		cache->epoch == pending_epoch() &&
+		cache->buffer->valid &&
+		cache->userid == GetUserId() &&
+		(PG_ARGISNULL(2) ? cache->by_default :
+		 cache->buffer->relid == PG_GETARG_OID(2));
+}
+
+static void
+open_for_increment(FunctionCallInfo fcinfo, CallCache *cache)
+{
+	Oid			relid = function_buffer_argument(fcinfo, 2);
+
+	cache->buffer = NULL;
+	cache->last = NULL;
+	function_check_privilege(relid, ACL_INSERT);
+	cache->buffer = pending_open(relid);
+	cache->by_default = PG_ARGISNULL(2);
+	cache->userid = GetUserId();
+	cache->epoch = pending_epoch();
+}
+
+static void
+increment(FunctionCallInfo fcinfo, bool async)
+{
+	CallCache  *cache = get_cache(fcinfo);
+	KeySpace	space;
+	KeyBytes	key;
+	int64		count;
+
+	if (PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("count must not be null")));
+	count = PG_GETARG_INT64(1);
+
+	if (!cache_is_good(fcinfo, cache))
+		open_for_increment(fcinfo, cache);
+	else if (cache->last != NULL && !PG_ARGISNULL(0))
+	{
+		struct varlena *text = PG_DETOAST_DATUM_PACKED(PG_GETARG_DATUM(0));
+
+		if (VARSIZE_ANY_EXHDR(text) == cache->last_len &&
+			memcmp(VARDATA_ANY(text), cache->last_data, cache->last_len) == 0)
+		{
+			pending_add_again(cache->last, count);
+			return;
+		}
+	}
+
+	read_key(fcinfo, cache, &space, &key);
+	if (async)
+	{
+		pending_add_now(cache->buffer, &key, count);
+		return;
+	}
+
+	/* the input functions and casts of keys may have done anything */
+	if (cache->epoch != pending_epoch())
+		open_for_increment(fcinfo, cache);
+	cache->last = pending_add(cache->buffer, &key, count);
+	if (cache->buffer->is_text && cache->argtype == TEXTOID &&
+		KEY_LENGTH(key.len) <= LAST_KEY_SIZE && !PG_ARGISNULL(0))
+	{
+		cache->last_len = VARSIZE_ANY_EXHDR(key.data);
+		memcpy(cache->last_data, VARDATA_ANY(key.data), cache->last_len);
+	}
+	else
+		cache->last = NULL;
+}
+
+Datum
+sb_increment(PG_FUNCTION_ARGS)
+{
+	increment(fcinfo, false);
+	PG_RETURN_VOID();
+}
+
+Datum
+sb_async_increment(PG_FUNCTION_ARGS)
+{
+	increment(fcinfo, true);
+	PG_RETURN_VOID();
+}
+
+/* ------------------------------------------------------------------------
+ * Reading and flushing
+ * ------------------------------------------------------------------------
+ */
+
+Datum
+sb_count(PG_FUNCTION_ARGS)
+{
+	CallCache  *cache = get_cache(fcinfo);
+	Oid			relid = function_buffer_argument(fcinfo, 1);
+	SbBuffer   *buffer;
+	KeySpace	space;
+	KeyBytes	key;
+	int64		count = 0;
+	int64		delta = 0;
+	bool		found;
+
+	function_check_privilege(relid, ACL_SELECT);
+	buffer = cache->buffer = buffer_open(relid, RowShareLock);
+	read_key(fcinfo, cache, &space, &key);
+
+	found = buffer_attach(buffer, false) && !pending_truncated(buffer) &&
+		counters_lookup(buffer->table, &key, &count);
+	if (buffer->pending != NULL)
+		found |= pending_lookup(buffer, &key, &delta);
+	if (!found)
+		PG_RETURN_NULL();
+	PG_RETURN_INT64(DatumGetInt64(DirectFunctionCall2(int8pl,
+													  Int64GetDatum(count),
+													  Int64GetDatum(delta))));
+}
+
+Datum
+sb_flush(PG_FUNCTION_ARGS)
+{
+	CallCache  *cache = get_cache(fcinfo);
+	Oid			relid = function_buffer_argument(fcinfo, 1);
+	SbBuffer   *buffer;
+	KeySpace	space;
+	KeyBytes	key;
+
+	function_check_owner(relid);
+	buffer = cache->buffer = buffer_open(relid, RowShareLock);
+	buffer_check_running(buffer);
+	read_key(fcinfo, cache, &space, &key);
+	if (buffer_attach(buffer, false))
+	{
+		launcher_ensure();
+		counters_request_flush(buffer->shared, buffer->table, &key);
+	}
+	PG_RETURN_VOID();
+}
+
+Datum
+sb_flush_all(PG_FUNCTION_ARGS)
+{
+	Oid			relid = function_buffer_argument(fcinfo, 0);
+	SbBuffer   *buffer;
+
+	function_check_owner(relid);
+	buffer = buffer_open(relid, RowShareLock);
+	buffer_check_running(buffer);
+	if (buffer_attach(buffer, false))
+	{
+		launcher_ensure();
+		pg_atomic_write_u32(&buffer->shared->flush_all, 1);
+		schedule_poke(buffer->shared);
+	}
+	PG_RETURN_VOID();
+}
+
+/*
+ * Have everything flushed that was published so far, and wait until it is.
+ * Returns false when that takes longer than so many milliseconds; negative:
+ * no limit.
+ */
+static bool
+drain(SbBuffer *buffer, int64 timeout)
+{
+	TimestampTz start = GetCurrentTimestamp();
+	SharedBuffer *shared;
+	Relation	rel;
+	bool		locked;
+	uint64		ticket;
+	bool		done;
+
+	/* the worker could not get at it while we wait for the worker */
+	rel = table_open(buffer->relid, NoLock);
+	locked = CheckRelationLockedByMe(rel, ShareLock, true);
+	table_close(rel, NoLock);
+	if (locked)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("cannot drain buffer \"%s\" in a transaction that has locked it",
+						NameStr(buffer->name)),
+				 errhint("Drain it before it is altered or truncated, or after that is committed.")));
+
+	if (!buffer_attach(buffer, false))
+		return true;
+	shared = buffer->shared;
+	launcher_ensure();
+	ticket = pg_atomic_add_fetch_u64(&shared->drain_asked, 1);
+	schedule_poke(shared);
+
+	ConditionVariablePrepareToSleep(&shared->drain_cv);
+	while (!(done = pg_atomic_read_u64(&shared->drain_done) >= ticket))
+	{
+		int64		left = -1;
+
+		if (timeout >= 0)
+		{
+			left = timeout - (GetCurrentTimestamp() - start) / 1000;
+			if (left <= 0)
+				break;
+			left = Min(left, INT_MAX);
+		}
+		(void) ConditionVariableTimedSleep(&shared->drain_cv, left,
+										   compat_wait_event("StatbufferDrain"));
+	}
+	ConditionVariableCancelSleep();
+	return done;
+}
+
+Datum
+sb_drain(PG_FUNCTION_ARGS)
+{
+	Oid			relid = function_buffer_argument(fcinfo, 0);
+	SbBuffer   *buffer;
+	int64		timeout = -1;
+
+	if (!PG_ARGISNULL(1))
+	{
+		Interval   *interval = PG_GETARG_INTERVAL_P(1);
+		double		msecs;
+
+		msecs = interval->time / 1000.0 +
+			interval->day * (double) SECS_PER_DAY * 1000.0 +
+			interval->month * (double) DAYS_PER_MONTH * SECS_PER_DAY * 1000.0;
+		if (msecs < 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("timeout must not be negative")));
+		timeout = (int64) Min(msecs, (double) INT_MAX * 1000);
+	}
+
+	function_check_owner(relid);
+	buffer = buffer_open(relid, RowShareLock);
+	buffer_check_running(buffer);
+	PG_RETURN_BOOL(drain(buffer, timeout));
+}
+
+/* ------------------------------------------------------------------------
+ * Starting and stopping
+ * ------------------------------------------------------------------------
+ */
+
+/* Run a utility statement as the current user. */
+static void
+execute(const char *statement)
+{
+	SPI_connect();
+	if (SPI_execute(statement, false, 0) != SPI_OK_UTILITY)
+		elog(ERROR, "could not execute \"%s\"", statement);
+	SPI_finish();
+}
+
+/*
+ * Make the default buffer, with the function handle_flush() that the caller
+ * would call.
+ */
+static Oid
+create_default_buffer(FunctionCallInfo fcinfo)
+{
+	char	   *schema = get_namespace_name(get_func_namespace(fcinfo->flinfo->fn_oid));
+	TupleDesc	desc = CreateTemplateTupleDesc(1);
+	Oid			funcid;
+	bool		takes_arrays;
+	char	   *handler;
+
+	TupleDescInitEntry(desc, 1, "key", TEXTOID, -1, 0);
+	funcid = handler_find("handle_flush", desc, &takes_arrays);
+	handler = quote_qualified_identifier(get_namespace_name(get_func_namespace(funcid)),
+										 get_func_name(funcid));
+	execute(psprintf("CREATE FOREIGN TABLE %s"
+					 " (key pg_catalog.text NOT NULL,"
+					 " count pg_catalog.int8 NOT NULL DEFAULT 1)"
+					 " SERVER statbuffer OPTIONS (handler %s)",
+					 quote_qualified_identifier(schema, DEFAULT_BUFFER),
+					 quote_literal_cstr(handler)));
+	return default_buffer(fcinfo);
+}
+
+/* Set or clear the option "stopped". */
+static void
+set_stopped(SbBuffer *buffer, bool stopped)
+{
+	char	   *name;
+	bool		given = false;
+	ListCell   *lc;
+
+	/* whether an option is there decides how it has to be set */
+	foreach(lc, GetForeignTable(buffer->relid)->options)
+		given |= strcmp(lfirst_node(DefElem, lc)->defname, "stopped") == 0;
+
+	name = quote_qualified_identifier(get_namespace_name(get_rel_namespace(buffer->relid)),
+									  NameStr(buffer->name));
+	if (stopped)
+		execute(psprintf("ALTER FOREIGN TABLE %s OPTIONS (%s stopped 'true')",
+						 name, given ? "SET" : "ADD"));
+	else if (given)
+		execute(psprintf("ALTER FOREIGN TABLE %s OPTIONS (DROP stopped)",
+						 name));
+}
+
+/* Raise an error when no worker could connect as the buffer's owner. */
+static void
+check_owner_can_login(SbBuffer *buffer)
+{
+	HeapTuple	tuple;
+	bool		can_login;
+
+	if (!COMPAT_OWNER_NEEDS_LOGIN)
+		return;
+	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(buffer->owner));
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for role %u", buffer->owner);
+	can_login = ((Form_pg_authid) GETSTRUCT(tuple))->rolcanlogin;
+	ReleaseSysCache(tuple);
+	if (!can_login)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("role \"%s\" is not permitted to log in",
+						GetUserNameFromId(buffer->owner, false)),
+				 errdetail("The worker of a buffer connects as the buffer's owner."),
+				 errhint("Give the role LOGIN (it needs no password), or the buffer another owner.")));
+}
+
+Datum
+sb_start(PG_FUNCTION_ARGS)
+{
+	Oid			relid;
+	SbBuffer   *buffer;
+
+	if (RecoveryInProgress())
+		ereport(ERROR,
+				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
+				 errmsg("cannot start a buffer during recovery")));
+
+	relid = PG_ARGISNULL(0) ? default_buffer(fcinfo) : PG_GETARG_OID(0);
+	if (!OidIsValid(relid))
+		relid = create_default_buffer(fcinfo);
+
+	function_check_owner(relid);
+	buffer = buffer_open(relid, RowShareLock);
+	handler_check(buffer->options.handler, buffer->desc, buffer->owner);
+	check_owner_can_login(buffer);
+	if (buffer->options.stopped)
+	{
+		set_stopped(buffer, false);
+		buffer = buffer_open(relid, RowShareLock);
+	}
+
+	/* a worker that comes before we commit waits for our lock */
+	buffer_attach(buffer, true);
+	launcher_ensure();
+	buffer->shared->start_after = 0;
+	pg_atomic_write_u32(&buffer->shared->recheck, 1);
+	schedule_poke(buffer->shared);
+	PG_RETURN_VOID();
+}
+
+Datum
+sb_stop(PG_FUNCTION_ARGS)
+{
+	Oid			relid = function_buffer_argument(fcinfo, 0);
+	SbBuffer   *buffer;
+
+	function_check_owner(relid);
+	buffer = buffer_open(relid, RowShareLock);
+	if (buffer->options.stopped)
+		PG_RETURN_VOID();
+
+	/* before the option is set, because that keeps the worker out */
+	if (buffer->options.shutdown > 0 &&
+		!drain(buffer, buffer->options.shutdown))
+		ereport(NOTICE,
+				(errmsg("not everything in buffer \"%s\" could be flushed within %d ms",
+						NameStr(buffer->name), buffer->options.shutdown),
+				 errdetail("What is left is kept, and flushed after sb_start().")));
+	set_stopped(buffer, true);
+	PG_RETURN_VOID();
+}

@@ -1,0 +1,362 @@
+/*-------------------------------------------------------------------------
+ *
+ * handler.c
+ *	  Resolve and call the user's function that stores counts.
+ *
+ * The function is found by the parser's own rules, with the key columns'
+ * types and bigint as arguments, or with arrays of these.  It is looked up
+ * anew for each batch: that costs little beside the batch, and what was
+ * replaced, dropped or moved on the search path is seen at once.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
+#include "compat.h"
+#include "executor/executor.h"
+#include "handler.h"
+#include "miscadmin.h"
+#include "nodes/makefuncs.h"
+#include "optimizer/optimizer.h"
+#include "parser/parse_func.h"
+#include "parser/parse_node.h"
+#include "utils/acl.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+
+struct Handler
+{
+	TupleDesc	desc;
+	Oid			funcid;
+	bool		takes_arrays;
+	bool		returns_bool;
+	ParamListInfo params;
+	ExprState  *state;
+	ExprContext *econtext;
+};
+
+/*
+ * The types of the arguments: of the key columns and the count, or arrays of
+ * them.  Returns false when a type has no arrays.
+ */
+static bool
+argument_types(TupleDesc desc, bool arrays, Oid *types)
+{
+	for (int i = 0; i < desc->natts; i++)
+	{
+		types[i] = TupleDescAttr(desc, i)->atttypid;
+		if (arrays)
+		{
+			types[i] = get_array_type(types[i]);
+			if (!OidIsValid(types[i]))
+				return false;
+		}
+	}
+	types[desc->natts] = arrays ? INT8ARRAYOID : INT8OID;
+	return true;
+}
+
+/* Parameters of the given types, as arguments of a call. */
+static List *
+make_arguments(const Oid *types, int nargs)
+{
+	List	   *args = NIL;
+
+	for (int i = 0; i < nargs; i++)
+	{
+		Param	   *param = makeNode(Param);
+
+		param->paramkind = PARAM_EXTERN;
+		param->paramid = i + 1;
+		param->paramtype = types[i];
+		param->paramtypmod = -1;
+		param->paramcollid = get_typcollation(types[i]);
+		param->location = -1;
+		args = lappend(args, param);
+	}
+	return args;
+}
+
+static FuncDetailCode
+look_up(List *names, const Oid *types, int nargs, Oid *funcid)
+{
+	Oid			rettype;
+	bool		retset;
+	int			nvargs;
+	Oid			vatype;
+	Oid		   *true_types;
+
+	return func_get_detail(names, NIL, NIL, nargs, unconstify(Oid *, types),
+						   true, true, false, funcid, &rettype, &retset,
+						   &nvargs, &vatype, &true_types, NULL);
+}
+
+/*
+ * Find the function for keys of this shape on the current search path, and
+ * the types of its arguments; when both forms exist, the one with arrays.
+ * Raises an error when there is none, or none that could be called.
+ */
+static Oid
+find_function(List *names, TupleDesc desc, Oid *types, bool *takes_arrays)
+{
+	int			nargs = desc->natts + 1;
+	FuncDetailCode code = FUNCDETAIL_NOTFOUND;
+	Oid			funcid = InvalidOid;
+
+	*takes_arrays = argument_types(desc, true, types);
+	if (*takes_arrays)
+		code = look_up(names, types, nargs, &funcid);
+	if (code == FUNCDETAIL_NOTFOUND)
+	{
+		*takes_arrays = false;
+		(void) argument_types(desc, false, types);
+		code = look_up(names, types, nargs, &funcid);
+	}
+
+	switch (code)
+	{
+		case FUNCDETAIL_NORMAL:
+			break;
+		case FUNCDETAIL_NOTFOUND:
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_FUNCTION),
+					 errmsg("handler function %s does not exist",
+							func_signature_string(names, nargs, NIL, types)),
+					 errhint("Create it, or one that takes arrays of these types, or set the buffer's option \"handler\". It must be schema-qualified or on the owner's search path.")));
+			break;
+		case FUNCDETAIL_MULTIPLE:
+			ereport(ERROR,
+					(errcode(ERRCODE_AMBIGUOUS_FUNCTION),
+					 errmsg("handler function %s is not unique",
+							func_signature_string(names, nargs, NIL, types)),
+					 errhint("Leave only one that takes these types.")));
+			break;
+		default:
+			ereport(ERROR,
+					(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+					 errmsg("handler %s is not a plain function",
+							func_signature_string(names, nargs, NIL, types)),
+					 errhint("A handler can't be a procedure, an aggregate or a window function.")));
+			break;
+	}
+	return funcid;
+}
+
+/*
+ * Find the handler for keys of this shape on the current search path.  Raises
+ * an error when there is none.
+ */
+Oid
+handler_find(const char *name, TupleDesc desc, bool *takes_arrays)
+{
+	Oid		   *types = palloc((desc->natts + 1) * sizeof(Oid));
+
+	return find_function(compat_qualified_name_list(name), desc, types,
+						 takes_arrays);
+}
+
+/*
+ * Is the function one that may run as the buffer's owner?  Otherwise whoever
+ * may create functions where the owner's are looked for could have his own
+ * run as the owner.
+ */
+static void
+check_function(Oid funcid, Oid owner, bool *returns_bool)
+{
+	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(funcid));
+	Form_pg_proc proc;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for function %u", funcid);
+	proc = (Form_pg_proc) GETSTRUCT(tuple);
+
+	if (proc->proowner != owner && !superuser_arg(proc->proowner) &&
+		!is_member_of_role(owner, proc->proowner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("handler function %s does not belong to the buffer's owner",
+						format_procedure(funcid)),
+				 errdetail("It belongs to role \"%s\".",
+						   GetUserNameFromId(proc->proowner, true)),
+				 errhint("It must belong to the owner \"%s\", to a role that the owner is a member of, or to a superuser.",
+						 GetUserNameFromId(owner, true))));
+	if (proc->proretset ||
+		(proc->prorettype != VOIDOID && proc->prorettype != BOOLOID))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
+				 errmsg("handler function %s must return void or boolean",
+						format_procedure(funcid))));
+	*returns_bool = proc->prorettype == BOOLOID;
+	ReleaseSysCache(tuple);
+}
+
+/*
+ * Raise an error when there is no handler that the owner could call.  Looks
+ * along the current search path, whose user should be the owner.
+ */
+void
+handler_check(const char *name, TupleDesc desc, Oid owner)
+{
+	bool		takes_arrays;
+	bool		returns_bool;
+	Oid			funcid = handler_find(name, desc, &takes_arrays);
+
+	check_function(funcid, owner, &returns_bool);
+	if (!compat_may_execute(funcid, owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("role \"%s\" may not execute handler function %s",
+						GetUserNameFromId(owner, true),
+						format_procedure(funcid)),
+				 errhint("Grant EXECUTE on the function to the buffer's owner.")));
+}
+
+/*
+ * Find the handler and prepare to call it.  The caller is in a transaction
+ * with an active snapshot, as the buffer's owner.  The result lives in the
+ * current memory context.  Raises an error when there is none that may be
+ * called.
+ */
+Handler *
+handler_prepare(const char *name, TupleDesc desc, Oid owner)
+{
+	int			nargs = desc->natts + 1;
+	Handler    *handler = palloc0(sizeof(Handler));
+	Oid		   *types = palloc(nargs * sizeof(Oid));
+	List	   *names = compat_qualified_name_list(name);
+	List	   *args;
+	ParseState *pstate;
+	Node	   *call;
+
+	handler->desc = desc;
+	handler->funcid = find_function(names, desc, types,
+									&handler->takes_arrays);
+	check_function(handler->funcid, owner, &handler->returns_bool);
+
+	/* let the parser see to casts, polymorphic types and defaults */
+	pstate = make_parsestate(NULL);
+	pstate->p_expr_kind = EXPR_KIND_SELECT_TARGET;
+	args = make_arguments(types, nargs);
+	call = ParseFuncOrColumn(pstate, names, args, NULL,
+							 makeFuncCall(names, args, COERCE_EXPLICIT_CALL,
+										  -1),
+							 false, -1);
+	if (!IsA(call, FuncExpr) || ((FuncExpr *) call)->funcid != handler->funcid)
+		elog(ERROR, "handler function was not resolved as before");
+	free_parsestate(pstate);
+
+	handler->params = makeParamList(nargs);
+	for (int i = 0; i < nargs; i++)
+	{
+		handler->params->params[i].ptype = types[i];
+		handler->params->params[i].pflags = 0;
+	}
+	handler->state = ExecInitExprWithParams(expression_planner((Expr *) call),
+											handler->params);
+	handler->econtext = CreateStandaloneExprContext();
+	handler->econtext->ecxt_param_list_info = handler->params;
+	return handler;
+}
+
+static void
+call_function(Handler *handler)
+{
+	Datum		result;
+	bool		isnull;
+
+	/* what an earlier call of the transaction did is visible to this one */
+	CommandCounterIncrement();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	result = ExecEvalExprSwitchContext(handler->state, handler->econtext,
+									   &isnull);
+	PopActiveSnapshot();
+
+	if (handler->returns_bool && (isnull || !DatumGetBool(result)))
+		ereport(ERROR,
+				(errcode(ERRCODE_TRIGGERED_ACTION_EXCEPTION),
+				 isnull ? errmsg("handler function returned null") :
+				 errmsg("handler function returned false")));
+	ResetExprContext(handler->econtext);
+}
+
+static void
+set_parameter(Handler *handler, int i, Datum value, bool isnull)
+{
+	handler->params->params[i].value = value;
+	handler->params->params[i].isnull = isnull;
+}
+
+static void
+call_with_arrays(Handler *handler, HandlerKey *keys, int nkeys)
+{
+	TupleDesc	desc = handler->desc;
+	Datum	   *values = palloc(nkeys * sizeof(Datum));
+	bool	   *isnull = palloc(nkeys * sizeof(bool));
+	int			lower_bound = 1;
+
+	for (int column = 0; column < desc->natts; column++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, column);
+
+		for (int i = 0; i < nkeys; i++)
+		{
+			values[i] = keys[i].values[column];
+			isnull[i] = keys[i].isnull[column];
+		}
+		set_parameter(handler, column,
+					  PointerGetDatum(construct_md_array(values, isnull, 1,
+														 &nkeys, &lower_bound,
+														 att->atttypid,
+														 att->attlen,
+														 att->attbyval,
+														 att->attalign)),
+					  false);
+	}
+
+	for (int i = 0; i < nkeys; i++)
+		values[i] = Int64GetDatum(keys[i].count);
+	set_parameter(handler, desc->natts,
+				  PointerGetDatum(construct_array(values, nkeys, INT8OID,
+												  sizeof(int64),
+												  FLOAT8PASSBYVAL,
+												  TYPALIGN_DOUBLE)),
+				  false);
+	call_function(handler);
+}
+
+/*
+ * Hand keys over.  Raises the handler's errors, and one of its own when the
+ * handler returns false or null.
+ */
+void
+handler_call(Handler *handler, HandlerKey *keys, int nkeys,
+			 HandlerProgress progress, void *arg)
+{
+	if (handler->takes_arrays)
+	{
+		progress(0, nkeys, arg);
+		call_with_arrays(handler, keys, nkeys);
+		return;
+	}
+
+	for (int i = 0; i < nkeys; i++)
+	{
+		int			column;
+
+		progress(i, 1, arg);
+		for (column = 0; column < handler->desc->natts; column++)
+			set_parameter(handler, column, keys[i].values[column],
+						  keys[i].isnull[column]);
+		set_parameter(handler, column, Int64GetDatum(keys[i].count), false);
+		call_function(handler);
+	}
+}

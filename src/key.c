@@ -1,0 +1,571 @@
+/*-------------------------------------------------------------------------
+ *
+ * key.c
+ *	  A key's stored form: from datums to bytes and back, conversion of
+ *	  arguments, text for people, and the order of keys.
+ *
+ * The stored form is the data part of a heap tuple of the key columns, with
+ * every value flat and uncompressed, so that equal input gives equal bytes.
+ * If there are nulls, their bitmap stands before it, padded to MAXALIGN, and
+ * the length has KEY_HAS_NULLS set.
+ *
+ * This room knows nothing of buffers or shared memory.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/detoast.h"
+#include "access/htup_details.h"
+#include "catalog/pg_type.h"
+#include "common/hashfn.h"
+#include "compat.h"
+#include "executor/executor.h"
+#include "funcapi.h"
+#include "key.h"
+#include "nodes/makefuncs.h"
+#include "optimizer/optimizer.h"
+#include "parser/parse_coerce.h"
+#include "utils/builtins.h"
+#include "utils/datum.h"
+#include "utils/lsyscache.h"
+#include "utils/typcache.h"
+
+/* How a value of one type becomes a value of a key column. */
+typedef struct KeyCast
+{
+	ExprState  *state;			/* NULL: as it is */
+	ExprContext *econtext;
+} KeyCast;
+
+struct KeyReader
+{
+	TupleDesc	desc;
+	const char *relname;
+	MemoryContext context;		/* what the casts live in */
+	Oid			argtype;
+	bool		is_row;			/* the fields are the key columns */
+
+	/* text is read by the column's input function */
+	bool		is_text;
+	FmgrInfo	input;
+	Oid			ioparam;
+
+	/* the casts of the columns, for this row type */
+	Oid			rowtype;
+	int32		rowtypmod;
+	KeyCast    *casts;
+};
+
+typedef struct KeyOrderColumn
+{
+	FmgrInfo	cmp;			/* fn_oid invalid: by the bytes */
+	Oid			collation;
+	bool		byval;
+	int16		len;
+} KeyOrderColumn;
+
+struct KeyOrder
+{
+	int			ncolumns;
+	KeyOrderColumn columns[FLEXIBLE_ARRAY_MEMBER];
+};
+
+/* ------------------------------------------------------------------------
+ * Stored forms
+ * ------------------------------------------------------------------------
+ */
+
+/* The hash of a stored form. */
+uint32
+key_hash(const char *data, uint16 len)
+{
+	return hash_bytes((const unsigned char *) data, KEY_LENGTH(len)) ^
+		(len & KEY_HAS_NULLS);
+}
+
+static inline void
+finish_key(const char *data, uint16 len, KeyBytes *key)
+{
+	key->data = data;
+	key->len = len;
+	key->hash = key_hash(data, len);
+}
+
+static void
+report_too_long(Size size)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+			 errmsg("key is too long"),
+			 errdetail("Its stored form takes %zu bytes; up to %d are possible.",
+					   size, KEY_MAX_SIZE),
+			 errhint("Use a digest of the value as the key.")));
+}
+
+/*
+ * A row that comes out of a table still has traces of the place where it
+ * stood in its header.  Form it anew.
+ */
+static Datum
+normalize_row(Datum value)
+{
+	HeapTupleHeader row = DatumGetHeapTupleHeader(value);
+	TupleDesc	desc;
+	HeapTupleData tuple;
+	Datum	   *values;
+	bool	   *isnull;
+
+	desc = lookup_rowtype_tupdesc(HeapTupleHeaderGetTypeId(row),
+								  HeapTupleHeaderGetTypMod(row));
+	tuple.t_len = HeapTupleHeaderGetDatumLength(row);
+	ItemPointerSetInvalid(&tuple.t_self);
+	tuple.t_tableOid = InvalidOid;
+	tuple.t_data = row;
+	values = palloc(desc->natts * sizeof(Datum));
+	isnull = palloc(desc->natts * sizeof(bool));
+	heap_deform_tuple(&tuple, desc, values, isnull);
+	value = HeapTupleGetDatum(heap_form_tuple(desc, values, isnull));
+	ReleaseTupleDesc(desc);
+	return value;
+}
+
+/*
+ * Make the stored form of a key in `space'.  Modifies `values'.
+ *
+ * Raises an error when a column that is NOT NULL is null, or the form is too
+ * long.
+ */
+void
+key_form(TupleDesc desc, const char *relname, Datum *values, bool *isnull,
+		 KeySpace *space, KeyBytes *key)
+{
+	bool		hasnulls = false;
+	Size		bitmap_size = 0;
+	Size		size;
+	uint16		infomask = 0;
+
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+
+		if (isnull[i])
+		{
+			if (att->attnotnull)
+				ereport(ERROR,
+						(errcode(ERRCODE_NOT_NULL_VIOLATION),
+						 errmsg("null value in key column \"%s\" of buffer \"%s\" violates not-null constraint",
+								NameStr(att->attname), relname)));
+			hasnulls = true;
+		}
+		else if (att->attlen == -1)
+		{
+			/* the short header is used wherever the column's storage allows */
+			if (att->attstorage == TYPSTORAGE_PLAIN)
+				values[i] = PointerGetDatum(PG_DETOAST_DATUM(values[i]));
+			else
+				values[i] = PointerGetDatum(PG_DETOAST_DATUM_PACKED(values[i]));
+			if (type_is_rowtype(att->atttypid))
+				values[i] = normalize_row(values[i]);
+		}
+	}
+
+	size = heap_compute_data_size(desc, values, isnull);
+	if (size > KEY_MAX_SIZE)
+		report_too_long(size);
+	if (hasnulls)
+		bitmap_size = MAXALIGN(BITMAPLEN(desc->natts));
+	memset(space->data, 0, bitmap_size + size);
+	heap_fill_tuple(desc, values, isnull, space->data + bitmap_size, size,
+					&infomask, hasnulls ? (bits8 *) space->data : NULL);
+
+	finish_key(space->data,
+			   (bitmap_size + size) | (hasnulls ? KEY_HAS_NULLS : 0), key);
+}
+
+/*
+ * What key_form() does with one column of type text that is not null, in
+ * fewer steps.
+ */
+void
+key_form_text(Datum value, KeySpace *space, KeyBytes *key)
+{
+	struct varlena *text = PG_DETOAST_DATUM_PACKED(value);
+	Size		len = VARSIZE_ANY_EXHDR(text);
+	Size		header;
+
+	if (len + VARHDRSZ > KEY_MAX_SIZE)
+		report_too_long(len + VARHDRSZ);
+	if (len + VARHDRSZ_SHORT <= VARATT_SHORT_MAX)
+	{
+		header = VARHDRSZ_SHORT;
+		SET_VARSIZE_SHORT(space->data, len + header);
+	}
+	else
+	{
+		header = VARHDRSZ;
+		SET_VARSIZE(space->data, len + header);
+	}
+	memcpy(space->data + header, VARDATA_ANY(text), len);
+	finish_key(space->data, len + header, key);
+}
+
+/*
+ * Take a stored form apart.  The datums point into memory of the current
+ * context.
+ */
+void
+key_deform(TupleDesc desc, const char *data, uint16 len, Datum *values,
+		   bool *isnull)
+{
+	bool		hasnulls = (len & KEY_HAS_NULLS) != 0;
+	Size		bitmap_size = 0;
+	Size		size = KEY_LENGTH(len);
+	Size		hoff = SizeofHeapTupleHeader;
+	HeapTupleData tuple;
+	HeapTupleHeader header;
+
+	if (hasnulls)
+	{
+		bitmap_size = MAXALIGN(BITMAPLEN(desc->natts));
+		hoff += BITMAPLEN(desc->natts);
+	}
+	hoff = MAXALIGN(hoff);
+	size -= bitmap_size;
+
+	header = palloc0(hoff + size);
+	HeapTupleHeaderSetNatts(header, desc->natts);
+	header->t_infomask = HEAP_HASVARWIDTH | (hasnulls ? HEAP_HASNULL : 0);
+	header->t_hoff = hoff;
+	if (hasnulls)
+		memcpy(header->t_bits, data, BITMAPLEN(desc->natts));
+	memcpy((char *) header + hoff, data + bitmap_size, size);
+
+	tuple.t_len = hoff + size;
+	ItemPointerSetInvalid(&tuple.t_self);
+	tuple.t_tableOid = InvalidOid;
+	tuple.t_data = header;
+	heap_deform_tuple(&tuple, desc, values, isnull);
+}
+
+/*
+ * A stored form as text: the column's output, or that of a row of them when
+ * there are several.  Returns NULL for a single null.
+ */
+text *
+key_out(TupleDesc desc, const char *data, uint16 len)
+{
+	Datum	   *values = palloc(desc->natts * sizeof(Datum));
+	bool	   *isnull = palloc(desc->natts * sizeof(bool));
+	Datum		value;
+	Oid			type;
+	Oid			output;
+	bool		is_varlena;
+
+	key_deform(desc, data, len, values, isnull);
+	if (desc->natts == 1)
+	{
+		if (isnull[0])
+			return NULL;
+		value = values[0];
+		type = TupleDescAttr(desc, 0)->atttypid;
+	}
+	else
+	{
+		value = HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc),
+												  values, isnull));
+		type = RECORDOID;
+	}
+	getTypeOutputInfo(type, &output, &is_varlena);
+	return cstring_to_text(OidOutputFunctionCall(output, value));
+}
+
+/* ------------------------------------------------------------------------
+ * Reading arguments
+ * ------------------------------------------------------------------------
+ */
+
+/* Prepare the assignment of a value to a key column. */
+static void
+make_cast(KeyReader *reader, Form_pg_attribute att, Oid argtype,
+		  KeyCast *cast)
+{
+	CaseTestExpr *placeholder = makeNode(CaseTestExpr);
+	Node	   *expr;
+
+	placeholder->typeId = argtype;
+	placeholder->typeMod = -1;
+	placeholder->collation = get_typcollation(argtype);
+
+	if (argtype == UNKNOWNOID)
+	{
+		CoerceViaIO *io = makeNode(CoerceViaIO);
+
+		io->arg = (Expr *) placeholder;
+		io->resulttype = att->atttypid;
+		io->resultcollid = InvalidOid;
+		io->coerceformat = COERCE_IMPLICIT_CAST;
+		io->location = -1;
+		expr = (Node *) io;
+		if (att->atttypmod >= 0)
+			expr = coerce_to_target_type(NULL, expr, att->atttypid,
+										 att->atttypid, att->atttypmod,
+										 COERCION_ASSIGNMENT,
+										 COERCE_IMPLICIT_CAST, -1);
+	}
+	else
+		expr = coerce_to_target_type(NULL, (Node *) placeholder, argtype,
+									 att->atttypid, att->atttypmod,
+									 COERCION_ASSIGNMENT,
+									 COERCE_IMPLICIT_CAST, -1);
+	if (expr == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("key column \"%s\" of buffer \"%s\" is of type %s but the key is of type %s",
+						NameStr(att->attname), reader->relname,
+						format_type_be(att->atttypid),
+						format_type_be(argtype)),
+				 errhint("You will need to cast the key.")));
+
+	if (expr == (Node *) placeholder ||
+		(IsA(expr, RelabelType) &&
+		 ((RelabelType *) expr)->arg == (Expr *) placeholder))
+	{
+		cast->state = NULL;
+		cast->econtext = NULL;
+		return;
+	}
+	cast->state = ExecInitExpr(expression_planner((Expr *) expr), NULL);
+	cast->econtext = CreateStandaloneExprContext();
+}
+
+static Datum
+apply_cast(KeyCast *cast, Datum value, bool *isnull)
+{
+	if (cast->state == NULL)
+		return value;
+
+	ResetExprContext(cast->econtext);
+	cast->econtext->caseValue_datum = value;
+	cast->econtext->caseValue_isNull = *isnull;
+	return ExecEvalExprSwitchContext(cast->state, cast->econtext, isnull);
+}
+
+/*
+ * Prepare to read keys from arguments of a type.  The reader lives in the
+ * current memory context.  Raises an error when the type can't be a key.
+ */
+KeyReader *
+key_reader_make(TupleDesc desc, const char *relname, Oid argtype)
+{
+	KeyReader  *reader = palloc0(sizeof(KeyReader));
+	Form_pg_attribute att = TupleDescAttr(desc, 0);
+
+	reader->desc = desc;
+	reader->relname = relname;
+	reader->context = CurrentMemoryContext;
+	reader->argtype = argtype;
+	reader->casts = palloc0(desc->natts * sizeof(KeyCast));
+
+	/* a row is the key columns, unless it is of the only column's own type */
+	reader->is_row = type_is_rowtype(argtype) &&
+		!(desc->natts == 1 && argtype == att->atttypid);
+	if (reader->is_row)
+		return reader;
+
+	if (desc->natts > 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("buffer \"%s\" has %d key columns", relname,
+						desc->natts),
+				 errhint("Give the key as a row: ROW(...).")));
+
+	/* for text itself the input function has nothing to do */
+	if (argtype == TEXTOID && att->atttypid != TEXTOID)
+	{
+		Oid			input;
+
+		reader->is_text = true;
+		getTypeInputInfo(att->atttypid, &input, &reader->ioparam);
+		fmgr_info(input, &reader->input);
+	}
+	else
+		make_cast(reader, att, argtype, &reader->casts[0]);
+	return reader;
+}
+
+/* Take a row apart into key columns. */
+static void
+read_row(KeyReader *reader, Datum arg, Datum *values, bool *isnull)
+{
+	HeapTupleHeader row = DatumGetHeapTupleHeader(arg);
+	Oid			rowtype = HeapTupleHeaderGetTypeId(row);
+	int32		rowtypmod = HeapTupleHeaderGetTypMod(row);
+	TupleDesc	rowdesc = lookup_rowtype_tupdesc(rowtype, rowtypmod);
+	TupleDesc	desc = reader->desc;
+	HeapTupleData tuple;
+	Datum	   *row_values;
+	bool	   *row_isnull;
+	int			column = 0;
+
+	if (reader->rowtype != rowtype || reader->rowtypmod != rowtypmod)
+	{
+		MemoryContext oldcontext = MemoryContextSwitchTo(reader->context);
+
+		reader->rowtype = InvalidOid;
+		for (int i = 0; i < rowdesc->natts; i++)
+		{
+			Form_pg_attribute att = TupleDescAttr(rowdesc, i);
+
+			if (att->attisdropped)
+				continue;
+			if (column < desc->natts)
+				make_cast(reader, TupleDescAttr(desc, column), att->atttypid,
+						  &reader->casts[column]);
+			column++;
+		}
+		MemoryContextSwitchTo(oldcontext);
+		if (column != desc->natts)
+		{
+			ReleaseTupleDesc(rowdesc);
+			ereport(ERROR,
+					(errcode(ERRCODE_DATATYPE_MISMATCH),
+					 errmsg("key has %d fields but buffer \"%s\" has %d key columns",
+							column, reader->relname, desc->natts)));
+		}
+		reader->rowtype = rowtype;
+		reader->rowtypmod = rowtypmod;
+	}
+
+	tuple.t_len = HeapTupleHeaderGetDatumLength(row);
+	ItemPointerSetInvalid(&tuple.t_self);
+	tuple.t_tableOid = InvalidOid;
+	tuple.t_data = row;
+	row_values = palloc(rowdesc->natts * sizeof(Datum));
+	row_isnull = palloc(rowdesc->natts * sizeof(bool));
+	heap_deform_tuple(&tuple, rowdesc, row_values, row_isnull);
+
+	column = 0;
+	for (int i = 0; i < rowdesc->natts; i++)
+	{
+		if (TupleDescAttr(rowdesc, i)->attisdropped)
+			continue;
+		isnull[column] = row_isnull[i];
+		values[column] = apply_cast(&reader->casts[column], row_values[i],
+									&isnull[column]);
+		column++;
+	}
+	ReleaseTupleDesc(rowdesc);
+}
+
+/*
+ * Read an argument into the key columns.  What the datums point to lasts
+ * until the next call.
+ */
+void
+key_read(KeyReader *reader, Datum arg, bool argnull, Datum *values,
+		 bool *isnull)
+{
+	Form_pg_attribute att = TupleDescAttr(reader->desc, 0);
+
+	if (reader->is_row)
+	{
+		if (argnull)
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("key of buffer \"%s\" must not be null",
+							reader->relname),
+					 errhint("A null in a key column is given as a field of the row.")));
+		read_row(reader, arg, values, isnull);
+	}
+	else if (reader->is_text)
+	{
+		char	   *string = argnull ? NULL : TextDatumGetCString(arg);
+
+		/* domains want to see nulls, too */
+		isnull[0] = argnull;
+		values[0] = (Datum) 0;
+		if (!argnull || !reader->input.fn_strict)
+			values[0] = InputFunctionCall(&reader->input, string,
+										  reader->ioparam, att->atttypmod);
+	}
+	else
+	{
+		isnull[0] = argnull;
+		values[0] = apply_cast(&reader->casts[0], arg, &isnull[0]);
+	}
+}
+
+/* ------------------------------------------------------------------------
+ * Order
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Find out how keys are ordered: by each column type's own order, which also
+ * tells what is equal.  A type without an order is ordered by its bytes.
+ */
+KeyOrder *
+key_order_make(TupleDesc desc)
+{
+	KeyOrder   *order = palloc0(offsetof(KeyOrder, columns) +
+								desc->natts * sizeof(KeyOrderColumn));
+
+	order->ncolumns = desc->natts;
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+		KeyOrderColumn *column = &order->columns[i];
+		TypeCacheEntry *type;
+
+		type = lookup_type_cache(att->atttypid,
+								 TYPECACHE_CMP_PROC);
+		column->collation = att->attcollation;
+		column->byval = att->attbyval;
+		column->len = att->attlen;
+		if (OidIsValid(type->cmp_proc))
+			fmgr_info(type->cmp_proc, &column->cmp);
+	}
+	return order;
+}
+
+static int
+compare_images(KeyOrderColumn *column, Datum a, Datum b)
+{
+	Size		size_a = datumGetSize(a, column->byval, column->len);
+	Size		size_b = datumGetSize(b, column->byval, column->len);
+	int			cmp;
+
+	if (column->byval)
+		return a < b ? -1 : (a > b ? 1 : 0);
+	cmp = memcmp(DatumGetPointer(a), DatumGetPointer(b), Min(size_a, size_b));
+	if (cmp != 0)
+		return cmp;
+	return size_a < size_b ? -1 : (size_a > size_b ? 1 : 0);
+}
+
+/* Compare keys by the order of their columns; nulls are equal, and last. */
+int
+key_order_compare(KeyOrder *order, Datum *values_a, bool *isnull_a,
+				  Datum *values_b, bool *isnull_b)
+{
+	for (int i = 0; i < order->ncolumns; i++)
+	{
+		KeyOrderColumn *column = &order->columns[i];
+		int			cmp;
+
+		if (isnull_a[i] || isnull_b[i])
+			cmp = (int) isnull_a[i] - (int) isnull_b[i];
+		else if (OidIsValid(column->cmp.fn_oid))
+			cmp = DatumGetInt32(FunctionCall2Coll(&column->cmp,
+												  column->collation,
+												  values_a[i], values_b[i]));
+		else
+			cmp = compare_images(column, values_a[i], values_b[i]);
+		if (cmp != 0)
+			return cmp;
+	}
+	return 0;
+}

@@ -1,0 +1,62 @@
+/*-------------------------------------------------------------------------
+ *
+ * key.h
+ *	  The stored form of a key.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef STATBUFFER_KEY_H
+#define STATBUFFER_KEY_H
+
+#include "access/tupdesc.h"
+#include "nodes/execnodes.h"
+#include "fmgr.h"
+
+/* the longest stored form of a key */
+#define KEY_MAX_SIZE		2000
+
+/* Room for a stored form, and for the null bitmap before it */
+typedef union KeySpace
+{
+	char		data[KEY_MAX_SIZE + 256];
+	int64		force_align;
+} KeySpace;
+
+/* in the length of a stored form: a null bitmap stands before the values */
+#define KEY_HAS_NULLS		0x8000
+#define KEY_LENGTH(len)		((len) & ~KEY_HAS_NULLS)
+
+typedef struct KeyBytes
+{
+	const char *data;
+	uint16		len;			/* with KEY_HAS_NULLS */
+	uint32		hash;
+} KeyBytes;
+
+/* How to read the argument of an SQL function into the columns of a key. */
+typedef struct KeyReader KeyReader;
+
+extern void key_form(TupleDesc desc, const char *relname, Datum *values,
+					 bool *isnull, KeySpace *space, KeyBytes *key);
+extern void key_form_text(Datum value, KeySpace *space, KeyBytes *key);
+extern uint32 key_hash(const char *data, uint16 len);
+extern void key_deform(TupleDesc desc, const char *data, uint16 len,
+					   Datum *values, bool *isnull);
+extern text *key_out(TupleDesc desc, const char *data, uint16 len);
+
+extern KeyReader *key_reader_make(TupleDesc desc, const char *relname,
+								  Oid argtype);
+extern void key_read(KeyReader *reader, Datum arg, bool argnull,
+					 Datum *values, bool *isnull);
+
+/* The order in which the keys of a batch are handed over. */
+typedef struct KeyOrder KeyOrder;
+
+extern KeyOrder *key_order_make(TupleDesc desc);
+extern int	key_order_compare(KeyOrder *order,
+							  Datum *values_a, bool *isnull_a,
+							  Datum *values_b, bool *isnull_b);
+
+#endif							/* STATBUFFER_KEY_H */

@@ -1,0 +1,617 @@
+/*-------------------------------------------------------------------------
+ *
+ * launcher.c
+ *	  The process that starts workers for buffers that need one.
+ *
+ * It is connected to no database and sees only the shared catalogs.  It
+ * sleeps until somebody sets its latch: whoever schedules a key of a buffer
+ * that has no worker, and every worker that leaves.  Then it looks through
+ * the registry, and starts workers for the buffers whose keys come due first,
+ * as far as there are slots.  When there are none left, it tells the workers
+ * that others wait.
+ *
+ * Preloaded, it starts with the server; else the first transaction that
+ * counts something registers it.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_database.h"
+#include "compat.h"
+#include "counters.h"
+#include "launcher.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "shared.h"
+#include "statbuffer.h"
+#include "storage/ipc.h"
+#include "storage/proc.h"
+#include "storage/procarray.h"
+#include "storage/procsignal.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+#include "worker.h"
+
+#define LAUNCHER_RESTART_SECS	5
+
+/* after a worker that didn't come up, or a full table of the postmaster's */
+#define START_RETRY_MSECS		1000
+#define START_RETRY_MAX_MSECS	60000
+
+/* what lasts is told in the log so often */
+#define LOG_AGAIN_MSECS			600000
+
+/* how long DROP DATABASE and the like keep workers out, at the most */
+#define EVICTION_MSECS			60000
+#define EVICTION_WAIT_MSECS		5000
+
+/* A worker that this process has started and that may still be there. */
+typedef struct StartedWorker
+{
+	SharedBufferKey key;
+	BackgroundWorkerHandle *handle;
+} StartedWorker;
+
+/* A buffer that needs a worker. */
+typedef struct Candidate
+{
+	SharedBufferKey key;
+	Oid			owner;
+	TimestampTz due;
+} Candidate;
+
+static List *started = NIL;
+static TimestampTz register_after = 0;
+static int	register_failures = 0;
+
+/* ------------------------------------------------------------------------
+ * For other processes
+ * ------------------------------------------------------------------------
+ */
+
+static void
+fill_launcher(BackgroundWorker *worker)
+{
+	memset(worker, 0, sizeof(BackgroundWorker));
+	worker->bgw_flags = BGWORKER_SHMEM_ACCESS |
+		BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker->bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker->bgw_restart_time = LAUNCHER_RESTART_SECS;
+	strlcpy(worker->bgw_library_name, "statbuffer", BGW_MAXLEN);
+	strlcpy(worker->bgw_function_name, "statbuffer_launcher_main", BGW_MAXLEN);
+	strlcpy(worker->bgw_name, "statbuffer launcher", BGW_MAXLEN);
+	strlcpy(worker->bgw_type, "statbuffer launcher", BGW_MAXLEN);
+}
+
+/* Have the launcher start with the server. */
+void
+launcher_register(void)
+{
+	BackgroundWorker worker;
+
+	fill_launcher(&worker);
+	RegisterBackgroundWorker(&worker);
+}
+
+/*
+ * See to it that there is a launcher.  When there can't be, that is told to
+ * the log and flushes wait; the next transaction that counts tries again.
+ */
+void
+launcher_ensure(void)
+{
+	BackgroundWorker worker;
+
+	if (likely(!shared_needs_launcher()))
+		return;
+
+	fill_launcher(&worker);
+	if (!RegisterDynamicBackgroundWorker(&worker, NULL))
+		ereport(LOG,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("could not register the statbuffer launcher"),
+				 errdetail("Counts are kept, but nothing is flushed."),
+				 errhint("You might need to increase max_worker_processes.")));
+}
+
+/* Wake the workers of a database, or InvalidOid: all workers. */
+static void
+tell_workers(Oid dboid)
+{
+	dshash_seq_status status;
+	SharedBuffer *buffer;
+
+	dshash_seq_init(&status, shared_registry, false);
+	while ((buffer = dshash_seq_next(&status)) != NULL)
+	{
+		Latch	   *latch = *(Latch *volatile *) &buffer->worker_latch;
+
+		if (latch != NULL &&
+			(!OidIsValid(dboid) || buffer->key.dboid == dboid))
+			SetLatch(latch);
+	}
+	dshash_seq_term(&status);
+}
+
+/* Is there a worker in the database? */
+static bool
+has_workers(Oid dboid)
+{
+	dshash_seq_status status;
+	SharedBuffer *buffer;
+	bool		found = false;
+
+	dshash_seq_init(&status, shared_registry, false);
+	while (!found && (buffer = dshash_seq_next(&status)) != NULL)
+		found = buffer->key.dboid == dboid && buffer->worker_pid != 0;
+	dshash_seq_term(&status);
+	return found;
+}
+
+/*
+ * Ask the workers of a database to leave, and to keep out until
+ * launcher_admit() is called.  Waits until they are gone, but not for long: a
+ * handler may be at work.
+ */
+void
+launcher_evict(Oid dboid)
+{
+	TimestampTz start = GetCurrentTimestamp();
+
+	if (!shared_attach(false))
+		return;
+
+	shared_evict_database(dboid,
+						  TimestampTzPlusMilliseconds(start, EVICTION_MSECS));
+	tell_workers(dboid);
+	while (has_workers(dboid) &&
+		   !TimestampDifferenceExceeds(start, GetCurrentTimestamp(),
+									   EVICTION_WAIT_MSECS))
+	{
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 10L, compat_wait_event("StatbufferEviction"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+/* Let workers into the database again. */
+void
+launcher_admit(Oid dboid)
+{
+	if (!shared_attach(false))
+		return;
+	shared_evict_database(dboid, 0);
+	shared_wake_launcher();
+}
+
+/* ------------------------------------------------------------------------
+ * The launcher
+ * ------------------------------------------------------------------------
+ */
+
+static void
+launcher_exit(int code, Datum arg)
+{
+	LWLockReleaseAll();
+	pg_atomic_write_u32(&shared_control->waiting, 0);
+	shared_release_launcher();
+}
+
+/*
+ * When to try again after so many failures in a row.
+ */
+static TimestampTz
+retry_time(int failures)
+{
+	int64		msecs = START_RETRY_MSECS;
+
+	for (int i = 1; i < failures && msecs < START_RETRY_MAX_MSECS; i++)
+		msecs *= 2;
+	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+									   Min(msecs, START_RETRY_MAX_MSECS));
+}
+
+/* A worker could not be started, or did not come up. */
+static void
+start_failed(SharedBuffer *buffer, const char *message)
+{
+	buffer->start_failures++;
+	buffer->start_after = retry_time(buffer->start_failures);
+	shared_set_error(buffer, message, true);
+}
+
+/*
+ * Forget the workers that are gone, and note those that did not get as far as
+ * their database: it may not allow connections, or the role may not.
+ */
+static void
+check_started(void)
+{
+	ListCell   *lc;
+
+	foreach(lc, started)
+	{
+		StartedWorker *worker = lfirst(lc);
+		SharedBuffer *buffer;
+		pid_t		pid;
+
+		if (GetBackgroundWorkerPid(worker->handle, &pid) != BGWH_STOPPED)
+			continue;
+
+		buffer = dshash_find(shared_registry, &worker->key, false);
+		if (buffer != NULL)
+		{
+			if (buffer->worker_pid == 0 && !buffer->worker_connected)
+				start_failed(buffer, _("The worker process could not connect to the database; see the server log."));
+			dshash_release_lock(shared_registry, buffer);
+		}
+		pfree(worker->handle);
+		pfree(worker);
+		started = foreach_delete_current(started, lc);
+	}
+}
+
+/* Is a worker on its way that has not claimed its buffer yet? */
+static bool
+is_starting(const SharedBufferKey *key)
+{
+	ListCell   *lc;
+
+	foreach(lc, started)
+	{
+		StartedWorker *worker = lfirst(lc);
+
+		if (worker->key.dboid == key->dboid && worker->key.relid == key->relid)
+			return true;
+	}
+	return false;
+}
+
+/* The database is gone, and so is what was counted there. */
+static void
+remove_database(Oid dboid)
+{
+	for (;;)
+	{
+		dshash_seq_status status;
+		SharedBuffer *buffer;
+		SharedBufferKey key = {InvalidOid, InvalidOid};
+		uint64		nkeys;
+		int64		lost;
+
+		dshash_seq_init(&status, shared_registry, false);
+		while ((buffer = dshash_seq_next(&status)) != NULL)
+			if (buffer->key.dboid == dboid && buffer->worker_pid == 0)
+				key = buffer->key;
+		dshash_seq_term(&status);
+
+		if (!OidIsValid(key.dboid))
+			break;
+		buffer = shared_claim_worker(key.dboid, key.relid);
+		if (buffer == NULL)
+			continue;
+		nkeys = pg_atomic_read_u64(&buffer->nkeys);
+		lost = counters_free_all(buffer);
+		shared_remove_buffer(buffer);
+		if (lost != 0)
+			ereport(LOG,
+					(errmsg("statbuffer dropped the counts of a database that does not exist any more"),
+					 errdetail("Relation %u of database %u had " INT64_FORMAT " in " UINT64_FORMAT " keys.",
+							   key.relid, key.dboid, lost, nkeys)));
+	}
+}
+
+/*
+ * Can a worker be started for a buffer, as far as the shared catalogs tell?
+ */
+static bool
+check_catalogs(Candidate *candidate, SharedBuffer *buffer)
+{
+	HeapTuple	tuple;
+	bool		can_login;
+	bool		result = false;
+
+	StartTransactionCommand();
+	if (!SearchSysCacheExists1(DATABASEOID,
+							   ObjectIdGetDatum(candidate->key.dboid)))
+	{
+		CommitTransactionCommand();
+		remove_database(candidate->key.dboid);
+		return false;
+	}
+
+	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(candidate->owner));
+	if (!HeapTupleIsValid(tuple))
+		start_failed(buffer, _("The role that owns the buffer does not exist."));
+	else
+	{
+		can_login = ((Form_pg_authid) GETSTRUCT(tuple))->rolcanlogin;
+		ReleaseSysCache(tuple);
+		if (COMPAT_OWNER_NEEDS_LOGIN && !can_login)
+			start_failed(buffer, _("The role that owns the buffer does not have the LOGIN privilege."));
+		else
+			result = true;
+	}
+	CommitTransactionCommand();
+	return result;
+}
+
+/* Start a worker.  Returns false when the postmaster has no room for it. */
+static bool
+start_worker(Candidate *candidate)
+{
+	WorkerArgument argument = {
+		candidate->key.dboid, candidate->key.relid, candidate->owner
+	};
+	BackgroundWorker worker;
+	BackgroundWorkerHandle *handle;
+	MemoryContext oldcontext;
+	StartedWorker *entry;
+	bool		registered;
+
+	memset(&worker, 0, sizeof(worker));
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS |
+		BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = BGW_NEVER_RESTART;
+	strlcpy(worker.bgw_library_name, "statbuffer", BGW_MAXLEN);
+	strlcpy(worker.bgw_function_name, "statbuffer_worker_main", BGW_MAXLEN);
+	snprintf(worker.bgw_name, BGW_MAXLEN,
+			 "statbuffer worker for buffer %u of database %u",
+			 candidate->key.relid, candidate->key.dboid);
+	strlcpy(worker.bgw_type, "statbuffer worker", BGW_MAXLEN);
+	worker.bgw_notify_pid = MyProcPid;
+	StaticAssertStmt(sizeof(argument) <= BGW_EXTRALEN,
+					 "worker argument must fit");
+	memcpy(worker.bgw_extra, &argument, sizeof(argument));
+
+	oldcontext = MemoryContextSwitchTo(TopMemoryContext);
+	registered = RegisterDynamicBackgroundWorker(&worker, &handle);
+	if (registered)
+	{
+		entry = palloc(sizeof(StartedWorker));
+		entry->key = candidate->key;
+		entry->handle = handle;
+		started = lappend(started, entry);
+	}
+	MemoryContextSwitchTo(oldcontext);
+	return registered;
+}
+
+static int
+compare_candidates(const void *a, const void *b)
+{
+	TimestampTz due_a = ((const Candidate *) a)->due;
+	TimestampTz due_b = ((const Candidate *) b)->due;
+
+	return due_a < due_b ? -1 : (due_a > due_b ? 1 : 0);
+}
+
+/* Tell the log that flushes wait for slots, if that isn't known. */
+static void
+report_full(int nwaiting, bool postmaster)
+{
+	static TimestampTz last_logged = 0;
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (last_logged != 0 &&
+		!TimestampDifferenceExceeds(last_logged, now, LOG_AGAIN_MSECS))
+		return;
+	last_logged = now;
+	if (postmaster)
+		ereport(LOG,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("no slot for a statbuffer worker"),
+				 errdetail("The server's background worker slots are in use; %d buffers with due keys wait.",
+						   nwaiting),
+				 errhint("You might need to increase max_worker_processes.")));
+	else
+		ereport(LOG,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("all statbuffer workers are in use"),
+				 errdetail("%d buffers with due keys wait; the workers take turns.",
+						   nwaiting),
+				 errhint("You might need to increase statbuffer.max_workers.")));
+}
+
+/* Look through the registry for buffers that need a worker. */
+static Candidate *
+find_candidates(int *ncandidates, int *nworkers)
+{
+	dshash_seq_status status;
+	SharedBuffer *buffer;
+	int			size = 64;
+	Candidate  *candidates = palloc(size * sizeof(Candidate));
+	int			n = 0;
+
+	*nworkers = 0;
+	dshash_seq_init(&status, shared_registry, false);
+	while ((buffer = dshash_seq_next(&status)) != NULL)
+	{
+		Candidate  *candidate;
+		TimestampTz until;
+
+		if (buffer->worker_pid != 0 || is_starting(&buffer->key))
+		{
+			(*nworkers)++;
+			continue;
+		}
+		if (!schedule_has_work(buffer))
+			continue;
+
+		if (n == size)
+			candidates = repalloc(candidates,
+								  (size *= 2) * sizeof(Candidate));
+		candidate = &candidates[n++];
+		candidate->key = buffer->key;
+		candidate->owner = pg_atomic_read_u32(&buffer->owner);
+
+		/*
+		 * Who has just had a slot comes after those that wait since before;
+		 * whoever asks for something is due now.
+		 */
+		candidate->due = (TimestampTz) pg_atomic_read_u64(&buffer->schedule.wake_at);
+		if (schedule_has_requests(buffer))
+			candidate->due = 0;
+		candidate->due = Max(candidate->due, buffer->left_at);
+		candidate->due = Max(candidate->due, buffer->start_after);
+		until = shared_evicted_until(buffer->key.dboid);
+		candidate->due = Max(candidate->due, until);
+	}
+	dshash_seq_term(&status);
+
+	qsort(candidates, n, sizeof(Candidate), compare_candidates);
+	*ncandidates = n;
+	return candidates;
+}
+
+/*
+ * Start the workers that are needed and possible.  Returns when to look
+ * again if nothing happens before.
+ */
+static TimestampTz
+start_workers(void)
+{
+	TimestampTz next = SCHEDULE_NEVER;
+	Candidate  *candidates;
+	int			ncandidates;
+	int			nworkers;
+	int			nwaiting = 0;
+	bool		full = false;
+	TimestampTz now;
+
+	check_started();
+	candidates = find_candidates(&ncandidates, &nworkers);
+	now = GetCurrentTimestamp();
+
+	for (int i = 0; i < ncandidates; i++)
+	{
+		Candidate  *candidate = &candidates[i];
+		SharedBuffer *buffer;
+		TimestampTz start_at;
+
+		/* a failed start's pause is meant to the letter */
+		buffer = shared_find_buffer(candidate->key.dboid,
+									candidate->key.relid);
+		if (buffer == NULL)
+			continue;			/* went with its database just now */
+		start_at = candidate->due - LAUNCHER_LEAD_MSECS * INT64CONST(1000);
+		start_at = Max(start_at, buffer->start_after);
+		start_at = Max(start_at, shared_evicted_until(candidate->key.dboid));
+		if (start_at > now)
+		{
+			next = Min(next, start_at);
+			continue;
+		}
+
+		if (nworkers < statbuffer_max_workers && now >= register_after)
+		{
+			if (!check_catalogs(candidate, buffer))
+			{
+				next = Min(next, retry_time(1));
+				continue;
+			}
+			buffer->worker_connected = false;
+			if (start_worker(candidate))
+			{
+				register_failures = 0;
+				nworkers++;
+				continue;
+			}
+			register_failures++;
+			register_after = retry_time(register_failures);
+			full = true;
+		}
+
+		/* those that are due wait; the others have time until they are */
+		if (candidate->due <= now)
+			nwaiting++;
+		else
+			next = Min(next, candidate->due);
+		if (register_after > now)
+			next = Min(next, register_after);
+	}
+	pfree(candidates);
+
+	pg_atomic_write_u32(&shared_control->waiting, nwaiting);
+	if (nwaiting > 0)
+	{
+		report_full(nwaiting, full || register_after > now);
+		tell_workers(InvalidOid);
+	}
+	return next;
+}
+
+void
+statbuffer_launcher_main(Datum main_arg)
+{
+	MemoryContext context;
+
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+	BackgroundWorkerUnblockSignals();
+
+	shared_attach(true);
+	if (!shared_claim_launcher())
+	{
+		/* there is one: this one is not needed, nor to be restarted */
+		proc_exit(0);
+	}
+	before_shmem_exit(launcher_exit, (Datum) 0);
+
+	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
+	pgstat_report_activity(STATE_IDLE, NULL);
+
+	context = AllocSetContextCreate(TopMemoryContext, "statbuffer launcher",
+									ALLOCSET_DEFAULT_SIZES);
+	while (!ShutdownRequestPending)
+	{
+		TimestampTz next;
+		long		timeout = -1;
+		int			events = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH;
+
+		ResetLatch(MyLatch);
+		QueryCancelPending = false; /* nothing is running */
+		CHECK_FOR_INTERRUPTS();
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+			shared_set_limit();
+		}
+
+		MemoryContextSwitchTo(context);
+		next = start_workers();
+		MemoryContextReset(context);
+
+		if (next != SCHEDULE_NEVER)
+		{
+			int64		usecs = next - GetCurrentTimestamp();
+
+			timeout = Min((usecs + 999) / 1000, 3600 * 1000);
+			timeout = Max(timeout, 0);
+			events |= WL_TIMEOUT;
+		}
+		(void) WaitLatch(MyLatch, events, timeout,
+						 compat_wait_event("StatbufferLauncherMain"));
+	}
+
+	/*
+	 * When it isn't the server that stops, it is to be started again, which
+	 * the postmaster does for this exit code.
+	 */
+	proc_exit(1);
+}

@@ -1,0 +1,641 @@
+/*-------------------------------------------------------------------------
+ *
+ * pending.c
+ *	  What the current transaction has counted, until it commits.
+ *
+ * An increment only adds to an entry in local memory.  The entries follow
+ * the subtransactions; when the transaction commits they are published:
+ *
+ * PRE_COMMIT	the shared counter of each key is found or made, and pinned;
+ *				all that can fail is done here
+ * COMMIT		the counts are added through the pins; nothing can fail
+ * ABORT		the pins, if there are any, are let go
+ *
+ * The first entry for a buffer takes RowExclusiveLock on the relation, as
+ * INSERT does.  It is held to the end of the transaction, so what was true of
+ * the buffer when it was counted is true when it is published, unless the
+ * transaction itself changed it.
+ *
+ * An entry changed by a subtransaction has what it was before on the undo
+ * stack, once for each level.
+ *
+ * Everything here is in TopTransactionContext and vanishes with it.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "common/int.h"
+#include "launcher.h"
+#include "miscadmin.h"
+#include "pending.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+/* so many keys are looked for one by one; more get a hash table */
+#define LIST_SEARCH_MAX		8
+
+/* What the transaction has to do with a buffer. */
+struct PendingBuffer
+{
+	SbBuffer   *buffer;
+	PendingBuffer *next;
+
+	/* the level of the subtransaction that did it; 0: none */
+	int			lock_level;		/* locked the relation */
+	int			truncate_level; /* truncated it */
+
+	/* when publishing */
+	bool		attached;
+	bool		dropped;		/* by the transaction itself */
+	uint64		sum;			/* of the counts */
+	uint64		nincrements;
+	CounterPin *truncate_pins;
+	int			ntruncate_pins;
+};
+
+/* What it has added to a key. */
+struct PendingKey
+{
+	SbBuffer   *buffer;
+	PendingKey *next;
+	KeyBytes	key;
+	int64		delta;
+	uint64		nincrements;
+	int			level;			/* of the subtransaction that changed it last */
+	CounterPin	pin;
+	char		data[FLEXIBLE_ARRAY_MEMBER];
+};
+
+/* What a key was before a subtransaction changed it. */
+typedef struct PendingUndo
+{
+	PendingKey *key;
+	int64		delta;
+	uint64		nincrements;
+	int			key_level;
+	int			level;			/* the subtransaction's; never goes down */
+} PendingUndo;
+
+typedef struct KeyHashEntry
+{
+	PendingKey *key;
+	uint32		hash;
+	char		status;
+} KeyHashEntry;
+
+static inline bool
+same_key(const PendingKey *a, const PendingKey *b)
+{
+	return a->buffer == b->buffer && a->key.len == b->key.len &&
+		memcmp(a->key.data, b->key.data, KEY_LENGTH(a->key.len)) == 0;
+}
+
+static inline uint32
+hash_pending(const PendingKey *key)
+{
+	return key->key.hash ^ (uint32) key->buffer->relid;
+}
+
+#define SH_PREFIX keyhash
+#define SH_ELEMENT_TYPE KeyHashEntry
+#define SH_KEY_TYPE PendingKey *
+#define SH_KEY key
+#define SH_HASH_KEY(tb, k) hash_pending(k)
+#define SH_EQUAL(tb, a, b) same_key(a, b)
+#define SH_STORE_HASH
+#define SH_GET_HASH(tb, a) (a)->hash
+#define SH_SCOPE static inline
+#define SH_DECLARE
+#define SH_DEFINE
+#include "lib/simplehash.h"
+
+static PendingBuffer *pending_buffers = NULL;
+static PendingKey *pending_keys = NULL;
+static uint64 npending_keys = 0;
+static keyhash_hash *pending_hash = NULL;
+
+static PendingUndo *undo_stack = NULL;
+static size_t nundo = 0;
+static size_t undo_size = 0;
+
+/* changes whenever entries or locks may have gone */
+static uint64 epoch = 1;
+
+static void xact_callback(XactEvent event, void *arg);
+static void subxact_callback(SubXactEvent event, SubTransactionId subid,
+							 SubTransactionId parent_subid, void *arg);
+
+/* Prepare this room, when the module is loaded. */
+void
+pending_init(void)
+{
+	RegisterXactCallback(xact_callback, NULL);
+	RegisterSubXactCallback(subxact_callback, NULL);
+}
+
+/*
+ * A number that stays the same as long as entries that were returned, and
+ * buffers that were opened, can be used without asking again.
+ */
+uint64
+pending_epoch(void)
+{
+	return epoch;
+}
+
+/* ------------------------------------------------------------------------
+ * Counting
+ * ------------------------------------------------------------------------
+ */
+
+static PendingBuffer *
+get_pending_buffer(SbBuffer *buffer)
+{
+	PendingBuffer *pending = buffer->pending;
+
+	if (pending == NULL)
+	{
+		pending = MemoryContextAllocZero(TopTransactionContext,
+										 sizeof(PendingBuffer));
+		pending->buffer = buffer;
+		pending->next = pending_buffers;
+		pending_buffers = pending;
+		buffer->pending = pending;
+	}
+	return pending;
+}
+
+/*
+ * Open a buffer to count in it: lock it and make sure that it takes
+ * increments.  Raises the errors of buffer_open() and buffer_check_running().
+ */
+SbBuffer *
+pending_open(Oid relid)
+{
+	SbBuffer   *buffer = buffer_open(relid, RowExclusiveLock);
+	PendingBuffer *pending = get_pending_buffer(buffer);
+
+	if (pending->lock_level == 0)
+		pending->lock_level = GetCurrentTransactionNestLevel();
+	buffer_check_running(buffer);
+	return buffer;
+}
+
+static PendingKey *
+find_key(PendingKey *probe)
+{
+	if (pending_hash != NULL)
+	{
+		KeyHashEntry *entry = keyhash_lookup(pending_hash, probe);
+
+		return entry ? entry->key : NULL;
+	}
+	for (PendingKey *key = pending_keys; key != NULL; key = key->next)
+		if (same_key(key, probe))
+			return key;
+	return NULL;
+}
+
+static PendingKey *
+make_key(SbBuffer *buffer, const KeyBytes *bytes)
+{
+	Size		len = KEY_LENGTH(bytes->len);
+	PendingKey *key;
+	bool		found;
+
+	key = MemoryContextAlloc(TopTransactionContext,
+							 offsetof(PendingKey, data) + len);
+	key->buffer = buffer;
+	memcpy(key->data, bytes->data, len);
+	key->key = *bytes;
+	key->key.data = key->data;
+	key->delta = 0;
+	key->nincrements = 0;
+	key->level = 0;
+	key->pin.counter = NULL;
+	key->pin.large = false;
+
+	if (npending_keys == LIST_SEARCH_MAX)
+	{
+		keyhash_hash *hash = keyhash_create(TopTransactionContext,
+											4 * LIST_SEARCH_MAX, NULL);
+
+		for (PendingKey *other = pending_keys; other; other = other->next)
+			keyhash_insert(hash, other, &found);
+		pending_hash = hash;
+	}
+	if (pending_hash != NULL)
+		keyhash_insert(pending_hash, key, &found);
+	key->next = pending_keys;
+	pending_keys = key;
+	npending_keys++;
+	return key;
+}
+
+/* Before the current subtransaction changes a key: remember what it was. */
+static void
+save_undo(PendingKey *key, int level)
+{
+	PendingUndo *undo;
+
+	if (nundo == undo_size)
+	{
+		size_t		size = Max(undo_size * 2, 64);
+
+		if (undo_stack == NULL)
+			undo_stack = MemoryContextAlloc(TopTransactionContext,
+											size * sizeof(PendingUndo));
+		else
+			undo_stack = repalloc_huge(undo_stack,
+									   size * sizeof(PendingUndo));
+		undo_size = size;
+	}
+	undo = &undo_stack[nundo++];
+	undo->key = key;
+	undo->delta = key->delta;
+	undo->nincrements = key->nincrements;
+	undo->key_level = key->level;
+	undo->level = level;
+	key->level = level;
+}
+
+/*
+ * Add once more to a key that pending_add() returned in the same epoch.
+ * Raises an error when the sum leaves bigint's range.
+ */
+void
+pending_add_again(PendingKey *key, int64 count)
+{
+	int			level = GetCurrentTransactionNestLevel();
+	int64		delta;
+
+	if (unlikely(pg_add_s64_overflow(key->delta, count, &delta)))
+		ereport(ERROR,
+				(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
+				 errmsg("count out of range for type bigint"),
+				 errdetail("The transaction has added " INT64_FORMAT " to the key, and " INT64_FORMAT " was to be added.",
+						   key->delta, count)));
+	if (unlikely(key->level < level))
+	{
+		/* the outermost level has nothing to go back to */
+		if (level > 1)
+			save_undo(key, level);
+		else
+			key->level = level;
+	}
+	key->delta = delta;
+	key->nincrements++;
+}
+
+/* Add to a key of an open buffer, as part of the transaction. */
+PendingKey *
+pending_add(SbBuffer *buffer, const KeyBytes *bytes, int64 count)
+{
+	PendingKey	probe;
+	PendingKey *key;
+
+	probe.buffer = buffer;
+	probe.key = *bytes;
+	key = find_key(&probe);
+	if (key == NULL)
+		key = make_key(buffer, bytes);
+	pending_add_again(key, count);
+	return key;
+}
+
+/* Add to a key of an open buffer at once, outside the transaction. */
+void
+pending_add_now(SbBuffer *buffer, const KeyBytes *key, int64 count)
+{
+	if (!buffer_revalidate(buffer))
+		return;
+	buffer_attach(buffer, true);
+	launcher_ensure();
+	if (count != 0)
+		counters_add_now(buffer->shared, buffer->table, key, count,
+						 buffer_due_time(buffer, GetCurrentTimestamp()));
+	pg_atomic_fetch_add_u64(&buffer->shared->stats[STAT_PUBLISHED],
+							(uint64) count);
+	pg_atomic_fetch_add_u64(&buffer->shared->stats[STAT_INCREMENTS], 1);
+}
+
+/*
+ * Discard what a buffer holds, when the transaction commits, and what the
+ * transaction has added to it.  The caller holds AccessExclusiveLock.
+ */
+void
+pending_truncate(SbBuffer *buffer)
+{
+	PendingBuffer *pending = get_pending_buffer(buffer);
+	int			level = GetCurrentTransactionNestLevel();
+
+	for (PendingKey *key = pending_keys; key != NULL; key = key->next)
+	{
+		if (key->buffer != buffer)
+			continue;
+		if (key->level < level && level > 1)
+			save_undo(key, level);
+		key->delta = 0;
+		key->nincrements = 0;
+	}
+	if (pending->truncate_level == 0)
+		pending->truncate_level = level;
+}
+
+/* Has the transaction truncated the buffer? */
+bool
+pending_truncated(SbBuffer *buffer)
+{
+	return buffer->pending != NULL && buffer->pending->truncate_level > 0;
+}
+
+/* What the transaction has added to a key; false when nothing. */
+bool
+pending_lookup(SbBuffer *buffer, const KeyBytes *bytes, int64 *delta)
+{
+	PendingKey	probe;
+	PendingKey *key;
+
+	probe.buffer = buffer;
+	probe.key = *bytes;
+	key = find_key(&probe);
+	if (key == NULL || key->nincrements == 0)
+		return false;
+	*delta = key->delta;
+	return true;
+}
+
+/* Tell the visitor of every key that the transaction has added to. */
+void
+pending_scan(SbBuffer *buffer, PendingVisitor visit, void *arg)
+{
+	for (PendingKey *key = pending_keys; key != NULL; key = key->next)
+		if (key->buffer == buffer && key->nincrements > 0)
+			visit(&key->key, key->delta, arg);
+}
+
+/* ------------------------------------------------------------------------
+ * Subtransactions
+ * ------------------------------------------------------------------------
+ */
+
+static void
+abort_level(int level)
+{
+	while (nundo > 0 && undo_stack[nundo - 1].level >= level)
+	{
+		PendingUndo *undo = &undo_stack[--nundo];
+
+		undo->key->delta = undo->delta;
+		undo->key->nincrements = undo->nincrements;
+		undo->key->level = undo->key_level;
+	}
+	for (PendingBuffer *pending = pending_buffers; pending;
+		 pending = pending->next)
+	{
+		if (pending->lock_level >= level)
+			pending->lock_level = 0;
+		if (pending->truncate_level >= level)
+			pending->truncate_level = 0;
+	}
+	/* entries are still there, but their relation may not be locked */
+	epoch++;
+}
+
+static void
+commit_level(int level)
+{
+	size_t		first = nundo;
+	size_t		keep;
+
+	while (first > 0 && undo_stack[first - 1].level >= level)
+		first--;
+
+	/* the parent keeps what it has no record of yet */
+	keep = first;
+	for (size_t i = first; i < nundo; i++)
+	{
+		PendingUndo *undo = &undo_stack[i];
+
+		undo->key->level = level - 1;
+		if (level - 1 > 1 && undo->key_level < level - 1)
+		{
+			undo->level = level - 1;
+			undo_stack[keep++] = *undo;
+		}
+	}
+	nundo = keep;
+
+	for (PendingBuffer *pending = pending_buffers; pending;
+		 pending = pending->next)
+	{
+		if (pending->lock_level == level)
+			pending->lock_level = level - 1;
+		if (pending->truncate_level == level)
+			pending->truncate_level = level - 1;
+	}
+}
+
+static void
+subxact_callback(SubXactEvent event, SubTransactionId subid,
+				 SubTransactionId parent_subid, void *arg)
+{
+	if (pending_buffers == NULL)
+		return;
+	if (event == SUBXACT_EVENT_ABORT_SUB)
+		abort_level(GetCurrentTransactionNestLevel());
+	else if (event == SUBXACT_EVENT_COMMIT_SUB)
+		commit_level(GetCurrentTransactionNestLevel());
+}
+
+/* ------------------------------------------------------------------------
+ * The end of the transaction
+ * ------------------------------------------------------------------------
+ */
+
+static void
+report_changed(SbBuffer *buffer)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("cannot commit increments of buffer \"%s\"",
+					NameStr(buffer->name)),
+			 errdetail("The transaction changed the buffer's columns after it incremented."),
+			 errhint("Change the columns in a transaction of its own.")));
+}
+
+/* Everything that can fail: see that each counter is there, and pin it. */
+static void
+prepare_to_publish(void)
+{
+	bool		any = false;
+
+	for (PendingBuffer *pending = pending_buffers; pending;
+		 pending = pending->next)
+	{
+		SbBuffer   *buffer = pending->buffer;
+		uint32		version = buffer->version;
+
+		pending->dropped = !buffer_revalidate(buffer);
+		if (!pending->dropped && buffer->version != version)
+		{
+			for (PendingKey *key = pending_keys; key; key = key->next)
+				if (key->buffer == buffer && key->nincrements > 0)
+					report_changed(buffer);
+		}
+		if (!pending->dropped && pending->truncate_level > 0 &&
+			buffer_attach(buffer, false))
+		{
+			MemoryContext oldcontext;
+
+			oldcontext = MemoryContextSwitchTo(TopTransactionContext);
+			pending->truncate_pins = counters_pin_all(buffer->table,
+													  &pending->ntruncate_pins);
+			MemoryContextSwitchTo(oldcontext);
+		}
+	}
+
+	for (PendingKey *key = pending_keys; key != NULL; key = key->next)
+	{
+		SbBuffer   *buffer = key->buffer;
+		PendingBuffer *pending = buffer->pending;
+
+		if (key->nincrements == 0 || pending->dropped)
+			continue;
+		if (!pending->attached)
+		{
+			buffer_attach(buffer, true);
+			pending->attached = true;
+			any = true;
+		}
+		pending->sum += (uint64) key->delta;
+		pending->nincrements += key->nincrements;
+		if (key->delta == 0)
+			continue;
+		CHECK_FOR_INTERRUPTS();
+		counters_pin(buffer->shared, buffer->table, &key->key, key->delta,
+					 &key->pin);
+	}
+	if (any)
+		launcher_ensure();
+}
+
+/* The transaction has committed: nothing may fail here. */
+static void
+publish(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	for (PendingBuffer *pending = pending_buffers; pending;
+		 pending = pending->next)
+	{
+		SharedBuffer *shared = pending->buffer->shared;
+
+		for (int i = 0; i < pending->ntruncate_pins; i++)
+			counters_clear(shared, &pending->truncate_pins[i]);
+
+		/* before the keys, so that the sums never show less than was stored */
+		if (pending->attached)
+		{
+			pg_atomic_fetch_add_u64(&shared->stats[STAT_PUBLISHED],
+									pending->sum);
+			pg_atomic_fetch_add_u64(&shared->stats[STAT_INCREMENTS],
+									pending->nincrements);
+		}
+	}
+
+	for (PendingKey *key = pending_keys; key != NULL; key = key->next)
+		if (key->pin.counter != NULL)
+			counters_add(key->buffer->shared, &key->pin, key->delta,
+						 buffer_due_time(key->buffer, now));
+}
+
+/* The transaction has rolled back: let go of what was pinned. */
+static void
+unpin_all(void)
+{
+	TimestampTz now = 0;
+
+	for (PendingBuffer *pending = pending_buffers; pending;
+		 pending = pending->next)
+	{
+		for (int i = 0; i < pending->ntruncate_pins; i++)
+			counters_unpin(pending->buffer->shared,
+						   &pending->truncate_pins[i], GetCurrentTimestamp());
+	}
+
+	for (PendingKey *key = pending_keys; key != NULL; key = key->next)
+	{
+		if (key->pin.counter == NULL)
+			continue;
+		if (now == 0)
+			now = GetCurrentTimestamp();
+		counters_unpin(key->buffer->shared, &key->pin,
+					   buffer_due_time(key->buffer, now));
+	}
+}
+
+static void
+forget_all(void)
+{
+	for (PendingBuffer *pending = pending_buffers; pending;
+		 pending = pending->next)
+		pending->buffer->pending = NULL;
+
+	pending_buffers = NULL;
+	pending_keys = NULL;
+	npending_keys = 0;
+	pending_hash = NULL;
+	undo_stack = NULL;
+	nundo = 0;
+	undo_size = 0;
+	epoch++;
+}
+
+static void
+xact_callback(XactEvent event, void *arg)
+{
+	if (pending_buffers == NULL)
+		return;
+
+	switch (event)
+	{
+		case XACT_EVENT_PRE_COMMIT:
+			prepare_to_publish();
+			break;
+		case XACT_EVENT_COMMIT:
+			publish();
+			forget_all();
+			break;
+		case XACT_EVENT_ABORT:
+			unpin_all();
+			forget_all();
+			break;
+		case XACT_EVENT_PRE_PREPARE:
+			for (PendingBuffer *pending = pending_buffers; pending;
+				 pending = pending->next)
+				if (pending->truncate_level > 0)
+					ereport(ERROR,
+							(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+							 errmsg("cannot PREPARE a transaction that has truncated a statbuffer buffer")));
+			for (PendingKey *key = pending_keys; key != NULL; key = key->next)
+				if (key->nincrements > 0)
+					ereport(ERROR,
+							(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+							 errmsg("cannot PREPARE a transaction that has incremented a statbuffer buffer"),
+							 errhint("Use sb_async_increment(), which does not depend on the transaction.")));
+			break;
+		case XACT_EVENT_PREPARE:
+			forget_all();
+			break;
+		case XACT_EVENT_PARALLEL_PRE_COMMIT:
+		case XACT_EVENT_PARALLEL_COMMIT:
+		case XACT_EVENT_PARALLEL_ABORT:
+			/* the functions are parallel restricted */
+			break;
+	}
+}

@@ -1,0 +1,550 @@
+/*-------------------------------------------------------------------------
+ *
+ * schedule.c
+ *	  Which key is due when.
+ *
+ * A hierarchical timing wheel for each buffer, so that the cost of flushing
+ * follows the keys that are due and not the keys that are held.  Slots of the
+ * lowest level are a tick wide, those of the next 64 ticks, and so on; a key
+ * moves down a level when its slot's time begins, three times at the most.
+ *
+ * The wheel belongs to the buffer's worker.  All others push counters on the
+ * inbox without a lock and lower wake_at; see SharedSchedule.  Pushing cannot
+ * fail, because it happens after a commit.
+ *
+ * The worker's steps can fail where a counter's segment is mapped for the
+ * first time.  Therefore each looks up the counter first and moves it then.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "counters.h"
+#include "schedule.h"
+#include "shared.h"
+
+#define SLOT_MASK		(SCHEDULE_SLOTS - 1)
+#define LEVEL_SHIFT(l)	((l) * SCHEDULE_SLOT_BITS)
+
+/* the slot of a level that a tick falls into */
+#define SLOT_OF(level, tick) \
+	((level) * SCHEDULE_SLOTS + (((tick) >> LEVEL_SHIFT(level)) & SLOT_MASK))
+
+/* SharedCounter.slot: level and index, so 256 slots at the most */
+StaticAssertDecl(SCHEDULE_LEVELS * SCHEDULE_SLOTS <= 256,
+				 "slot numbers must fit in a byte");
+
+static void insert_into_wheel(SharedSchedule *schedule,
+							  SharedCounter *counter, dsa_pointer self);
+static void append_due(SharedSchedule *schedule, SharedCounter *counter,
+					   dsa_pointer self);
+
+static inline SharedCounter *
+counter_at(dsa_pointer pointer)
+{
+	return dsa_get_address(shared_area, pointer);
+}
+
+static inline int64
+due_tick(SharedCounter *counter)
+{
+	int64		due = (int64) pg_atomic_read_u64(&counter->due_at);
+
+	/* an overdue key may lie before the epoch when a clock was set wrong */
+	if (due <= 0)
+		return 0;
+	if (due > SCHEDULE_NEVER - SCHEDULE_TICK_USECS)
+		return SCHEDULE_NEVER / SCHEDULE_TICK_USECS;
+	return (due + SCHEDULE_TICK_USECS - 1) / SCHEDULE_TICK_USECS;
+}
+
+void
+schedule_init(SharedSchedule *schedule, TimestampTz now)
+{
+	pg_atomic_init_u64(&schedule->inbox, InvalidDsaPointer);
+	pg_atomic_init_u64(&schedule->wake_at, SCHEDULE_NEVER);
+	pg_atomic_init_u64(&schedule->first_due, SCHEDULE_NEVER);
+	schedule->drained = InvalidDsaPointer;
+	schedule->tick = now / SCHEDULE_TICK_USECS;
+	schedule->due_head = InvalidDsaPointer;
+	schedule->due_tail = InvalidDsaPointer;
+	schedule->nscheduled = 0;
+	for (int i = 0; i < lengthof(schedule->slots); i++)
+	{
+		schedule->slots[i].head = InvalidDsaPointer;
+		schedule->slots[i].earliest = SCHEDULE_NEVER;
+	}
+}
+
+/*
+ * Put a counter, whose LINKED bit the caller has just set, on the inbox.
+ *
+ * Takes no lock, cannot fail.  The caller calls schedule_wake() afterwards.
+ */
+void
+schedule_push(SharedBuffer *buffer, SharedCounter *counter, dsa_pointer self)
+{
+	SharedSchedule *schedule = &buffer->schedule;
+	uint64		head = pg_atomic_read_u64(&schedule->inbox);
+
+	Assert(pg_atomic_read_u32(&counter->pins) & COUNTER_LINKED);
+
+	/* the worker takes the list whole, so that a head can't come back */
+	do
+	{
+		counter->next = head;
+	} while (!pg_atomic_compare_exchange_u64(&schedule->inbox, &head, self));
+}
+
+/* Set a time to `when' if that is earlier; returns whether it was. */
+static bool
+lower(pg_atomic_uint64 *time, TimestampTz when)
+{
+	uint64		old = pg_atomic_read_u64(time);
+
+	while ((TimestampTz) old > when)
+		if (pg_atomic_compare_exchange_u64(time, &old, (uint64) when))
+			return true;
+	return false;
+}
+
+/*
+ * See to it that a process looks at the buffer at `when' or earlier.
+ *
+ * Takes no lock, cannot fail.  What the process shall find there was written
+ * before; the atomic operations order it against schedule_sleep_until().
+ */
+void
+schedule_wake(SharedBuffer *buffer, TimestampTz when)
+{
+	SharedSchedule *schedule = &buffer->schedule;
+
+	pg_memory_barrier();
+	(void) lower(&schedule->first_due, when);
+	if (lower(&schedule->wake_at, when))
+		schedule_poke(buffer);
+}
+
+/*
+ * Wake the worker, or the launcher when there is none.  Takes no lock, cannot
+ * fail.
+ */
+void
+schedule_poke(SharedBuffer *buffer)
+{
+	/*
+	 * A worker that is leaving tells the launcher when it has left, so a
+	 * latch that is no longer the right one does no harm.
+	 */
+	Latch	   *latch = *(Latch *volatile *) &buffer->worker_latch;
+
+	if (latch != NULL)
+		SetLatch(latch);
+	else
+		shared_wake_launcher();
+}
+
+/* Did anyone ask for something that is not a matter of time? */
+bool
+schedule_has_requests(SharedBuffer *buffer)
+{
+	return pg_atomic_read_u32(&buffer->recheck) != 0 ||
+		pg_atomic_read_u32(&buffer->flush_all) != 0 ||
+		DsaPointerIsValid(buffer->flush_taken) ||
+		DsaPointerIsValid(pg_atomic_read_u64(&buffer->flush_requests)) ||
+		pg_atomic_read_u64(&buffer->drain_asked) !=
+		pg_atomic_read_u64(&buffer->drain_done);
+}
+
+/* Does the buffer want a worker?  For the launcher; needs no lock. */
+bool
+schedule_has_work(SharedBuffer *buffer)
+{
+	SharedSchedule *schedule = &buffer->schedule;
+
+	if (pg_atomic_read_u32(&buffer->recheck) != 0)
+		return true;
+	if (pg_atomic_read_u32(&buffer->parked) != 0)
+		return false;
+	return schedule_has_requests(buffer) ||
+		DsaPointerIsValid(pg_atomic_read_u64(&schedule->inbox)) ||
+		DsaPointerIsValid(schedule->drained) ||
+		DsaPointerIsValid(schedule->due_head) ||
+		schedule->nscheduled > 0;
+}
+
+/* ------------------------------------------------------------------------
+ * What follows is for the buffer's worker alone.
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Appending to the list of due keys looks at its tail.  Call this before
+ * anything is taken off a list to be put there.
+ */
+static inline void
+map_due_tail(SharedSchedule *schedule)
+{
+	(void) counter_at(schedule->due_tail);
+}
+
+/* Sort the newly scheduled counters in. */
+static void
+drain_inbox(SharedSchedule *schedule)
+{
+	map_due_tail(schedule);
+	for (;;)
+	{
+		while (DsaPointerIsValid(schedule->drained))
+		{
+			dsa_pointer self = schedule->drained;
+			SharedCounter *counter = counter_at(self);
+
+			schedule->drained = counter->next;
+			insert_into_wheel(schedule, counter, self);
+		}
+
+		if (!DsaPointerIsValid(pg_atomic_read_u64(&schedule->inbox)))
+			break;
+		schedule->drained = pg_atomic_exchange_u64(&schedule->inbox,
+												   InvalidDsaPointer);
+	}
+}
+
+/*
+ * The first tick after the current one at which a slot begins that is not
+ * empty; SCHEDULE_NEVER when the wheel is empty.
+ */
+static int64
+next_event(SharedSchedule *schedule)
+{
+	int64		event = SCHEDULE_NEVER;
+
+	for (int level = 0; level < SCHEDULE_LEVELS; level++)
+	{
+		int64		turn = schedule->tick >> LEVEL_SHIFT(level);
+
+		/*
+		 * The slot that the wheel stands on was emptied when it got there, so
+		 * what is in it now belongs to the next time around.
+		 */
+		for (int k = 1; k <= SCHEDULE_SLOTS; k++)
+		{
+			if (DsaPointerIsValid(schedule->slots[level * SCHEDULE_SLOTS + ((turn + k) & SLOT_MASK)].head))
+			{
+				event = Min(event, (turn + k) << LEVEL_SHIFT(level));
+				break;
+			}
+		}
+	}
+	return event;
+}
+
+/* Sort the counters of a slot in again, as seen from the current tick. */
+static void
+empty_slot(SharedSchedule *schedule, SharedSlot *slot)
+{
+	dsa_pointer list = slot->head;
+
+	if (!DsaPointerIsValid(list))
+		return;
+
+	/*
+	 * A counter can come back to this slot, so the list has to be cut off
+	 * from it first.  Going through it maps every segment that is needed:
+	 * after that nothing can fail.
+	 */
+	map_due_tail(schedule);
+	for (dsa_pointer p = list; DsaPointerIsValid(p); p = counter_at(p)->next)
+		;
+	slot->head = InvalidDsaPointer;
+	slot->earliest = SCHEDULE_NEVER;
+
+	while (DsaPointerIsValid(list))
+	{
+		dsa_pointer self = list;
+		SharedCounter *counter = counter_at(self);
+
+		list = counter->next;
+		schedule->nscheduled--;
+		insert_into_wheel(schedule, counter, self);
+	}
+}
+
+/*
+ * Take in what was pushed and bring the wheel to `now'.  What is due then is
+ * what schedule_pop_due() returns.
+ */
+void
+schedule_advance(SharedBuffer *buffer, TimestampTz now)
+{
+	SharedSchedule *schedule = &buffer->schedule;
+	int64		target = now / SCHEDULE_TICK_USECS;
+
+	for (;;)
+	{
+		int64		event = next_event(schedule);
+
+		if (event > target)
+			break;
+
+		schedule->tick = event;
+		for (int level = SCHEDULE_LEVELS - 1; level >= 0; level--)
+		{
+			if ((event & ((INT64CONST(1) << LEVEL_SHIFT(level)) - 1)) == 0)
+				empty_slot(schedule, &schedule->slots[SLOT_OF(level, event)]);
+		}
+	}
+	if (schedule->tick < target)
+		schedule->tick = target;
+
+	drain_inbox(schedule);
+}
+
+/* Put a counter where it belongs by its due time. */
+static void
+insert_into_wheel(SharedSchedule *schedule, SharedCounter *counter,
+				  dsa_pointer self)
+{
+	int64		due = due_tick(counter);
+	int64		delta = due - schedule->tick;
+	int			level;
+	SharedSlot *slot;
+
+	if (delta <= 0)
+	{
+		append_due(schedule, counter, self);
+		return;
+	}
+
+	/* beyond the widest level: comes by again when the wheel has turned */
+	if (delta >= INT64CONST(1) << LEVEL_SHIFT(SCHEDULE_LEVELS))
+	{
+		delta = (INT64CONST(1) << LEVEL_SHIFT(SCHEDULE_LEVELS)) - 1;
+		due = schedule->tick + delta;
+	}
+
+	for (level = 0; delta >= INT64CONST(1) << LEVEL_SHIFT(level + 1); level++)
+		;
+	Assert(level < SCHEDULE_LEVELS);
+
+	counter->slot = SLOT_OF(level, due);
+	slot = &schedule->slots[counter->slot];
+	counter->next = slot->head;
+	slot->head = self;
+	slot->earliest = Min(slot->earliest, due * SCHEDULE_TICK_USECS);
+	schedule->nscheduled++;
+}
+
+static void
+append_due(SharedSchedule *schedule, SharedCounter *counter, dsa_pointer self)
+{
+	counter->next = InvalidDsaPointer;
+	if (DsaPointerIsValid(schedule->due_tail))
+		counter_at(schedule->due_tail)->next = self;
+	else
+		schedule->due_head = self;
+	schedule->due_tail = self;
+}
+
+/* Schedule a counter whose LINKED bit the worker has just set. */
+void
+schedule_add(SharedBuffer *buffer, SharedCounter *counter, dsa_pointer self)
+{
+	Assert(pg_atomic_read_u32(&counter->pins) & COUNTER_LINKED);
+	insert_into_wheel(&buffer->schedule, counter, self);
+}
+
+/* The same, but it is due before all others. */
+void
+schedule_add_first(SharedBuffer *buffer, SharedCounter *counter,
+				   dsa_pointer self)
+{
+	SharedSchedule *schedule = &buffer->schedule;
+
+	Assert(pg_atomic_read_u32(&counter->pins) & COUNTER_LINKED);
+	counter->next = schedule->due_head;
+	schedule->due_head = self;
+	if (!DsaPointerIsValid(schedule->due_tail))
+		schedule->due_tail = self;
+}
+
+/*
+ * Take the first key that is due off its list; InvalidDsaPointer when there
+ * is none.  The caller clears its LINKED bit.
+ */
+dsa_pointer
+schedule_pop_due(SharedBuffer *buffer)
+{
+	SharedSchedule *schedule = &buffer->schedule;
+	dsa_pointer self = schedule->due_head;
+
+	if (DsaPointerIsValid(self))
+	{
+		schedule->due_head = counter_at(self)->next;
+		if (!DsaPointerIsValid(schedule->due_head))
+			schedule->due_tail = InvalidDsaPointer;
+	}
+	return self;
+}
+
+/* Make one key due that is linked somewhere. */
+void
+schedule_make_due(SharedBuffer *buffer, SharedCounter *counter,
+				  dsa_pointer self)
+{
+	SharedSchedule *schedule = &buffer->schedule;
+	SharedSlot *slot;
+	dsa_pointer *link;
+
+	drain_inbox(schedule);
+
+	/* it is in the slot that it remembers, or due already */
+	slot = &schedule->slots[counter->slot];
+	for (link = &slot->head; DsaPointerIsValid(*link);
+		 link = &counter_at(*link)->next)
+	{
+		if (*link == self)
+		{
+			*link = counter->next;
+			schedule->nscheduled--;
+			append_due(schedule, counter, self);
+			return;
+		}
+	}
+}
+
+/* Empty all slots, and sort what was in them in again. */
+static void
+rebuild(SharedSchedule *schedule, int64 usecs, int64 tick, int64 latest)
+{
+	dsa_pointer all = InvalidDsaPointer;
+
+	drain_inbox(schedule);
+
+	/* map what is needed before anything is moved */
+	for (int i = 0; i < lengthof(schedule->slots); i++)
+		for (dsa_pointer p = schedule->slots[i].head; DsaPointerIsValid(p);
+			 p = counter_at(p)->next)
+			;
+
+	for (int i = 0; i < lengthof(schedule->slots); i++)
+	{
+		SharedSlot *slot = &schedule->slots[i];
+
+		while (DsaPointerIsValid(slot->head))
+		{
+			dsa_pointer self = slot->head;
+			SharedCounter *counter = counter_at(self);
+			int64		due = (int64) pg_atomic_read_u64(&counter->due_at);
+
+			slot->head = counter->next;
+			counter->next = all;
+			all = self;
+
+			/* a failing key keeps to its back-off */
+			if (counter->failures == 0)
+				due += usecs;
+			pg_atomic_write_u64(&counter->due_at, Max(Min(due, latest), 1));
+		}
+		slot->earliest = SCHEDULE_NEVER;
+	}
+
+	schedule->nscheduled = 0;
+	schedule->tick = tick;
+	while (DsaPointerIsValid(all))
+	{
+		dsa_pointer self = all;
+		SharedCounter *counter = counter_at(self);
+
+		all = counter->next;
+		insert_into_wheel(schedule, counter, self);
+	}
+}
+
+/* Make every key due that is scheduled, failing ones too. */
+void
+schedule_make_all_due(SharedBuffer *buffer, TimestampTz now)
+{
+	rebuild(&buffer->schedule, 0, now / SCHEDULE_TICK_USECS,
+			now - SCHEDULE_TICK_USECS);
+}
+
+/*
+ * Set a flag in SharedCounter.pins of every key that is due, and return how
+ * many didn't have it.
+ */
+uint64
+schedule_mark_due(SharedBuffer *buffer, uint32 flag)
+{
+	uint64		marked = 0;
+	SharedCounter *counter;
+
+	for (dsa_pointer p = buffer->schedule.due_head; DsaPointerIsValid(p);
+		 p = counter->next)
+	{
+		counter = counter_at(p);
+		if ((pg_atomic_fetch_or_u32(&counter->pins, flag) & flag) == 0)
+			marked++;
+	}
+	return marked;
+}
+
+/*
+ * Move every key's time by so much, and the wheel to `now', be it earlier
+ * than where the wheel stands: for a changed interval, or a clock that was
+ * set back.
+ */
+void
+schedule_shift(SharedBuffer *buffer, int64 usecs, TimestampTz now)
+{
+	rebuild(&buffer->schedule, usecs, now / SCHEDULE_TICK_USECS,
+			SCHEDULE_NEVER);
+}
+
+/*
+ * The time of the first key that comes due, 0 when some are due already,
+ * SCHEDULE_NEVER when none is scheduled.
+ */
+TimestampTz
+schedule_next(SharedBuffer *buffer)
+{
+	SharedSchedule *schedule = &buffer->schedule;
+	TimestampTz next = SCHEDULE_NEVER;
+
+	if (DsaPointerIsValid(schedule->due_head))
+		return 0;
+	for (int i = 0; i < lengthof(schedule->slots); i++)
+		if (DsaPointerIsValid(schedule->slots[i].head))
+			next = Min(next, schedule->slots[i].earliest);
+	return next;
+}
+
+/*
+ * Announce that the first key is due at `next', and that nobody looks at the
+ * buffer before `when'.  Returns false when something came in meanwhile; then
+ * the worker stays awake.
+ */
+bool
+schedule_sleep_until(SharedBuffer *buffer, TimestampTz next, TimestampTz when)
+{
+	pg_atomic_write_u64(&buffer->schedule.first_due, (uint64) next);
+	pg_atomic_write_u64(&buffer->schedule.wake_at, (uint64) when);
+	pg_memory_barrier();
+	if (DsaPointerIsValid(pg_atomic_read_u64(&buffer->schedule.inbox)))
+	{
+		schedule_awake(buffer);
+		return false;
+	}
+	return true;
+}
+
+/* Announce that the worker looks by itself, and need not be woken. */
+void
+schedule_awake(SharedBuffer *buffer)
+{
+	pg_atomic_write_u64(&buffer->schedule.wake_at, 0);
+	pg_memory_barrier();
+}

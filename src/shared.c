@@ -1,0 +1,429 @@
+/*-------------------------------------------------------------------------
+ *
+ * shared.c
+ *	  The shared memory area and the registry of buffers.
+ *
+ * A small struct in the main segment (SharedControl) leads to one DSA area,
+ * which holds the registry, a dshash table of SharedBuffer, and all counters.
+ * When the library is not preloaded, the struct comes out of the reserve that
+ * the server keeps in its main segment, and is made by the first process
+ * that needs it.
+ *
+ * The lock order stands at SharedControl in shared.h.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "compat.h"
+#include "counters.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "shared.h"
+#include "statbuffer.h"
+#include "storage/ipc.h"
+#include "storage/shmem.h"
+#include "utils/memutils.h"
+
+/* how long to wait for a launcher that was registered before another is */
+#define LAUNCHER_START_MSECS	10000
+
+SharedControl *shared_control = NULL;
+dsa_area   *shared_area = NULL;
+dshash_table *shared_registry = NULL;
+
+/* Reserve room in the main segment, from shmem_request_hook. */
+void
+shared_request(void)
+{
+	RequestAddinShmemSpace(MAXALIGN(sizeof(SharedControl)));
+}
+
+static void
+attach_control(void)
+{
+	SharedControl *control;
+	bool		found;
+
+	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+	control = ShmemInitStruct("statbuffer", sizeof(SharedControl), &found);
+	if (!found)
+	{
+		memset(control, 0, sizeof(SharedControl));
+		control->tranche_control = LWLockNewTrancheId();
+		control->tranche_area = LWLockNewTrancheId();
+		control->tranche_registry = LWLockNewTrancheId();
+		control->tranche_counters = LWLockNewTrancheId();
+		control->tranche_buffer = LWLockNewTrancheId();
+		LWLockInitialize(&control->lock, control->tranche_control);
+		pg_atomic_init_u32(&control->waiting, 0);
+	}
+	LWLockRelease(AddinShmemInitLock);
+
+	LWLockRegisterTranche(control->tranche_control, "statbuffer_control");
+	LWLockRegisterTranche(control->tranche_area, "statbuffer_area");
+	LWLockRegisterTranche(control->tranche_registry, "statbuffer_registry");
+	LWLockRegisterTranche(control->tranche_counters, "statbuffer_counters");
+	LWLockRegisterTranche(control->tranche_buffer, "statbuffer_buffer");
+	shared_control = control;
+}
+
+/*
+ * Attach this process to the area for the rest of its life.
+ *
+ * With `create' the area is made when it is not there; otherwise returns
+ * false then.  Raises an error when memory is out.
+ */
+bool
+shared_attach(bool create)
+{
+	dshash_parameters params = {
+		.key_size = sizeof(SharedBufferKey),
+		.entry_size = sizeof(SharedBuffer),
+		.compare_function = dshash_memcmp,
+		.hash_function = dshash_memhash,
+		COMPAT_DSHASH_COPY_MEMCPY
+	};
+	MemoryContext oldcontext;
+	dsa_area   *area;
+	dshash_table *registry;
+
+	if (shared_registry != NULL)
+		return true;
+
+	if (shared_control == NULL)
+		attach_control();
+	params.tranche_id = shared_control->tranche_registry;
+
+	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
+	if (!shared_control->ready && !create)
+	{
+		LWLockRelease(&shared_control->lock);
+		return false;
+	}
+
+	oldcontext = MemoryContextSwitchTo(TopMemoryContext);
+	if (shared_control->ready)
+	{
+		/* an earlier attempt may have come half way */
+		if (shared_area == NULL)
+		{
+			area = dsa_attach(shared_control->area);
+			dsa_pin_mapping(area);
+			shared_area = area;
+		}
+		registry = dshash_attach(shared_area, &params,
+								 shared_control->registry, NULL);
+	}
+	else
+	{
+		/*
+		 * Until it is pinned the area belongs to this process, and goes away
+		 * if the registry can't be made.
+		 */
+		area = dsa_create(shared_control->tranche_area);
+		registry = dshash_create(area, &params, NULL);
+		dsa_set_size_limit(area, (size_t) statbuffer_max_memory * 1024);
+		dsa_pin(area);
+		dsa_pin_mapping(area);
+		shared_control->area = dsa_get_handle(area);
+		shared_control->registry = dshash_get_hash_table_handle(registry);
+		shared_control->ready = true;
+		shared_area = area;
+	}
+	shared_registry = registry;
+	MemoryContextSwitchTo(oldcontext);
+	LWLockRelease(&shared_control->lock);
+
+	return true;
+}
+
+/* Put statbuffer.max_memory into force. */
+void
+shared_set_limit(void)
+{
+	dsa_set_size_limit(shared_area, (size_t) statbuffer_max_memory * 1024);
+}
+
+/*
+ * Find a buffer in the registry; NULL when it is not there.
+ *
+ * The caller holds a lock on the relation, or is the buffer's worker, so that
+ * the buffer stays.
+ */
+SharedBuffer *
+shared_find_buffer(Oid dboid, Oid relid)
+{
+	SharedBufferKey key = {dboid, relid};
+	SharedBuffer *buffer;
+
+	buffer = dshash_find(shared_registry, &key, false);
+	if (buffer != NULL)
+		dshash_release_lock(shared_registry, buffer);
+	return buffer;
+}
+
+/*
+ * Find a buffer in the registry, or make it.  The caller holds RowShareLock
+ * or more on the relation.  Raises an error when memory is out.
+ */
+SharedBuffer *
+shared_make_buffer(Oid dboid, Oid relid, Oid owner, uint64 shape)
+{
+	SharedBufferKey key = {dboid, relid};
+	SharedBuffer *buffer;
+	dshash_table *table;
+	bool		found;
+
+	buffer = shared_find_buffer(dboid, relid);
+	if (buffer != NULL)
+		return buffer;
+
+	/* made beforehand, because it can fail */
+	table = counters_create_table();
+	PG_TRY();
+	{
+		buffer = dshash_find_or_insert(shared_registry, &key, &found);
+	}
+	PG_CATCH();
+	{
+		dshash_destroy(table);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+
+	if (!found)
+	{
+		TimestampTz now = GetCurrentTimestamp();
+
+		memset((char *) buffer + sizeof(SharedBufferKey), 0,
+			   sizeof(SharedBuffer) - sizeof(SharedBufferKey));
+		buffer->table = dshash_get_hash_table_handle(table);
+		buffer->table_number = 1;
+		pg_atomic_init_u64(&buffer->shape, shape);
+		pg_atomic_init_u32(&buffer->owner, owner);
+		pg_atomic_init_u64(&buffer->nkeys, 0);
+		pg_atomic_init_u64(&buffer->nbytes, 0);
+		pg_atomic_init_u64(&buffer->flush_requests, InvalidDsaPointer);
+		buffer->flush_taken = InvalidDsaPointer;
+		pg_atomic_init_u32(&buffer->flush_all, 0);
+		pg_atomic_init_u32(&buffer->recheck, 0);
+		pg_atomic_init_u32(&buffer->parked, 0);
+		pg_atomic_init_u64(&buffer->drain_asked, 0);
+		pg_atomic_init_u64(&buffer->drain_done, 0);
+		pg_atomic_init_u64(&buffer->drain_round, 0);
+		pg_atomic_init_u64(&buffer->drain_keys, 0);
+		ConditionVariableInit(&buffer->drain_cv);
+		pg_atomic_init_u64(&buffer->in_flight, 0);
+		pg_atomic_init_u32(&buffer->failing, 0);
+		pg_atomic_init_u64(&buffer->last_flush, 0);
+		for (int i = 0; i < STAT_COUNT; i++)
+			pg_atomic_init_u64(&buffer->stats[i], 0);
+		LWLockInitialize(&buffer->lock, shared_control->tranche_buffer);
+		buffer->stats_reset = now;
+		schedule_init(&buffer->schedule, now);
+	}
+	dshash_release_lock(shared_registry, buffer);
+
+	if (found)
+		dshash_destroy(table);
+	else
+		dshash_detach(table);
+	return buffer;
+}
+
+/*
+ * Remove a buffer that the caller has claimed as its worker would, and whose
+ * counters and table it has freed.
+ */
+void
+shared_remove_buffer(SharedBuffer *buffer)
+{
+	SharedBufferKey key = buffer->key;
+
+	Assert(buffer->worker_pid == MyProcPid);
+	dshash_delete_key(shared_registry, &key);
+}
+
+/*
+ * Become the worker of a buffer.  Returns NULL when it is gone, or has a
+ * worker.  The caller sees to it that shared_release_worker() is called or
+ * the buffer removed, however the process ends.
+ */
+SharedBuffer *
+shared_claim_worker(Oid dboid, Oid relid)
+{
+	SharedBufferKey key = {dboid, relid};
+	SharedBuffer *buffer;
+	bool		claimed = false;
+
+	/* the partition's lock keeps the buffer until it is ours */
+	buffer = dshash_find(shared_registry, &key, false);
+	if (buffer == NULL)
+		return NULL;
+
+	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
+	if (buffer->worker_pid == 0)
+	{
+		buffer->worker_pid = MyProcPid;
+		buffer->worker_latch = MyLatch;
+		buffer->worker_connected = false;
+		claimed = true;
+	}
+	LWLockRelease(&shared_control->lock);
+	dshash_release_lock(shared_registry, buffer);
+	return claimed ? buffer : NULL;
+}
+
+/*
+ * Cease to be the worker of a buffer, and let the launcher see to what is
+ * left there.
+ */
+void
+shared_release_worker(SharedBuffer *buffer)
+{
+	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
+	Assert(buffer->worker_pid == MyProcPid);
+	buffer->worker_pid = 0;
+	buffer->worker_latch = NULL;
+	buffer->left_at = GetCurrentTimestamp();
+	LWLockRelease(&shared_control->lock);
+
+	shared_wake_launcher();
+}
+
+/* Become the launcher; false when there is one. */
+bool
+shared_claim_launcher(void)
+{
+	bool		claimed = false;
+
+	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
+	if (shared_control->launcher_pid == 0)
+	{
+		shared_control->launcher_pid = MyProcPid;
+		shared_control->launcher_latch = MyLatch;
+		claimed = true;
+	}
+	LWLockRelease(&shared_control->lock);
+	return claimed;
+}
+
+void
+shared_release_launcher(void)
+{
+	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
+	Assert(shared_control->launcher_pid == MyProcPid);
+	shared_control->launcher_pid = 0;
+	shared_control->launcher_latch = NULL;
+	shared_control->launcher_asked = 0;
+	LWLockRelease(&shared_control->lock);
+}
+
+/* Takes no lock, cannot fail.  Without a launcher does nothing. */
+void
+shared_wake_launcher(void)
+{
+	Latch	   *latch = *(Latch *volatile *) &shared_control->launcher_latch;
+
+	if (latch != NULL)
+		SetLatch(latch);
+}
+
+/*
+ * Is it on the caller to register a launcher?  Says so to one caller at a
+ * time, and again only when the launcher has not come up for a while.
+ */
+bool
+shared_needs_launcher(void)
+{
+	TimestampTz now;
+	bool		needed;
+
+	/* the usual case, without a lock */
+	if (*(volatile pid_t *) &shared_control->launcher_pid != 0)
+		return false;
+
+	now = GetCurrentTimestamp();
+	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
+	needed = shared_control->launcher_pid == 0 &&
+		(shared_control->launcher_asked == 0 ||
+		 TimestampDifferenceExceeds(shared_control->launcher_asked, now,
+									LAUNCHER_START_MSECS));
+	if (needed)
+		shared_control->launcher_asked = now;
+	LWLockRelease(&shared_control->lock);
+	return needed;
+}
+
+/*
+ * Keep workers out of a database until then; a time in the past lets them in
+ * again.
+ */
+void
+shared_evict_database(Oid dboid, TimestampTz until)
+{
+	int			slot = 0;
+
+	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < SHARED_EVICTIONS; i++)
+	{
+		if (shared_control->evictions[i].dboid == dboid)
+		{
+			slot = i;
+			break;
+		}
+		if (shared_control->evictions[i].until <
+			shared_control->evictions[slot].until)
+			slot = i;
+	}
+	shared_control->evictions[slot].dboid = dboid;
+	shared_control->evictions[slot].until = until;
+	LWLockRelease(&shared_control->lock);
+}
+
+/* Until when workers must keep out of a database; 0 for not at all. */
+TimestampTz
+shared_evicted_until(Oid dboid)
+{
+	TimestampTz until = 0;
+
+	LWLockAcquire(&shared_control->lock, LW_SHARED);
+	for (int i = 0; i < SHARED_EVICTIONS; i++)
+		if (shared_control->evictions[i].dboid == dboid)
+			until = shared_control->evictions[i].until;
+	LWLockRelease(&shared_control->lock);
+	return until > GetCurrentTimestamp() ? until : 0;
+}
+
+/*
+ * Remember a buffer's last error.  `broken' tells that the buffer itself
+ * fails (its shape, owner or handler), and not only a key.
+ */
+void
+shared_set_error(SharedBuffer *buffer, const char *message, bool broken)
+{
+	int			len = pg_mbcliplen(message, strlen(message),
+								   SHARED_ERROR_SIZE - 1);
+
+	LWLockAcquire(&buffer->lock, LW_EXCLUSIVE);
+	memcpy(buffer->last_error, message, len);
+	buffer->last_error[len] = '\0';
+	buffer->last_error_at = GetCurrentTimestamp();
+	buffer->broken = broken;
+	LWLockRelease(&buffer->lock);
+}
+
+/* The buffer works again; its last error stays to be read. */
+void
+shared_mend(SharedBuffer *buffer)
+{
+	if (buffer->broken)
+	{
+		LWLockAcquire(&buffer->lock, LW_EXCLUSIVE);
+		buffer->broken = false;
+		LWLockRelease(&buffer->lock);
+	}
+}

@@ -1,0 +1,197 @@
+/*-------------------------------------------------------------------------
+ *
+ * shared.h
+ *	  The shared memory area, the registry of buffers, and the lock order.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef STATBUFFER_SHARED_H
+#define STATBUFFER_SHARED_H
+
+#include "lib/dshash.h"
+#include "port/atomics.h"
+#include "schedule.h"
+#include "storage/condition_variable.h"
+#include "storage/latch.h"
+#include "storage/lwlock.h"
+#include "utils/dsa.h"
+#include "utils/timestamp.h"
+
+#define SHARED_ERROR_SIZE	512
+#define SHARED_EVICTIONS	8
+
+/* A request of sb_flush: a counter, pinned until the worker has seen it. */
+typedef struct SharedFlushRequest
+{
+	dsa_pointer next;
+	dsa_pointer counter;
+} SharedFlushRequest;
+
+/*
+ * Totals since the buffer was registered.  They only grow; a reset remembers
+ * where they stood.  The sums of counts wrap silently (they are used only as
+ * differences), so they are unsigned.
+ */
+typedef enum SharedStat
+{
+	STAT_INCREMENTS,			/* increments published */
+	STAT_PUBLISHED,				/* sum of the counts published */
+	STAT_FLUSHED_KEYS,
+	STAT_FLUSHED_COUNT,			/* sum of the counts stored */
+	STAT_HANDLER_CALLS,
+	STAT_FAILURES,
+	STAT_DISCARDED,				/* sum of the counts given up */
+	STAT_COUNT
+} SharedStat;
+
+typedef struct SharedBufferKey
+{
+	Oid			dboid;
+	Oid			relid;
+} SharedBufferKey;
+
+/*
+ * A buffer, as all processes see it: an entry of the registry.
+ *
+ * It is made by the first transaction that publishes to the buffer and
+ * removed when the relation or its database is gone, by the buffer's worker
+ * or the launcher.  The address stays good as long as the entry does.
+ *
+ * Who reads or writes the table of counters holds RowShareLock or more on the
+ * relation, to the end of its transaction.  So the worker may replace an
+ * empty table under ExclusiveLock, and nobody works in a table that is being
+ * destroyed with its relation.
+ */
+typedef struct SharedBuffer
+{
+	SharedBufferKey key;		/* must be first */
+
+	/*
+	 * The table of counters, the form of the keys in it, and a number that
+	 * changes when the table is replaced.  Written under ExclusiveLock on the
+	 * relation, read under RowShareLock.
+	 */
+	dshash_table_handle table;
+	uint32		table_number;
+	pg_atomic_uint64 shape;
+
+	/* the relation's owner, as whom its worker connects */
+	pg_atomic_uint32 owner;
+
+	/* keys held and the bytes that they take; changed with the table */
+	pg_atomic_uint64 nkeys;
+	pg_atomic_uint64 nbytes;
+
+	/* requests to the worker; whoever makes one calls schedule_poke() after */
+	pg_atomic_uint64 flush_requests;	/* list of SharedFlushRequest */
+	dsa_pointer flush_taken;	/* (w) those that the worker has taken */
+	pg_atomic_uint32 flush_all;
+	pg_atomic_uint32 recheck;	/* the definition may have changed */
+	pg_atomic_uint32 parked;	/* stopped: no worker is wanted (w) */
+	pg_atomic_uint64 drain_asked;	/* number of the last sb_drain() */
+	pg_atomic_uint64 drain_done;	/* the last one that is satisfied */
+	pg_atomic_uint64 drain_round;	/* (w) the one that is worked on */
+	pg_atomic_uint64 drain_keys;	/* (w) keys still to flush for it */
+	ConditionVariable drain_cv; /* broadcast when drain_done changes */
+
+	/*
+	 * The worker.  Written under SharedControl.lock; read without it only to
+	 * choose a latch to set, where a wrong guess costs a needless wake-up.
+	 */
+	pid_t		worker_pid;		/* 0: none */
+	Latch	   *worker_latch;	/* of its PGPROC, which is never freed */
+	bool		worker_connected;	/* the last one came up */
+	int			start_failures; /* how many in a row didn't */
+	TimestampTz start_after;	/* no worker is started before this */
+	TimestampTz left_at;		/* when the last worker left */
+
+	/* taken and not settled: written by the worker, read by anyone */
+	pg_atomic_uint64 in_flight;
+	pg_atomic_uint32 failing;	/* keys whose last attempt failed */
+	pg_atomic_uint64 last_flush;
+
+	/* statistics; see SharedStat */
+	pg_atomic_uint64 stats[STAT_COUNT];
+
+	/* protects what follows, and the errors that counters point to */
+	LWLock		lock;
+	uint64		stats_base[STAT_COUNT]; /* stats at the last reset */
+	TimestampTz stats_reset;
+	TimestampTz last_error_at;	/* 0: none */
+	char		last_error[SHARED_ERROR_SIZE];
+	bool		broken;			/* the buffer itself fails, not a key */
+
+	SharedSchedule schedule;
+} SharedBuffer;
+
+/*
+ * The root of everything, in the main shared memory segment.
+ *
+ * Lock order: heavyweight locks; a registry partition; SharedControl.lock; a
+ * partition of a table of counters; SharedBuffer.lock; the locks of dsa.c.
+ * Under an LWLock of ours nothing waits on a latch, runs SQL or reads
+ * catalogs.
+ */
+typedef struct SharedControl
+{
+	LWLock		lock;			/* protects all that isn't said otherwise */
+
+	/* constant once made */
+	int			tranche_control;
+	int			tranche_area;
+	int			tranche_registry;
+	int			tranche_counters;
+	int			tranche_buffer;
+
+	/* written once, together, when the first process needs the area */
+	bool		ready;
+	dsa_handle	area;
+	dshash_table_handle registry;
+
+	/* the launcher; the latch is read without the lock as the worker's is */
+	pid_t		launcher_pid;	/* 0: none */
+	Latch	   *launcher_latch;
+	TimestampTz launcher_asked; /* when one was last registered */
+
+	/* buffers with due keys and no free slot; written by the launcher */
+	pg_atomic_uint32 waiting;
+
+	/* databases that workers must keep out of for a while */
+	struct
+	{
+		Oid			dboid;
+		TimestampTz until;
+	}			evictions[SHARED_EVICTIONS];
+} SharedControl;
+
+extern SharedControl *shared_control;
+extern dsa_area *shared_area;
+extern dshash_table *shared_registry;
+
+extern void shared_request(void);
+extern bool shared_attach(bool create);
+extern void shared_set_limit(void);
+
+extern SharedBuffer *shared_find_buffer(Oid dboid, Oid relid);
+extern SharedBuffer *shared_make_buffer(Oid dboid, Oid relid, Oid owner,
+										uint64 shape);
+extern void shared_remove_buffer(SharedBuffer *buffer);
+
+extern SharedBuffer *shared_claim_worker(Oid dboid, Oid relid);
+extern void shared_release_worker(SharedBuffer *buffer);
+
+extern bool shared_claim_launcher(void);
+extern void shared_release_launcher(void);
+extern void shared_wake_launcher(void);
+extern bool shared_needs_launcher(void);
+
+extern void shared_evict_database(Oid dboid, TimestampTz until);
+extern TimestampTz shared_evicted_until(Oid dboid);
+
+extern void shared_set_error(SharedBuffer *buffer, const char *message,
+							 bool broken);
+extern void shared_mend(SharedBuffer *buffer);
+
+#endif							/* STATBUFFER_SHARED_H */

@@ -1,0 +1,941 @@
+/*-------------------------------------------------------------------------
+ *
+ * worker.c
+ *	  The process that flushes a busy buffer.
+ *
+ * A worker is connected to the buffer's database as the buffer's owner.  It
+ * waits until keys are due, takes a batch of them, hands them to the handler
+ * and commits, again and again.  It leaves when there is nothing to do for a
+ * while, when others wait for its slot, and when it is told to.
+ *
+ * A batch belongs to a transaction from the moment it is taken.  The
+ * transaction's callbacks settle it or give it back, where no interrupt can
+ * come between; so nothing is lost or stored twice however the transaction
+ * ends.
+ *
+ * When a batch fails, what was taken is due again at once.  If it is not
+ * known which key was to blame, half as many are tried next, until the one
+ * that fails is alone: it backs off, and the others are stored.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "buffer.h"
+#include "common/int.h"
+#include "compat.h"
+#include "counters.h"
+#include "handler.h"
+#include "libpq/pqsignal.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/lmgr.h"
+#include "storage/proc.h"
+#include "storage/procsignal.h"
+#include "tcop/tcopprot.h"
+#include "utils/backend_status.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timeout.h"
+#include "utils/timestamp.h"
+#include "worker.h"
+
+/* a slot can be taken from a worker that had it so long */
+#define TURN_MSECS				1000
+
+/* how often a transaction looks whether the worker was told to stop */
+#define WATCH_MSECS				100
+
+/* the first attempts of a failing key come at the same pace */
+#define STEADY_ATTEMPTS			3
+#define BACKOFF_MAX_MSECS		60000
+
+/* deadlocks and serialization failures in a row that are no failure yet */
+#define CONFLICTS_MAX			10
+
+/* a lasting failure is told in the log so often */
+#define LOG_AGAIN_MSECS			60000
+
+/* reaping looks at no more than so many keys for each that it may free */
+#define REAP_EFFORT				64
+#define REAP_MIN_MSECS			100
+
+/* a table that held so many keys is given back when it is empty */
+#define BIG_TABLE				1024
+
+/* Why the main loop ends. */
+typedef enum WorkerState
+{
+	WORKER_STAYS,
+	WORKER_LEAVES,				/* others go on, or nobody needs to */
+	WORKER_LEAVES_GONE			/* the buffer is gone */
+} WorkerState;
+
+static SharedBuffer *shared = NULL;
+static SbBuffer *buffer = NULL;
+static Oid	relid;
+static WorkerState state = WORKER_STAYS;
+static bool schedule_told = false;	/* wake_at is right for who comes next */
+
+/* the batch, and the keys as they are handed over */
+static CounterBatch batch;
+static int	batch_size = 0;
+static MemoryContext batch_context;
+
+typedef struct FlushKey
+{
+	HandlerKey	key;
+	int			first_item;		/* of the merged ones, in flush_items */
+	int			nitems;
+} FlushKey;
+
+static HandlerKey *handler_keys;
+static FlushKey *flush_keys;
+static int	nflush_keys;
+static int *flush_items;
+static int	current_key;		/* which one is with the handler; -1: none */
+static int	current_nkeys;
+
+/* how batches go */
+static int	limit = 1;
+static bool mix_failing = false;
+static int	conflicts = 0;
+static int	breakdowns = 0;		/* failures of the buffer itself, in a row */
+static TimestampTz paused_until = 0;
+
+/* what is idle, for reaping */
+static uint64 nidle = 0;
+static TimestampTz oldest_idle = 0;
+static TimestampTz last_reap = 0;
+static uint64 most_keys = 0;
+
+/* timeouts, and what their handlers see */
+static TimeoutId handler_timeout_id;
+static TimeoutId watch_timeout_id;
+static volatile sig_atomic_t handler_timed_out = false;
+static volatile sig_atomic_t handler_active = false;
+static volatile int shutdown_msecs = 0;
+static volatile TimestampTz stop_at = 0;
+
+/* ------------------------------------------------------------------------
+ * Signals and timeouts
+ * ------------------------------------------------------------------------
+ */
+
+/* A call of the handler takes longer than the option allows. */
+static void
+handler_timeout_expired(void)
+{
+	if (!handler_active)
+		return;
+	handler_timed_out = true;
+	QueryCancelPending = true;
+	InterruptPending = true;
+	SetLatch(MyLatch);
+}
+
+/*
+ * Comes by during transactions, which may wait for a lock or for a handler.
+ * When the worker was told to stop, they have as long as the option
+ * "shutdown" says.
+ */
+static void
+watch(void)
+{
+	if (!ShutdownRequestPending)
+		return;
+	if (stop_at == 0)
+		stop_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+											  shutdown_msecs);
+	if (GetCurrentTimestamp() >= stop_at)
+	{
+		ProcDiePending = true;
+		InterruptPending = true;
+		SetLatch(MyLatch);
+	}
+}
+
+/* ------------------------------------------------------------------------
+ * Coming and going
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * However the process ends: registered before the one that rolls back the
+ * transaction in progress, so that it runs after it, when the batch has been
+ * given back.
+ */
+static void
+worker_exit(int code, Datum arg)
+{
+	if (shared == NULL)
+		return;
+
+	LWLockReleaseAll();
+	Assert(batch.nitems == 0);
+	if (!schedule_told)
+		schedule_awake(shared);
+	shared_release_worker(shared);
+	shared = NULL;
+}
+
+static void
+xact_callback(XactEvent event, void *arg)
+{
+	if (event == XACT_EVENT_COMMIT)
+		counters_settle(&batch);
+	else if (event == XACT_EVENT_ABORT)
+		counters_give_back(&batch);
+}
+
+static void
+report_activity(const char *doing, int nkeys)
+{
+	char text[	NAMEDATALEN + 128];
+
+	if (nkeys > 0)
+		snprintf(text, sizeof(text), "%s: %s %d keys",
+				 NameStr(buffer->name), doing, nkeys);
+	else
+		snprintf(text, sizeof(text), "%s: %s", NameStr(buffer->name), doing);
+	pgstat_report_activity(STATE_RUNNING, text);
+}
+
+/* ------------------------------------------------------------------------
+ * The definition
+ * ------------------------------------------------------------------------
+ */
+
+/* The buffer's relation is gone, and so are the counts. */
+static void
+drop_buffer(void)
+{
+	uint64		nkeys = pg_atomic_read_u64(&shared->nkeys);
+	int64		lost = counters_free_all(shared);
+
+	if (lost != 0)
+		ereport(LOG,
+				(errmsg("statbuffer dropped the counts of a buffer that does not exist any more"),
+				 errdetail("Relation %u of database %u had " INT64_FORMAT " in " UINT64_FORMAT " keys.",
+						   relid, MyDatabaseId, lost, nkeys)));
+	shared_remove_buffer(shared);
+	shared = NULL;
+	state = WORKER_LEAVES_GONE;
+}
+
+/*
+ * Within a transaction: lock the relation, and see what has changed.  Returns
+ * false when there is nothing to flush, or not by this process.
+ *
+ * Raises an error when the buffer can't work as it is defined.
+ */
+static bool
+open_definition(void)
+{
+	BufferOptions old_options;
+	bool		had_options = buffer != NULL;
+	TimestampTz now;
+
+	LockRelationOid(relid, RowShareLock);
+	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relid)))
+	{
+		drop_buffer();
+		return false;
+	}
+
+	if (had_options)
+		old_options = buffer->options;
+	buffer = buffer_open(relid, RowShareLock);
+	buffer_attach(buffer, true);
+	shutdown_msecs = buffer->options.shutdown;
+
+	/* a role that is not this one any more must not run the handler */
+	if (buffer->owner != GetSessionUserId())
+	{
+		state = WORKER_LEAVES;
+		return false;
+	}
+	if (buffer->options.stopped)
+	{
+		pg_atomic_write_u32(&shared->parked, 1);
+		state = WORKER_LEAVES;
+	}
+	else
+		pg_atomic_write_u32(&shared->parked, 0);
+
+	/* keys that are scheduled follow a new interval */
+	now = GetCurrentTimestamp();
+	if (had_options && old_options.interval != buffer->options.interval)
+		schedule_shift(shared,
+					   ((int64) buffer->options.interval -
+						old_options.interval) * 1000, now);
+
+	if (buffer->options.batch_size != batch_size)
+	{
+		MemoryContext oldcontext = MemoryContextSwitchTo(TopMemoryContext);
+		int			size = buffer->options.batch_size;
+
+		if (batch.items)
+			pfree(batch.items);
+		batch.items = NULL;
+		batch_size = 0;
+		batch.items = palloc_extended(size * sizeof(BatchItem),
+									  MCXT_ALLOC_HUGE);
+		batch_size = size;
+		limit = size;
+		MemoryContextSwitchTo(oldcontext);
+	}
+	return !buffer->options.stopped;
+}
+
+/* ------------------------------------------------------------------------
+ * Failures
+ * ------------------------------------------------------------------------
+ */
+
+static TimestampTz
+retry_time(int failures)
+{
+	int64		msecs = buffer ? buffer->options.backoff : 1000;
+	int64		most = Max(msecs, BACKOFF_MAX_MSECS);
+
+	for (int i = STEADY_ATTEMPTS; i < failures && msecs < most; i++)
+		msecs *= 2;
+	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+									   Min(msecs, most));
+}
+
+/* Tell the log of a failure, unless it was told a while ago. */
+static void
+log_failure(ErrorData *edata, int nkeys)
+{
+	static char last_message[128];
+	static TimestampTz last_logged = 0;
+	static uint64 suppressed = 0;
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (last_logged != 0 &&
+		strncmp(last_message, edata->message, sizeof(last_message) - 1) == 0 &&
+		!TimestampDifferenceExceeds(last_logged, now, LOG_AGAIN_MSECS))
+	{
+		suppressed++;
+		return;
+	}
+	strlcpy(last_message, edata->message, sizeof(last_message));
+	last_logged = now;
+
+	ereport(LOG,
+			(errcode(edata->sqlerrcode),
+			 nkeys > 0 ?
+			 errmsg("flush of %d keys of buffer \"%s\" failed: %s",
+					nkeys, NameStr(buffer->name), edata->message) :
+			 errmsg("flush of buffer %u failed: %s", relid, edata->message),
+			 edata->detail ? errdetail_internal("%s", edata->detail) : 0,
+			 edata->hint ? errhint("%s", edata->hint) : 0,
+			 edata->context ? errcontext("%s", edata->context) : 0,
+			 suppressed > 0 ?
+			 errdetail_log("Similar failures since the last such message: " UINT64_FORMAT ".",
+						   suppressed) : 0));
+	suppressed = 0;
+}
+
+/* Before the transaction is rolled back: say what becomes of each key. */
+static bool
+judge(ErrorData *edata)
+{
+	bool		temporary = buffer->options.temporary;
+	int			first = 0;
+	int			nfailed = 0;
+
+	/* somebody else's fault, for a while */
+	if (ERRCODE_TO_CATEGORY(edata->sqlerrcode) == ERRCODE_TRANSACTION_ROLLBACK &&
+		conflicts < CONFLICTS_MAX)
+	{
+		conflicts++;
+		return false;
+	}
+	conflicts = 0;
+
+	/* an operator's cancel is not the keys' fault: leave it be for a while */
+	if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED && !handler_timed_out)
+	{
+		paused_until = retry_time(1);
+		return false;
+	}
+
+	mix_failing = false;
+	if (batch.nitems == 1)
+		nfailed = 1;
+	else if (current_key >= 0 && current_nkeys == 1)
+	{
+		first = flush_keys[current_key].first_item;
+		nfailed = flush_keys[current_key].nitems;
+	}
+	else
+	{
+		limit = Max(batch.nitems / 2, 1);
+		return true;
+	}
+
+	for (int i = 0; i < nfailed; i++)
+	{
+		BatchItem  *item = &batch.items[batch.nitems == 1 ? 0 :
+										flush_items[first + i]];
+
+		item->verdict = temporary ? VERDICT_DISCARD : VERDICT_BACK_OFF;
+		item->retry_at = retry_time(item->counter->failures + 1);
+	}
+	return true;
+}
+
+/* The error that was just caught, with a text of ours where it helps. */
+static ErrorData *
+caught_error(void)
+{
+	ErrorData  *edata;
+
+	MemoryContextSwitchTo(batch_context);
+	edata = CopyErrorData();
+	FlushErrorState();
+	if (handler_timed_out && edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
+		edata->message = psprintf("handler did not return within %d ms",
+								  buffer->options.handler_timeout);
+	return edata;
+}
+
+/* After a failed transaction: roll back, and see to it that it is known. */
+static void
+recover(ErrorData *edata)
+{
+	int			nitems = batch.nitems;
+	bool		counts = true;
+
+	HOLD_INTERRUPTS();
+	handler_active = false;
+	disable_all_timeouts(false);
+	QueryCancelPending = false;
+	if (nitems > 0)
+		counts = judge(edata);
+	RESUME_INTERRUPTS();
+
+	AbortOutOfAnyTransaction();
+	LWLockReleaseAll();
+	MemoryContextSwitchTo(batch_context);
+
+	/* the buffer is gone, or was never there */
+	if (shared == NULL)
+		return;
+
+	if (nitems == 0)
+	{
+		/* not a key but the buffer itself fails */
+		breakdowns++;
+		paused_until = retry_time(breakdowns);
+		pg_atomic_fetch_add_u64(&shared->stats[STAT_FAILURES], 1);
+		shared_set_error(shared, edata->message, true);
+		log_failure(edata, 0);
+		return;
+	}
+	if (!counts)
+		return;
+
+	counters_tidy(&batch, nitems, edata->message);
+	shared_set_error(shared, edata->message, false);
+	log_failure(edata, nitems);
+	if (batch.discarded != 0)
+		ereport(LOG,
+				(errmsg("discarded counts of buffer \"%s\": " INT64_FORMAT,
+						NameStr(buffer->name), batch.discarded),
+				 errdetail("The handler failed, and the buffer's option \"restart\" is \"temporary\".")));
+}
+
+/* ------------------------------------------------------------------------
+ * Flushing
+ * ------------------------------------------------------------------------
+ */
+
+static int
+compare_flush_keys(const void *a, const void *b, void *order)
+{
+	const FlushKey *ka = a;
+	const FlushKey *kb = b;
+
+	return key_order_compare(order, ka->key.values, ka->key.isnull,
+							 kb->key.values, kb->key.isnull);
+}
+
+/*
+ * Sort the batch by key, and merge keys that their types call equal.
+ */
+static void
+arrange_batch(void)
+{
+	TupleDesc	desc = buffer->desc;
+	KeyOrder   *order = key_order_make(desc);
+	FlushKey   *sorted;
+	int			n = batch.nitems;
+	int			nkeys = 0;
+
+	sorted = palloc_extended(n * sizeof(FlushKey), MCXT_ALLOC_HUGE);
+	for (int i = 0; i < n; i++)
+	{
+		SharedCounter *counter = batch.items[i].counter;
+
+		sorted[i].key.values = palloc(desc->natts * sizeof(Datum));
+		sorted[i].key.isnull = palloc(desc->natts * sizeof(bool));
+		key_deform(desc, counter->key, counter->keylen,
+				   sorted[i].key.values, sorted[i].key.isnull);
+		sorted[i].key.count = batch.items[i].count;
+		sorted[i].first_item = i;
+	}
+	qsort_arg(sorted, n, sizeof(FlushKey), compare_flush_keys, order);
+
+	flush_items = palloc_extended(n * sizeof(int), MCXT_ALLOC_HUGE);
+	flush_keys = sorted;
+	for (int i = 0; i < n; i++)
+	{
+		FlushKey	next = sorted[i];
+		FlushKey   *last = nkeys > 0 ? &sorted[nkeys - 1] : NULL;
+
+		flush_items[i] = next.first_item;
+		if (last && compare_flush_keys(last, &next, order) == 0)
+		{
+			int64		sum;
+
+			/* what doesn't fit in one call is left for the next batch */
+			if (pg_add_s64_overflow(last->key.count, next.key.count, &sum))
+				counters_pass_over(&batch, next.first_item);
+			else
+				last->key.count = sum;
+			last->nitems++;
+			continue;
+		}
+		next.first_item = i;
+		next.nitems = 1;
+		sorted[nkeys++] = next;
+	}
+
+	/* counts that add up to nothing are done with */
+	nflush_keys = 0;
+	handler_keys = palloc_extended(n * sizeof(HandlerKey), MCXT_ALLOC_HUGE);
+	for (int i = 0; i < nkeys; i++)
+	{
+		if (sorted[i].key.count == 0)
+			continue;
+		sorted[nflush_keys] = sorted[i];
+		handler_keys[nflush_keys++] = sorted[i].key;
+	}
+}
+
+/* Called before each call of the handler. */
+static void
+begin_call(int first_key, int nkeys, void *arg)
+{
+	current_key = first_key;
+	current_nkeys = nkeys;
+	pg_atomic_fetch_add_u64(&shared->stats[STAT_HANDLER_CALLS], 1);
+	if (buffer->options.handler_timeout > 0)
+		enable_timeout_after(handler_timeout_id,
+							 buffer->options.handler_timeout);
+}
+
+static void
+call_handler(Handler *handler)
+{
+	current_key = -1;
+	if (nflush_keys == 0)
+		return;
+
+	handler_timed_out = false;
+	handler_active = true;
+	handler_call(handler, handler_keys, nflush_keys, begin_call, NULL);
+	handler_active = false;
+	disable_timeout(handler_timeout_id, false);
+	current_key = -1;
+
+	/* it came back just when the time was up */
+	if (handler_timed_out)
+		QueryCancelPending = false;
+	CHECK_FOR_INTERRUPTS();
+}
+
+/* Start a transaction that can be ended from outside. */
+static void
+begin_transaction(void)
+{
+	MemoryContextReset(batch_context);
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	enable_timeout_every(watch_timeout_id,
+						 TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+													 WATCH_MSECS),
+						 WATCH_MSECS);
+}
+
+static void
+commit_transaction(void)
+{
+	CommitTransactionCommand();
+	disable_timeout(watch_timeout_id, false);
+}
+
+/*
+ * Flush up to a batch of due keys in one transaction.  Doesn't raise errors
+ * of what the user's function and definitions may do.
+ */
+static void
+flush_batch(TimestampTz now)
+{
+	volatile int ntaken = 0;
+	volatile bool had_failing = false;
+
+	PG_TRY();
+	{
+		begin_transaction();
+		if (open_definition())
+		{
+			Handler    *handler;
+
+			PushActiveSnapshot(GetTransactionSnapshot());
+			MemoryContextSwitchTo(batch_context);
+			handler = handler_prepare(buffer->options.handler, buffer->desc,
+									  buffer->owner);
+			ntaken = counters_take(&batch, Min(limit, batch_size),
+								   mix_failing, now);
+			for (int i = 0; i < ntaken; i++)
+				had_failing |= batch.items[i].counter->failures > 0;
+			if (ntaken > 0)
+			{
+				report_activity("flushing", ntaken);
+				arrange_batch();
+				call_handler(handler);
+			}
+			PopActiveSnapshot();
+			breakdowns = 0;
+		}
+		commit_transaction();
+	}
+	PG_CATCH();
+	{
+		recover(caught_error());
+		ntaken = 0;
+	}
+	PG_END_TRY();
+
+	if (shared != NULL && ntaken > 0)
+	{
+		counters_tidy(&batch, ntaken, NULL);
+		conflicts = 0;
+		limit = Min((int64) limit * 2, batch_size);
+		mix_failing = mix_failing || had_failing;
+		nidle += ntaken;
+		if (oldest_idle == 0)
+			oldest_idle = now;
+		pg_atomic_write_u64(&shared->last_flush,
+							(uint64) GetCurrentTimestamp());
+		shared_mend(shared);
+	}
+	pgstat_report_stat(false);
+	if (buffer != NULL)
+		pgstat_report_activity(STATE_IDLE, NameStr(buffer->name));
+}
+
+/* Look at the definition, outside of a flush. */
+static void
+check_definition(void)
+{
+	PG_TRY();
+	{
+		begin_transaction();
+		(void) open_definition();
+		commit_transaction();
+	}
+	PG_CATCH();
+	{
+		recover(caught_error());
+	}
+	PG_END_TRY();
+}
+
+/* Flush what there is, once, until the time is up. */
+static void
+last_flush(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (stop_at == 0)
+		stop_at = TimestampTzPlusMilliseconds(now, shutdown_msecs);
+	counters_serve_requests(shared, now);
+	schedule_advance(shared, now);
+	schedule_make_all_due(shared, now);
+	while (state == WORKER_STAYS && shared != NULL && now < stop_at &&
+		   DsaPointerIsValid(shared->schedule.due_head))
+	{
+		uint64		before = pg_atomic_read_u64(&shared->stats[STAT_FAILURES]);
+
+		flush_batch(now);
+		now = GetCurrentTimestamp();
+
+		/* not a key but the buffer fails: no use trying again */
+		if (breakdowns > 0 &&
+			shared != NULL &&
+			pg_atomic_read_u64(&shared->stats[STAT_FAILURES]) != before)
+			break;
+	}
+	schedule_told = false;
+}
+
+/* ------------------------------------------------------------------------
+ * Reaping
+ * ------------------------------------------------------------------------
+ */
+
+/* When idle keys are to be reaped next; SCHEDULE_NEVER when there are none. */
+static TimestampTz
+next_reap(void)
+{
+	int64		timeout = (int64) buffer->options.timeout * 1000;
+	int64		pause;
+	double		effort;
+
+	if (nidle == 0)
+		return SCHEDULE_NEVER;
+
+	/*
+	 * Reaping looks at every key that is held.  So it waits until enough are
+	 * idle to be worth it, in proportion.
+	 */
+	effort = (double) pg_atomic_read_u64(&shared->nkeys) /
+		((double) REAP_EFFORT * nidle);
+	pause = Max(timeout / 4, REAP_MIN_MSECS * 1000);
+	if (effort > 1)
+		pause = Min((double) pause * effort * 4, 3600.0 * USECS_PER_SEC);
+	return Max(oldest_idle + timeout, last_reap + pause);
+}
+
+static void
+reap(TimestampTz now, TimestampTz idle_before)
+{
+	most_keys = Max(most_keys, pg_atomic_read_u64(&shared->nkeys));
+	counters_reap(shared, buffer->table, idle_before, &nidle, &oldest_idle);
+	last_reap = now;
+}
+
+/*
+ * Nothing was to be done for a while: give back the memory of idle keys, and
+ * that of the table when it is empty and was big.
+ */
+static void
+give_memory_back(TimestampTz now)
+{
+	reap(now, now - (int64) buffer->options.timeout * 1000);
+	if (most_keys < BIG_TABLE || pg_atomic_read_u64(&shared->nkeys) != 0)
+		return;
+
+	begin_transaction();
+	if (ConditionalLockRelationOid(relid, ExclusiveLock) &&
+		pg_atomic_read_u64(&shared->nkeys) == 0 &&
+		buffer->table_number == shared->table_number)
+	{
+		counters_replace_table(shared);
+		most_keys = 0;
+	}
+	commit_transaction();
+}
+
+/* ------------------------------------------------------------------------
+ * The main loop
+ * ------------------------------------------------------------------------
+ */
+
+/* Is it time to leave, seeing that no key is due before `next'? */
+static bool
+may_leave(TimestampTz now, TimestampTz last_work, TimestampTz next)
+{
+	/* somebody waits for the slot: let him have it until then */
+	if (pg_atomic_read_u32(&shared_control->waiting) > 0)
+		return true;
+
+	/* a broken buffer's next attempt is known only to this process */
+	if (paused_until > now)
+		return false;
+	return now >= TimestampTzPlusMilliseconds(last_work,
+											  buffer->options.timeout) &&
+		(next == SCHEDULE_NEVER ||
+		 next > TimestampTzPlusMilliseconds(now, LAUNCHER_LEAD_MSECS));
+}
+
+static void
+worker_loop(void)
+{
+	TimestampTz started = GetCurrentTimestamp();
+	TimestampTz last_work = started;
+	TimestampTz last_seen = started;
+	uint64		drain_seen = pg_atomic_read_u64(&shared->drain_asked);
+	bool		flushed = false;
+
+	while (state == WORKER_STAYS)
+	{
+		TimestampTz now;
+		TimestampTz next;
+		TimestampTz wake_at;
+		bool		due;
+
+		ResetLatch(MyLatch);
+		QueryCancelPending = false; /* nothing is running */
+		CHECK_FOR_INTERRUPTS();
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+		}
+		if (ShutdownRequestPending)
+		{
+			if (buffer != NULL)
+				last_flush();
+			break;
+		}
+		if (shared_evicted_until(MyDatabaseId) != 0)
+			break;
+
+		now = GetCurrentTimestamp();
+		schedule_awake(shared);
+
+		/* a clock that was set back takes the schedule along */
+		if (now < last_seen - USECS_PER_SEC)
+			schedule_shift(shared, now - last_seen, now);
+		last_seen = now;
+
+		/* somebody asked for something: that is a reason to try again, too */
+		if (pg_atomic_exchange_u32(&shared->recheck, 0) != 0 ||
+			(buffer == NULL && now >= paused_until))
+		{
+			paused_until = 0;
+			check_definition();
+			if (state != WORKER_STAYS)
+				continue;
+		}
+		if (pg_atomic_read_u32(&shared->flush_all) != 0 ||
+			pg_atomic_read_u64(&shared->drain_asked) != drain_seen)
+			paused_until = 0;
+		drain_seen = pg_atomic_read_u64(&shared->drain_asked);
+		counters_serve_requests(shared, now);
+		schedule_advance(shared, now);
+
+		next = schedule_next(shared);
+		due = next == 0;
+		if (due && now >= paused_until)
+		{
+			flush_batch(now);
+			last_work = now;
+
+			/* others wait, and this worker has had its turn */
+			if (flushed && pg_atomic_read_u32(&shared_control->waiting) > 0 &&
+				TimestampDifferenceExceeds(started, now, TURN_MSECS))
+				break;
+			flushed = true;
+			continue;
+		}
+		if (due || buffer == NULL)
+			next = paused_until;
+
+		if (buffer != NULL && next_reap() <= now)
+			reap(now, now - (int64) buffer->options.timeout * 1000);
+
+		if (buffer != NULL && may_leave(now, last_work, next))
+		{
+			if (pg_atomic_read_u32(&shared_control->waiting) == 0)
+				give_memory_back(now);
+			if (paused_until > now)
+				shared->start_after = paused_until;
+			schedule_told = schedule_sleep_until(shared, next, next);
+			if (schedule_told)
+				break;
+			continue;
+		}
+
+		wake_at = next;
+		if (buffer != NULL)
+		{
+			TimestampTz quiet = TimestampTzPlusMilliseconds(last_work,
+															buffer->options.timeout);
+
+			wake_at = Min(wake_at, next_reap());
+			if (quiet > now)
+				wake_at = Min(wake_at, quiet);
+			else if (next != SCHEDULE_NEVER && !due)
+				wake_at = Min(wake_at, next);
+		}
+
+		/*
+		 * While it pauses, keys that come due don't wake it: they are let in
+		 * when the pause is over.  Requests do.
+		 */
+		if (due || buffer == NULL || schedule_sleep_until(shared, next, wake_at))
+		{
+			long		timeout = -1;
+			int			events = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH;
+
+			if (wake_at != SCHEDULE_NEVER)
+			{
+				/* rounded up, and in steps that a long can hold everywhere */
+				timeout = Min((wake_at - now + 999) / 1000, 3600 * 1000);
+				timeout = Max(timeout, 0);
+				events |= WL_TIMEOUT;
+			}
+			pgstat_report_stat(true);
+			(void) WaitLatch(MyLatch, events, timeout,
+							 compat_wait_event("StatbufferWorkerMain"));
+		}
+	}
+}
+
+void
+statbuffer_worker_main(Datum main_arg)
+{
+	WorkerArgument argument;
+
+	memcpy(&argument, MyBgworkerEntry->bgw_extra, sizeof(argument));
+	relid = argument.relid;
+
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+	BackgroundWorkerUnblockSignals();
+
+	if (!shared_attach(false))
+		proc_exit(0);
+	shared = shared_claim_worker(argument.dboid, relid);
+	if (shared == NULL)
+		proc_exit(0);
+	before_shmem_exit(worker_exit, (Datum) 0);
+	batch.buffer = shared;
+
+	BackgroundWorkerInitializeConnectionByOid(argument.dboid, argument.owner,
+											  COMPAT_WORKER_FLAGS);
+	shared->start_failures = 0;
+	shared->worker_connected = true;
+
+	handler_timeout_id = RegisterTimeout(USER_TIMEOUT,
+										 handler_timeout_expired);
+	watch_timeout_id = RegisterTimeout(USER_TIMEOUT, watch);
+	RegisterXactCallback(xact_callback, NULL);
+	batch_context = AllocSetContextCreate(TopMemoryContext,
+										  "statbuffer batch",
+										  ALLOCSET_DEFAULT_SIZES);
+
+	/* what was left idle by the last worker is not known */
+	nidle = pg_atomic_read_u64(&shared->nkeys);
+	oldest_idle = last_reap = GetCurrentTimestamp();
+
+	worker_loop();
+	proc_exit(0);
+}

@@ -1,0 +1,29 @@
+/*-------------------------------------------------------------------------
+ *
+ * worker.h
+ *	  What workers and the launcher agree on.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef STATBUFFER_WORKER_H
+#define STATBUFFER_WORKER_H
+
+/*
+ * A worker is started so long before the first key is due, and one that has
+ * nothing to do for longer may leave.
+ */
+#define LAUNCHER_LEAD_MSECS		5000
+
+/* The argument of a worker, in BackgroundWorker.bgw_extra. */
+typedef struct WorkerArgument
+{
+	Oid			dboid;
+	Oid			relid;
+	Oid			owner;
+} WorkerArgument;
+
+extern PGDLLEXPORT void statbuffer_worker_main(Datum main_arg);
+
+#endif							/* STATBUFFER_WORKER_H */

@@ -1,0 +1,212 @@
+/* statbuffer--1.0.sql */
+
+-- complain if the script is sourced in psql rather than CREATE EXTENSION
+\echo Use "CREATE EXTENSION statbuffer" to load this file. \quit
+
+--
+-- The foreign table
+--
+
+CREATE FUNCTION statbuffer_fdw_handler() RETURNS fdw_handler
+AS 'MODULE_PATHNAME' LANGUAGE C STRICT;
+COMMENT ON FUNCTION statbuffer_fdw_handler() IS
+'foreign-data wrapper handler of statbuffer';
+
+CREATE FUNCTION statbuffer_fdw_validator(options text[], catalog oid) RETURNS void
+AS 'MODULE_PATHNAME' LANGUAGE C STRICT;
+COMMENT ON FUNCTION statbuffer_fdw_validator(text[], oid) IS
+'checks the options of buffers';
+
+CREATE FOREIGN DATA WRAPPER statbuffer
+	HANDLER statbuffer_fdw_handler
+	VALIDATOR statbuffer_fdw_validator;
+COMMENT ON FOREIGN DATA WRAPPER statbuffer IS
+'adds up increments of hot counters in memory';
+
+CREATE SERVER statbuffer FOREIGN DATA WRAPPER statbuffer;
+COMMENT ON SERVER statbuffer IS
+'whose foreign tables are buffers of counts';
+
+--
+-- Counting
+--
+
+CREATE FUNCTION sb_increment(key text, count bigint DEFAULT 1, buffer regclass DEFAULT NULL)
+RETURNS void
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION sb_increment(text, bigint, regclass) IS
+'adds to a key''s count as part of the transaction';
+
+CREATE FUNCTION sb_increment(key anynonarray, count bigint DEFAULT 1, buffer regclass DEFAULT NULL)
+RETURNS void
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION sb_increment(anynonarray, bigint, regclass) IS
+'adds to a key''s count as part of the transaction; several key columns are given as a row';
+
+CREATE FUNCTION sb_async_increment(key text, count bigint DEFAULT 1, buffer regclass DEFAULT NULL)
+RETURNS void
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION sb_async_increment(text, bigint, regclass) IS
+'adds to a key''s count at once, whatever becomes of the transaction';
+
+CREATE FUNCTION sb_async_increment(key anynonarray, count bigint DEFAULT 1, buffer regclass DEFAULT NULL)
+RETURNS void
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION sb_async_increment(anynonarray, bigint, regclass) IS
+'adds to a key''s count at once, whatever becomes of the transaction; several key columns are given as a row';
+
+--
+-- Reading
+--
+
+CREATE FUNCTION sb_count(key text, buffer regclass DEFAULT NULL)
+RETURNS bigint
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION sb_count(text, regclass) IS
+'what is counted for a key and not yet stored; null when the buffer does not hold the key';
+
+CREATE FUNCTION sb_count(key anynonarray, buffer regclass DEFAULT NULL)
+RETURNS bigint
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION sb_count(anynonarray, regclass) IS
+'what is counted for a key and not yet stored; null when the buffer does not hold the key';
+
+CREATE FUNCTION sb_keys(buffer regclass DEFAULT NULL,
+	OUT key text,
+	OUT count bigint,
+	OUT in_flight bigint,
+	OUT due_at timestamptz,
+	OUT failures integer,
+	OUT last_error text)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'sb_get_keys' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION sb_keys(regclass) IS
+'the keys that a buffer holds, with what is counted, what is being stored, when they are due and how they fail';
+
+--
+-- Flushing
+--
+
+CREATE FUNCTION sb_flush(key text, buffer regclass DEFAULT NULL)
+RETURNS void
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION sb_flush(text, regclass) IS
+'asks for a key''s flush now, without waiting for it';
+
+CREATE FUNCTION sb_flush(key anynonarray, buffer regclass DEFAULT NULL)
+RETURNS void
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION sb_flush(anynonarray, regclass) IS
+'asks for a key''s flush now, without waiting for it';
+
+CREATE FUNCTION sb_flush_all(buffer regclass DEFAULT NULL)
+RETURNS void
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION sb_flush_all(regclass) IS
+'asks for the flush of all keys of a buffer now, without waiting for it';
+
+CREATE FUNCTION sb_drain(buffer regclass DEFAULT NULL, timeout interval DEFAULT NULL)
+RETURNS boolean
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION sb_drain(regclass, interval) IS
+'flushes what was counted before the call and waits until it is stored; false when the time ran out';
+
+--
+-- Starting and stopping
+--
+
+CREATE FUNCTION sb_start(buffer regclass DEFAULT NULL)
+RETURNS void
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION sb_start(regclass) IS
+'checks a buffer and starts it; makes the default buffer if need be';
+
+CREATE FUNCTION sb_stop(buffer regclass DEFAULT NULL)
+RETURNS void
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION sb_stop(regclass) IS
+'flushes a buffer and stops it; increments are errors until it is started';
+
+--
+-- Statistics
+--
+
+CREATE FUNCTION sb_stat_reset(buffer regclass DEFAULT NULL)
+RETURNS void
+AS 'MODULE_PATHNAME', 'sb_reset_stats' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION sb_stat_reset(regclass) IS
+'sets a buffer''s statistics to zero';
+
+CREATE FUNCTION sb_stat_get_buffer(buffer oid,
+	OUT state text,
+	OUT pid integer,
+	OUT keys bigint,
+	OUT pending bigint,
+	OUT in_flight bigint,
+	OUT memory bigint,
+	OUT oldest_due timestamptz,
+	OUT increments bigint,
+	OUT flushed_keys bigint,
+	OUT flushed_count bigint,
+	OUT handler_calls bigint,
+	OUT failures bigint,
+	OUT discarded bigint,
+	OUT last_flush timestamptz,
+	OUT last_error text,
+	OUT last_error_at timestamptz,
+	OUT stats_reset timestamptz)
+AS 'MODULE_PATHNAME' LANGUAGE C STRICT VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION sb_stat_get_buffer(oid) IS
+'statistics of a buffer; use the view sb_stat_buffers';
+
+CREATE VIEW sb_stat_buffers AS
+	SELECT
+		c.oid::pg_catalog.regclass AS buffer,
+		pg_catalog.pg_get_userbyid(c.relowner) AS owner,
+		s.state,
+		s.pid,
+		s.keys,
+		s.pending,
+		s.in_flight,
+		s.memory,
+		s.oldest_due,
+		s.increments,
+		s.flushed_keys,
+		s.flushed_count,
+		s.handler_calls,
+		s.failures,
+		s.discarded,
+		s.last_flush,
+		s.last_error,
+		s.last_error_at,
+		s.stats_reset
+	FROM pg_catalog.pg_class c
+		JOIN pg_catalog.pg_foreign_table ft ON ft.ftrelid OPERATOR(pg_catalog.=) c.oid
+		JOIN pg_catalog.pg_foreign_server fs ON fs.oid OPERATOR(pg_catalog.=) ft.ftserver
+		JOIN pg_catalog.pg_foreign_data_wrapper fdw ON fdw.oid OPERATOR(pg_catalog.=) fs.srvfdw
+		CROSS JOIN LATERAL @extschema@.sb_stat_get_buffer(c.oid) s
+	WHERE fdw.fdwname OPERATOR(pg_catalog.=) 'statbuffer';
+COMMENT ON VIEW sb_stat_buffers IS
+'the buffers of this database: what they hold, and what was done since their statistics were reset';
+
+COMMENT ON COLUMN sb_stat_buffers.buffer IS 'the buffer';
+COMMENT ON COLUMN sb_stat_buffers.owner IS 'the role that owns it, as which its worker runs';
+COMMENT ON COLUMN sb_stat_buffers.state IS 'running, idle (no worker is needed), stopped or failing';
+COMMENT ON COLUMN sb_stat_buffers.pid IS 'process ID of its worker, or null';
+COMMENT ON COLUMN sb_stat_buffers.keys IS 'number of keys that it holds';
+COMMENT ON COLUMN sb_stat_buffers.pending IS 'sum of the counts that wait for a flush';
+COMMENT ON COLUMN sb_stat_buffers.in_flight IS 'sum of the counts that are being stored';
+COMMENT ON COLUMN sb_stat_buffers.memory IS 'bytes of shared memory that its keys take';
+COMMENT ON COLUMN sb_stat_buffers.oldest_due IS 'when the first of its keys is due';
+COMMENT ON COLUMN sb_stat_buffers.increments IS 'number of increments published';
+COMMENT ON COLUMN sb_stat_buffers.flushed_keys IS 'number of keys stored, counted at each flush';
+COMMENT ON COLUMN sb_stat_buffers.flushed_count IS 'sum of the counts stored';
+COMMENT ON COLUMN sb_stat_buffers.handler_calls IS 'number of calls of the handler';
+COMMENT ON COLUMN sb_stat_buffers.failures IS 'number of failed attempts to store a key, or to call the handler at all';
+COMMENT ON COLUMN sb_stat_buffers.discarded IS 'sum of the counts given up, for the option restart ''temporary''';
+COMMENT ON COLUMN sb_stat_buffers.last_flush IS 'when something was stored last';
+COMMENT ON COLUMN sb_stat_buffers.last_error IS 'why an attempt failed last; for the owner and members of pg_read_all_stats';
+COMMENT ON COLUMN sb_stat_buffers.last_error_at IS 'when it failed';
+COMMENT ON COLUMN sb_stat_buffers.stats_reset IS 'since when the statistics are counted';
+
+GRANT SELECT ON sb_stat_buffers TO PUBLIC;
