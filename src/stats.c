@@ -149,8 +149,9 @@ sb_stat_get_buffer(PG_FUNCTION_ARGS)
 	values[i] = Int64GetDatum((int64) (pg_atomic_read_u64(&shared->nbytes) +
 									   sizeof(SharedBuffer)));
 	isnull[i++] = false;
-	set_time(&values[i], &isnull[i],
-			 (TimestampTz) pg_atomic_read_u64(&shared->schedule.first_due));
+	if (pending != 0)
+		set_time(&values[i], &isnull[i],
+				 (TimestampTz) pg_atomic_read_u64(&shared->schedule.first_due));
 	i++;
 
 	for (int s = 0; s < STAT_COUNT; s++)
