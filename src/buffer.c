@@ -76,6 +76,9 @@ static const OptionDef option_defs[] = {
 
 static HTAB *buffers = NULL;
 
+/* of all buffers, so that no two definitions have the same */
+static uint32 last_version = 0;
+
 /* Buffers that the transaction has altered or dropped. */
 typedef struct ChangedBuffer
 {
@@ -410,7 +413,7 @@ build(SbBuffer *buffer, Relation rel)
 		buffer->is_text = desc->natts == 1 &&
 			TupleDescAttr(desc, 0)->atttypid == TEXTOID &&
 			TupleDescAttr(desc, 0)->attstorage != TYPSTORAGE_PLAIN;
-		buffer->version++;
+		buffer->version = ++last_version;
 	}
 	else
 		MemoryContextDelete(shape_context);
@@ -430,7 +433,7 @@ build(SbBuffer *buffer, Relation rel)
 
 /*
  * Lock a relation and get what is known of it as a buffer.  The lock is kept
- * to the end of the transaction.
+ * to the end of the transaction; with NoLock the caller has one.
  *
  * Raises an error when the relation is gone or is not a buffer.
  */
@@ -441,7 +444,8 @@ buffer_open(Oid relid, LOCKMODE lockmode)
 	Relation	rel;
 
 	/* this also takes in what others have changed */
-	LockRelationOid(relid, lockmode);
+	if (lockmode != NoLock)
+		LockRelationOid(relid, lockmode);
 	buffer = hash_search(buffers, &relid, HASH_FIND, NULL);
 	if (buffer != NULL && buffer->valid)
 		return buffer;
@@ -493,22 +497,22 @@ buffer_revalidate(SbBuffer *buffer)
  * Find the shared part of an open buffer.  With `create' it is made when it
  * isn't there; otherwise returns false then.
  *
- * Raises an error when memory is out, or the buffer holds keys of another
- * shape.
+ * Raises an error when memory is out, or the columns were altered too often.
  */
 bool
 buffer_attach(SbBuffer *buffer, bool create)
 {
-	SharedBuffer *shared = buffer->shared;
-
 	Assert(buffer->valid);
-	if (shared == NULL)
+	if (buffer->shared == NULL)
 	{
+		SharedBuffer *shared;
+		int			shape;
+
 		if (!shared_attach(create))
 			return false;
 		if (create)
 			shared = shared_make_buffer(MyDatabaseId, buffer->relid,
-										buffer->owner, buffer->shape);
+										buffer->owner);
 		else
 			shared = shared_find_buffer(MyDatabaseId, buffer->relid);
 		if (shared == NULL)
@@ -518,31 +522,29 @@ buffer_attach(SbBuffer *buffer, bool create)
 		 * The relation's lock keeps those with another idea of the shape or
 		 * the owner out.
 		 */
-		if (pg_atomic_read_u64(&shared->shape) != buffer->shape)
-		{
-			if (pg_atomic_read_u64(&shared->nkeys) > 0)
-				ereport(ERROR,
-						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-						 errmsg("buffer \"%s\" holds keys of an earlier definition",
-								NameStr(buffer->name)),
-						 errdetail("The types of its key columns were changed while counts were held."),
-						 errhint("Change the key columns back and call sb_drain(), or discard the counts with TRUNCATE.")));
-			pg_atomic_write_u64(&shared->shape, buffer->shape);
-		}
+		shape = shared_shape_number(shared, buffer->shape);
+		if (shape < 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+					 errmsg("key columns of buffer \"%s\" were altered too often",
+							NameStr(buffer->name)),
+					 errhint("Make the buffer anew.")));
 		if (pg_atomic_read_u32(&shared->owner) != buffer->owner)
 			pg_atomic_write_u32(&shared->owner, buffer->owner);
-	}
 
-	if (buffer->table == NULL || buffer->shared != shared ||
-		buffer->table_number != shared->table_number)
-	{
-		if (buffer->table != NULL)
-			dshash_detach(buffer->table);
-		buffer->table = NULL;
-		buffer->table = counters_attach_table(shared);
-		buffer->table_number = shared->table_number;
+		/* it may be another one, for another relation of the same OID */
+		if (buffer->table.dshash != NULL && buffer->table_of != shared)
+		{
+			dshash_detach(buffer->table.dshash);
+			buffer->table.dshash = NULL;
+		}
+		counters_attach_table(shared, &buffer->table);
+		buffer->table.shape = shape;
+		buffer->table_of = shared;
 		buffer->shared = shared;
 	}
+	else
+		counters_attach_table(buffer->shared, &buffer->table);
 	return true;
 }
 
@@ -562,14 +564,19 @@ buffer_check_running(SbBuffer *buffer)
 				 errhint("Call sb_start() to start it.")));
 }
 
-/* When a key is due that is first counted at `now'. */
+/* When a key counts as counted that is first counted now: with the jitter. */
 TimestampTz
-buffer_due_time(SbBuffer *buffer, TimestampTz now)
+buffer_count_time(SbBuffer *buffer, TimestampTz now)
 {
-	int64		usecs = (int64) buffer->options.interval * 1000;
-
 	if (buffer->options.jitter > 0)
-		usecs += pg_prng_uint64_range(&pg_global_prng_state, 0,
-									  (uint64) buffer->options.jitter * 1000);
-	return now + usecs;
+		now += pg_prng_uint64_range(&pg_global_prng_state, 0,
+									(uint64) buffer->options.jitter * 1000);
+	return now;
+}
+
+/* When a key is due that counts as counted then. */
+TimestampTz
+buffer_due_time(SbBuffer *buffer, TimestampTz counted_at)
+{
+	return counted_at + (int64) buffer->options.interval * 1000;
 }

@@ -10,6 +10,7 @@
 #ifndef STATBUFFER_BUFFER_H
 #define STATBUFFER_BUFFER_H
 
+#include "counters.h"
 #include "key.h"
 #include "nodes/pg_list.h"
 #include "shared.h"
@@ -54,8 +55,8 @@ typedef struct SbBuffer
 
 	/* the shared part, once it is attached to */
 	SharedBuffer *shared;
-	dshash_table *table;
-	uint32		table_number;
+	CounterTable table;
+	SharedBuffer *table_of;		/* to which the table belongs */
 
 	/* for pending.c: what the transaction has added; NULL outside */
 	struct PendingBuffer *pending;
@@ -70,7 +71,8 @@ extern SbBuffer *buffer_open(Oid relid, LOCKMODE lockmode);
 extern bool buffer_revalidate(SbBuffer *buffer);
 extern bool buffer_attach(SbBuffer *buffer, bool create);
 extern void buffer_check_running(SbBuffer *buffer);
-extern TimestampTz buffer_due_time(SbBuffer *buffer, TimestampTz now);
+extern TimestampTz buffer_count_time(SbBuffer *buffer, TimestampTz now);
+extern TimestampTz buffer_due_time(SbBuffer *buffer, TimestampTz counted_at);
 extern void buffer_parse_options(List *options, BufferOptions *result);
 
 #endif							/* STATBUFFER_BUFFER_H */

@@ -63,6 +63,7 @@ typedef struct TableEntry
 
 /* The key searched for; entries without a counter compare as this one. */
 static const KeyBytes *searched = NULL;
+static uint8 searched_shape;
 
 static inline SharedCounter *
 counter_at(dsa_pointer pointer)
@@ -86,7 +87,7 @@ compare_entries(const void *a, const void *b, size_t size, void *arg)
 	Assert(DsaPointerIsValid(pa) != DsaPointerIsValid(pb));
 	counter = counter_at(DsaPointerIsValid(pa) ? pa : pb);
 
-	if (counter->keylen != searched->len)
+	if (counter->keylen != searched->len || counter->shape != searched_shape)
 		return 1;
 	return memcmp(counter->key, searched->data, KEY_LENGTH(searched->len));
 }
@@ -125,27 +126,38 @@ counters_create_table(void)
 	return table;
 }
 
-/* Attach to the table of a buffer. */
-dshash_table *
-counters_attach_table(SharedBuffer *buffer)
+/*
+ * Attach to the table of a buffer, unless that is done.  Leaves the shape to
+ * the caller.
+ */
+void
+counters_attach_table(SharedBuffer *buffer, CounterTable *table)
 {
 	dshash_parameters params = table_parameters();
-	MemoryContext oldcontext = MemoryContextSwitchTo(TopMemoryContext);
-	dshash_table *table = dshash_attach(shared_area, &params, buffer->table,
-										NULL);
+	MemoryContext oldcontext;
 
+	if (table->dshash != NULL)
+	{
+		if (table->number == buffer->table_number)
+			return;
+		dshash_detach(table->dshash);
+		table->dshash = NULL;
+	}
+	oldcontext = MemoryContextSwitchTo(TopMemoryContext);
+	table->dshash = dshash_attach(shared_area, &params, buffer->table, NULL);
+	table->number = buffer->table_number;
 	MemoryContextSwitchTo(oldcontext);
-	return table;
 }
 
 /* Find a key and lock its partition; NULL, and no lock, when it isn't there */
 static TableEntry *
-find_entry(dshash_table *table, const KeyBytes *key)
+find_entry(const CounterTable *table, const KeyBytes *key)
 {
 	TableEntry	probe = {InvalidDsaPointer};
 
 	searched = key;
-	return dshash_find(table, &probe, false);
+	searched_shape = table->shape;
+	return dshash_find(table->dshash, &probe, false);
 }
 
 /* ------------------------------------------------------------------------
@@ -178,7 +190,7 @@ counters_read(SharedCounter *counter, int64 *count, int64 *in_flight)
  * does not hold the key.
  */
 bool
-counters_lookup(dshash_table *table, const KeyBytes *key, int64 *count)
+counters_lookup(const CounterTable *table, const KeyBytes *key, int64 *count)
 {
 	TableEntry *entry = find_entry(table, key);
 	int64		in_flight;
@@ -186,7 +198,7 @@ counters_lookup(dshash_table *table, const KeyBytes *key, int64 *count)
 	if (entry == NULL)
 		return false;
 	counters_read(counter_at(entry->counter), count, &in_flight);
-	dshash_release_lock(table, entry);
+	dshash_release_lock(table->dshash, entry);
 
 	/* counters_pin() keeps the sum in range */
 	*count += in_flight;
@@ -194,25 +206,27 @@ counters_lookup(dshash_table *table, const KeyBytes *key, int64 *count)
 }
 
 /*
- * Tell the visitor of every key.  It is called under a partition lock and,
+ * Tell the visitor of every key of the table's shape.  It is called under a partition lock and,
  * for the errors, SharedBuffer.lock.
  */
 void
-counters_scan(SharedBuffer *buffer, dshash_table *table,
+counters_scan(SharedBuffer *buffer, const CounterTable *table,
 			  CounterVisitor visit, void *arg)
 {
 	dshash_seq_status status;
 	TableEntry *entry;
 
-	dshash_seq_init(&status, table, false);
+	dshash_seq_init(&status, table->dshash, false);
 	while ((entry = dshash_seq_next(&status)) != NULL)
 	{
 		SharedCounter *counter = counter_at(entry->counter);
 		CounterInfo info;
 
+		if (counter->shape != table->shape)
+			continue;
 		info.key = counter->key;
 		info.keylen = counter->keylen;
-		info.due_at = (TimestampTz) pg_atomic_read_u64(&counter->due_at);
+		info.counted_at = (TimestampTz) pg_atomic_read_u64(&counter->counted_at);
 		counters_read(counter, &info.count, &info.in_flight);
 		info.failures = counter->failures;
 		info.error = NULL;
@@ -239,7 +253,7 @@ counters_scan(SharedBuffer *buffer, dshash_table *table,
 
 /* Make a counter for a key that was not there, and pin it. */
 static void
-create_counter(SharedBuffer *buffer, dshash_table *table,
+create_counter(SharedBuffer *buffer, const CounterTable *table,
 			   const KeyBytes *key, CounterPin *pin)
 {
 	dsa_pointer volatile self = InvalidDsaPointer;
@@ -253,7 +267,8 @@ create_counter(SharedBuffer *buffer, dshash_table *table,
 		self = dsa_allocate(shared_area, COUNTER_SIZE(key->len));
 		counter = counter_at(self);
 		searched = key;
-		entry = dshash_find_or_insert(table, &probe, &found);
+		searched_shape = table->shape;
+		entry = dshash_find_or_insert(table->dshash, &probe, &found);
 	}
 	PG_CATCH();
 	{
@@ -289,13 +304,14 @@ create_counter(SharedBuffer *buffer, dshash_table *table,
 	{
 		pg_atomic_init_u64(&counter->count, 0);
 		pg_atomic_init_u64(&counter->in_flight, 0);
-		pg_atomic_init_u64(&counter->due_at, 0);
+		pg_atomic_init_u64(&counter->counted_at, 0);
 		counter->next = 0;
 		counter->error = InvalidDsaPointer;
 		pg_atomic_init_u32(&counter->pins, 1);
 		counter->version = 0;
 		counter->failures = 0;
 		counter->keylen = key->len;
+		counter->shape = table->shape;
 		counter->slot = 0;
 		memcpy(counter->key, key->data, KEY_LENGTH(key->len));
 		entry->counter = self;
@@ -312,14 +328,14 @@ create_counter(SharedBuffer *buffer, dshash_table *table,
 		pin->counter = counter_at(pin->self);
 		pg_atomic_fetch_add_u32(&pin->counter->pins, 1);
 	}
-	dshash_release_lock(table, entry);
+	dshash_release_lock(table->dshash, entry);
 
 	if (found)
 		dsa_free(shared_area, self);
 }
 
 static void
-find_or_create(SharedBuffer *buffer, dshash_table *table,
+find_or_create(SharedBuffer *buffer, const CounterTable *table,
 			   const KeyBytes *key, CounterPin *pin)
 {
 	TableEntry *entry = find_entry(table, key);
@@ -330,7 +346,7 @@ find_or_create(SharedBuffer *buffer, dshash_table *table,
 		pin->self = entry->counter;
 		pin->counter = counter_at(pin->self);
 		pg_atomic_fetch_add_u32(&pin->counter->pins, 1);
-		dshash_release_lock(table, entry);
+		dshash_release_lock(table->dshash, entry);
 	}
 	else
 		create_counter(buffer, table, key, pin);
@@ -360,10 +376,10 @@ link_counter(SharedBuffer *buffer, SharedCounter *counter, dsa_pointer self,
 
 /*
  * Let go of a pinned counter without adding to it.  Takes no lock, cannot
- * fail.  `due_at' is when its worker shall see whether it is still needed.
+ * fail.
  */
 void
-counters_unpin(SharedBuffer *buffer, CounterPin *pin, TimestampTz due_at)
+counters_unpin(SharedBuffer *buffer, CounterPin *pin)
 {
 	SharedCounter *counter = pin->counter;
 	uint64		none = 0;
@@ -373,13 +389,18 @@ counters_unpin(SharedBuffer *buffer, CounterPin *pin, TimestampTz due_at)
 
 	/*
 	 * A counter that nothing was ever added to is on no list, and its worker
-	 * does not know of it.  (One that was emptied has a time there.)
+	 * does not know of it: let it find out.  (One that was emptied has a time
+	 * there.)
 	 */
 	if (counter->next == 0 &&
-		(pg_atomic_read_u32(&counter->pins) & COUNTER_LINKED) == 0 &&
-		pg_atomic_compare_exchange_u64(&counter->due_at, &none,
-									   (uint64) due_at))
-		link_counter(buffer, counter, pin->self, due_at);
+		(pg_atomic_read_u32(&counter->pins) & COUNTER_LINKED) == 0)
+	{
+		TimestampTz now = GetCurrentTimestamp();
+
+		if (pg_atomic_compare_exchange_u64(&counter->counted_at, &none,
+										   (uint64) now))
+			link_counter(buffer, counter, pin->self, now);
+	}
 
 	if (pin->large)
 		pg_atomic_fetch_and_u32(&counter->pins, ~COUNTER_LARGE);
@@ -404,7 +425,7 @@ counters_unpin(SharedBuffer *buffer, CounterPin *pin, TimestampTz due_at)
  * for another transaction.
  */
 void
-counters_pin(SharedBuffer *buffer, dshash_table *table, const KeyBytes *key,
+counters_pin(SharedBuffer *buffer, const CounterTable *table, const KeyBytes *key,
 			 int64 delta, CounterPin *pin)
 {
 	bool		locked = false;
@@ -430,7 +451,7 @@ counters_pin(SharedBuffer *buffer, dshash_table *table, const KeyBytes *key,
 		if (locked)
 			break;
 
-		counters_unpin(buffer, pin, GetCurrentTimestamp());
+		counters_unpin(buffer, pin);
 		set_large_tag(&tag, buffer);
 		(void) LockAcquire(&tag, ExclusiveLock, false, false);
 		locked = true;
@@ -447,7 +468,7 @@ counters_pin(SharedBuffer *buffer, dshash_table *table, const KeyBytes *key,
 		 pg_add_s64_overflow(sum, (sum < 0 ? -1 : 1) * (int64) others * MODERATE_DELTA,
 							 &sum)))
 	{
-		counters_unpin(buffer, pin, GetCurrentTimestamp());
+		counters_unpin(buffer, pin);
 		ereport(ERROR,
 				(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
 				 errmsg("count out of range for type bigint"),
@@ -459,21 +480,22 @@ counters_pin(SharedBuffer *buffer, dshash_table *table, const KeyBytes *key,
 
 /*
  * Add to a pinned counter, schedule it if it wasn't, and unpin it.
+ * `counted_at' is now, with the jitter, and `due_at' an interval later.
  *
  * Called after commit: takes no lock, cannot fail.  The lock that goes with a
  * large delta is released with the transaction's other locks, later.
  */
 void
 counters_add(SharedBuffer *buffer, CounterPin *pin, int64 delta,
-			 TimestampTz due_at)
+			 TimestampTz counted_at, TimestampTz due_at)
 {
 	SharedCounter *counter = pin->counter;
 	uint64		none = 0;
 
 	pg_atomic_fetch_add_u64(&counter->count, (uint64) delta);
-	if (pg_atomic_read_u64(&counter->due_at) == 0 &&
-		pg_atomic_compare_exchange_u64(&counter->due_at, &none,
-									   (uint64) due_at))
+	if (pg_atomic_read_u64(&counter->counted_at) == 0 &&
+		pg_atomic_compare_exchange_u64(&counter->counted_at, &none,
+									   (uint64) counted_at))
 		link_counter(buffer, counter, pin->self, due_at);
 
 	if (pin->large)
@@ -485,15 +507,16 @@ counters_add(SharedBuffer *buffer, CounterPin *pin, int64 delta,
 
 /* Add at once, whatever becomes of the transaction.  May raise an error. */
 void
-counters_add_now(SharedBuffer *buffer, dshash_table *table,
-				 const KeyBytes *key, int64 delta, TimestampTz due_at)
+counters_add_now(SharedBuffer *buffer, const CounterTable *table,
+				 const KeyBytes *key, int64 delta, TimestampTz counted_at,
+				 TimestampTz due_at)
 {
 	CounterPin	pin;
 	bool		large;
 
 	counters_pin(buffer, table, key, delta, &pin);
 	large = pin.large;
-	counters_add(buffer, &pin, delta, due_at);
+	counters_add(buffer, &pin, delta, counted_at, due_at);
 
 	/* what was added is in the count: nobody has to wait for it any more */
 	if (large)
@@ -514,7 +537,7 @@ counters_add_now(SharedBuffer *buffer, dshash_table *table,
  * here and the return, as the array has to be there when the pins are.
  */
 CounterPin *
-counters_pin_all(dshash_table *table, int *npins)
+counters_pin_all(const CounterTable *table, int *npins)
 {
 	dshash_seq_status status;
 	TableEntry *entry;
@@ -523,7 +546,7 @@ counters_pin_all(dshash_table *table, int *npins)
 	int			n = 0;
 
 	/* first count, then pin: nobody adds keys meanwhile */
-	dshash_seq_init(&status, table, false);
+	dshash_seq_init(&status, table->dshash, false);
 	while ((entry = dshash_seq_next(&status)) != NULL)
 	{
 		(void) counter_at(entry->counter);
@@ -533,7 +556,7 @@ counters_pin_all(dshash_table *table, int *npins)
 
 	pins = MemoryContextAllocHuge(CurrentMemoryContext,
 								  Max(size, 1) * sizeof(CounterPin));
-	dshash_seq_init(&status, table, false);
+	dshash_seq_init(&status, table->dshash, false);
 	while ((entry = dshash_seq_next(&status)) != NULL)
 	{
 		Assert(n < size);
@@ -568,7 +591,7 @@ counters_clear(SharedBuffer *buffer, CounterPin *pin)
  * hold the key.  May raise an error.
  */
 void
-counters_request_flush(SharedBuffer *buffer, dshash_table *table,
+counters_request_flush(SharedBuffer *buffer, const CounterTable *table,
 					   const KeyBytes *key)
 {
 	TableEntry *entry;
@@ -587,7 +610,7 @@ counters_request_flush(SharedBuffer *buffer, dshash_table *table,
 	}
 	request->counter = entry->counter;
 	pg_atomic_fetch_add_u32(&counter_at(entry->counter)->pins, 1);
-	dshash_release_lock(table, entry);
+	dshash_release_lock(table->dshash, entry);
 
 	/* as in schedule_push(); the worker unpins it */
 	head = pg_atomic_read_u64(&buffer->flush_requests);
@@ -613,6 +636,17 @@ clear_drain(SharedBuffer *buffer, SharedCounter *counter)
 		pg_atomic_fetch_and_u32(&counter->pins, ~COUNTER_DRAIN);
 		pg_atomic_fetch_sub_u64(&buffer->drain_keys, 1);
 	}
+}
+
+/* A key's last attempt failed. */
+static inline void
+note_failure(SharedBuffer *buffer, SharedCounter *counter)
+{
+	if (counter->failures == 0)
+		pg_atomic_fetch_add_u32(&buffer->failing, 1);
+	if (counter->failures < PG_UINT16_MAX)
+		counter->failures++;
+	pg_atomic_fetch_add_u64(&buffer->stats[STAT_FAILURES], 1);
 }
 
 /* A key's last attempt did not fail.  Its error is freed by tidying. */
@@ -649,11 +683,23 @@ replace_error(SharedBuffer *buffer, SharedCounter *counter, dsa_pointer error)
 		dsa_free(shared_area, old);
 }
 
+/* All keys of a round of drains are flushed: tell those who wait for it. */
+static void
+finish_round(SharedBuffer *buffer)
+{
+	uint64		round = pg_atomic_read_u64(&buffer->drain_round);
+
+	if (pg_atomic_read_u64(&buffer->drain_done) == round)
+		return;
+	pg_atomic_write_u64(&buffer->drain_done, round);
+	ConditionVariableBroadcast(&buffer->drain_cv);
+}
+
 /* Do what sb_flush(), sb_flush_all() and sb_drain() asked for. */
 void
 counters_serve_requests(SharedBuffer *buffer, TimestampTz now)
 {
-	bool		all;
+	uint64		asked;
 
 	for (;;)
 	{
@@ -675,42 +721,34 @@ counters_serve_requests(SharedBuffer *buffer, TimestampTz now)
 													 InvalidDsaPointer);
 	}
 
-	all = pg_atomic_exchange_u32(&buffer->flush_all, 0) != 0;
-
-	/*
-	 * Drains go in rounds.  A round begins when the last one is over, so that
-	 * nobody waits for more than what was there before and what was there
-	 * when he came.
-	 */
-	if (pg_atomic_read_u64(&buffer->drain_keys) == 0)
+	/* whoever asks now has published before */
+	asked = pg_atomic_read_u64(&buffer->drain_asked);
+	pg_memory_barrier();
+	if (pg_atomic_exchange_u32(&buffer->flush_all, 0) != 0 ||
+		pg_atomic_read_u64(&buffer->drain_due) != asked)
 	{
-		uint64		round = pg_atomic_read_u64(&buffer->drain_round);
-		uint64		asked;
-
-		if (pg_atomic_read_u64(&buffer->drain_done) != round)
-		{
-			pg_atomic_write_u64(&buffer->drain_done, round);
-			ConditionVariableBroadcast(&buffer->drain_cv);
-		}
-		asked = pg_atomic_read_u64(&buffer->drain_asked);
-		if (asked != round)
-		{
-			pg_memory_barrier();
-			schedule_make_all_due(buffer, now);
-			all = false;
-			pg_atomic_write_u64(&buffer->drain_round, asked);
-			pg_atomic_write_u64(&buffer->drain_keys,
-								schedule_mark_due(buffer, COUNTER_DRAIN));
-			if (pg_atomic_read_u64(&buffer->drain_keys) == 0)
-			{
-				pg_atomic_write_u64(&buffer->drain_done, asked);
-				ConditionVariableBroadcast(&buffer->drain_cv);
-			}
-		}
+		schedule_make_all_due(buffer, now);
+		pg_atomic_write_u64(&buffer->drain_due, asked);
 	}
 
-	if (all)
+	/*
+	 * Those who wait for a drain do so in rounds.  A round begins when the
+	 * last one is over, so that nobody waits for more than what was there
+	 * before and what was there when he came.
+	 */
+	if (pg_atomic_read_u64(&buffer->drain_keys) > 0)
+		return;
+	if (pg_atomic_read_u64(&buffer->drain_round) != asked)
+	{
+		finish_round(buffer);
 		schedule_make_all_due(buffer, now);
+		pg_atomic_write_u64(&buffer->drain_round, asked);
+		pg_atomic_write_u64(&buffer->drain_keys,
+							schedule_mark_due(buffer, COUNTER_DRAIN));
+		if (pg_atomic_read_u64(&buffer->drain_keys) > 0)
+			return;
+	}
+	finish_round(buffer);
 }
 
 /*
@@ -721,8 +759,8 @@ counters_serve_requests(SharedBuffer *buffer, TimestampTz now)
  * back.
  */
 int
-counters_take(CounterBatch *batch, int limit, bool mix_failing,
-			  TimestampTz now)
+counters_take(CounterBatch *batch, const CounterTable *table, int limit,
+			  bool mix_failing, TimestampTz now, TimestampTz foreign_retry_at)
 {
 	SharedBuffer *buffer = batch->buffer;
 	int64		sum = 0;
@@ -730,6 +768,7 @@ counters_take(CounterBatch *batch, int limit, bool mix_failing,
 
 	Assert(batch->nitems == 0);
 	batch->discarded = 0;
+	batch->nforeign = 0;
 	while (batch->nitems < limit &&
 		   DsaPointerIsValid(self = schedule_pop_due(buffer)))
 	{
@@ -743,15 +782,27 @@ counters_take(CounterBatch *batch, int limit, bool mix_failing,
 			break;
 		}
 
+		/* nothing is added to these any more */
+		if (counter->shape != table->shape &&
+			pg_atomic_read_u64(&counter->count) != 0)
+		{
+			note_failure(buffer, counter);
+			pg_atomic_write_u64(&counter->counted_at,
+								(uint64) foreign_retry_at);
+			schedule_add(buffer, counter, self);
+			batch->nforeign++;
+			continue;
+		}
+
 		/*
-		 * From here on the order matters.  Who adds after the due time is
-		 * gone schedules the key anew; what was added before is in the count
+		 * From here on the order matters.  Who adds after the time is gone
+		 * schedules the key anew; what was added before is in the count
 		 * when we take it.
 		 */
-		item->due_at = (TimestampTz) pg_atomic_read_u64(&counter->due_at);
+		item->counted_at = (TimestampTz) pg_atomic_read_u64(&counter->counted_at);
 		counter->next = (dsa_pointer) now;
 		pg_atomic_fetch_and_u32(&counter->pins, ~COUNTER_LINKED);
-		pg_atomic_write_u64(&counter->due_at, 0);
+		pg_atomic_write_u64(&counter->counted_at, 0);
 		counter->version++;
 		pg_memory_barrier();
 		item->count = (int64) pg_atomic_exchange_u64(&counter->count, 0);
@@ -826,18 +877,26 @@ counters_settle(CounterBatch *batch)
 
 /* Give one item back, and schedule it. */
 static void
-give_back_item(SharedBuffer *buffer, BatchItem *item, TimestampTz due_at)
+give_back_item(SharedBuffer *buffer, BatchItem *item)
 {
 	SharedCounter *counter = item->counter;
+	TimestampTz counted_at;
 	uint32		pins;
+
+	/* what is to be tried again may have been taken before it was due */
+	if (item->verdict == VERDICT_AGAIN)
+		counted_at = Min(item->counted_at,
+						 schedule_due_now(buffer, counter));
+	else
+		counted_at = item->retry_at;
 
 	/*
 	 * Somebody may have scheduled the key anew, for what was added since it
-	 * was taken.  Then it is on the inbox, and is sorted in by the due time
-	 * that it has when the inbox is worked off: this one.
+	 * was taken.  Then it is on the inbox, and is sorted in by the time that
+	 * it has when the inbox is worked off: this one.
 	 */
 	land(counter, item->count);
-	pg_atomic_write_u64(&counter->due_at, (uint64) Max(due_at, 1));
+	pg_atomic_write_u64(&counter->counted_at, (uint64) Max(counted_at, 1));
 	pins = pg_atomic_fetch_or_u32(&counter->pins, COUNTER_LINKED);
 	if (pins & COUNTER_LINKED)
 		return;
@@ -871,20 +930,12 @@ counters_give_back(CounterBatch *batch)
 			continue;
 		sum += (uint64) item->count;
 		if (item->verdict != VERDICT_AGAIN)
-		{
-			if (item->counter->failures == 0)
-				pg_atomic_fetch_add_u32(&buffer->failing, 1);
-			if (item->counter->failures < PG_UINT16_MAX)
-				item->counter->failures++;
-			pg_atomic_fetch_add_u64(&buffer->stats[STAT_FAILURES], 1);
-		}
+			note_failure(buffer, item->counter);
 		switch (item->verdict)
 		{
 			case VERDICT_AGAIN:
-				give_back_item(buffer, item, item->due_at);
-				break;
 			case VERDICT_BACK_OFF:
-				give_back_item(buffer, item, item->retry_at);
+				give_back_item(buffer, item);
 				break;
 			case VERDICT_DISCARD:
 				land(item->counter, 0);
@@ -911,7 +962,7 @@ counters_pass_over(CounterBatch *batch, int i)
 
 	Assert(item->count != 0 && item->verdict == VERDICT_AGAIN);
 	pg_atomic_fetch_sub_u64(&batch->buffer->in_flight, (uint64) item->count);
-	give_back_item(batch->buffer, item, item->due_at);
+	give_back_item(batch->buffer, item);
 	item->count = 0;
 }
 
@@ -971,7 +1022,7 @@ counters_tidy(CounterBatch *batch, int nitems, const char *message)
  * when the oldest of them is idle.
  */
 void
-counters_reap(SharedBuffer *buffer, dshash_table *table,
+counters_reap(SharedBuffer *buffer, const CounterTable *table,
 			  TimestampTz idle_before, uint64 *nidle,
 			  TimestampTz *oldest_idle)
 {
@@ -980,7 +1031,7 @@ counters_reap(SharedBuffer *buffer, dshash_table *table,
 
 	*nidle = 0;
 	*oldest_idle = SCHEDULE_NEVER;
-	dshash_seq_init(&status, table, true);
+	dshash_seq_init(&status, table->dshash, true);
 	while ((entry = dshash_seq_next(&status)) != NULL)
 	{
 		dsa_pointer self = entry->counter;
@@ -1017,13 +1068,14 @@ void
 counters_replace_table(SharedBuffer *buffer)
 {
 	dshash_table *new_table = counters_create_table();
-	dshash_table *old_table = counters_attach_table(buffer);
+	CounterTable old_table = {NULL};
 
+	counters_attach_table(buffer, &old_table);
 	Assert(pg_atomic_read_u64(&buffer->nkeys) == 0);
 	buffer->table = dshash_get_hash_table_handle(new_table);
 	buffer->table_number++;
 	dshash_detach(new_table);
-	dshash_destroy(old_table);
+	dshash_destroy(old_table.dshash);
 }
 
 /*
@@ -1033,12 +1085,13 @@ counters_replace_table(SharedBuffer *buffer)
 int64
 counters_free_all(SharedBuffer *buffer)
 {
-	dshash_table *table = counters_attach_table(buffer);
+	CounterTable table = {NULL};
 	dshash_seq_status status;
 	TableEntry *entry;
 	uint64		sum = 0;
 	dsa_pointer request;
 
+	counters_attach_table(buffer, &table);
 	buffer->flush_taken = InvalidDsaPointer;
 	while (DsaPointerIsValid(request = pg_atomic_read_u64(&buffer->flush_requests)))
 	{
@@ -1048,7 +1101,7 @@ counters_free_all(SharedBuffer *buffer)
 		dsa_free(shared_area, request);
 	}
 
-	dshash_seq_init(&status, table, true);
+	dshash_seq_init(&status, table.dshash, true);
 	while ((entry = dshash_seq_next(&status)) != NULL)
 	{
 		dsa_pointer self = entry->counter;
@@ -1060,6 +1113,6 @@ counters_free_all(SharedBuffer *buffer)
 		dsa_free(shared_area, self);
 	}
 	dshash_seq_term(&status);
-	dshash_destroy(table);
+	dshash_destroy(table.dshash);
 	return (int64) sum;
 }

@@ -34,8 +34,9 @@ typedef struct SharedError
  * partition, by a pin, or by being the worker: only the worker frees counters,
  * only such as are not pinned, not linked and empty, and under that lock.
  *
- * `due_at' is 0 when nothing was counted since the last take, else the time
- * of the flush.  Who changes it from 0 sees to it that the counter is linked.
+ * `counted_at' is 0 when nothing was counted since the last take, else when
+ * it was first, and the flush is due an interval later; for a failing key it
+ * is when the next attempt is due.  Who changes it from 0 sees to it that the counter is linked.
  * The worker sets it to 0 before it takes the count, so that what is added
  * afterwards is scheduled anew.
  *
@@ -53,7 +54,7 @@ typedef struct SharedCounter
 {
 	pg_atomic_uint64 count;		/* as int64 */
 	pg_atomic_uint64 in_flight; /* as int64 (w) */
-	pg_atomic_uint64 due_at;	/* as TimestampTz */
+	pg_atomic_uint64 counted_at;	/* as TimestampTz, with jitter */
 
 	/* on a list: the next counter; else (w) the time of the last take */
 	dsa_pointer next;
@@ -62,9 +63,24 @@ typedef struct SharedCounter
 	uint16		version;		/* (w) */
 	uint16		failures;		/* (w) attempts that failed in a row */
 	uint16		keylen;			/* constant, as is the key */
+	uint8		shape;			/* constant; see CounterTable */
 	uint8		slot;			/* (w) where in the wheel */
 	char		key[FLEXIBLE_ARRAY_MEMBER];
 } SharedCounter;
+
+/*
+ * A table of counters as a process is attached to it.
+ *
+ * When the key columns of a buffer are altered, the counters that it has stay
+ * with the shape that they were made with.  They are found no more by those
+ * who count, and cannot be flushed until the columns are as they were.
+ */
+typedef struct CounterTable
+{
+	dshash_table *dshash;		/* NULL: not attached */
+	uint32		number;			/* SharedBuffer.table_number */
+	uint8		shape;			/* the number of the shape in use */
+} CounterTable;
 
 /* A backend's hold on a counter: what it needs to add without failing. */
 typedef struct CounterPin
@@ -88,7 +104,7 @@ typedef struct BatchItem
 	SharedCounter *counter;
 	dsa_pointer self;
 	int64		count;
-	TimestampTz due_at;
+	TimestampTz counted_at;
 	BatchVerdict verdict;
 	TimestampTz retry_at;
 } BatchItem;
@@ -103,6 +119,7 @@ typedef struct CounterBatch
 	BatchItem  *items;
 	int			nitems;
 	int64		discarded;		/* sum of the counts given up */
+	int			nforeign;		/* keys of another shape that were due */
 } CounterBatch;
 
 /* What counters_scan() tells of a key. */
@@ -112,7 +129,7 @@ typedef struct CounterInfo
 	int			keylen;
 	int64		count;
 	int64		in_flight;
-	TimestampTz due_at;			/* 0: none */
+	TimestampTz counted_at;		/* as in SharedCounter */
 	int			failures;
 	const char *error;			/* or NULL */
 } CounterInfo;
@@ -121,37 +138,38 @@ typedef struct CounterInfo
 typedef void (*CounterVisitor) (const CounterInfo *info, void *arg);
 
 extern dshash_table *counters_create_table(void);
-extern dshash_table *counters_attach_table(SharedBuffer *buffer);
+extern void counters_attach_table(SharedBuffer *buffer, CounterTable *table);
 
 /* for everyone who holds RowShareLock or more on the relation */
-extern bool counters_lookup(dshash_table *table, const KeyBytes *key,
+extern bool counters_lookup(const CounterTable *table, const KeyBytes *key,
 							int64 *count);
-extern void counters_pin(SharedBuffer *buffer, dshash_table *table,
+extern void counters_pin(SharedBuffer *buffer, const CounterTable *table,
 						 const KeyBytes *key, int64 delta, CounterPin *pin);
 extern void counters_add(SharedBuffer *buffer, CounterPin *pin, int64 delta,
-						 TimestampTz due_at);
-extern void counters_unpin(SharedBuffer *buffer, CounterPin *pin,
-						   TimestampTz due_at);
-extern void counters_add_now(SharedBuffer *buffer, dshash_table *table,
+						 TimestampTz counted_at, TimestampTz due_at);
+extern void counters_unpin(SharedBuffer *buffer, CounterPin *pin);
+extern void counters_add_now(SharedBuffer *buffer, const CounterTable *table,
 							 const KeyBytes *key, int64 delta,
-							 TimestampTz due_at);
-extern CounterPin *counters_pin_all(dshash_table *table, int *npins);
+							 TimestampTz counted_at, TimestampTz due_at);
+extern CounterPin *counters_pin_all(const CounterTable *table, int *npins);
 extern void counters_clear(SharedBuffer *buffer, CounterPin *pin);
-extern void counters_request_flush(SharedBuffer *buffer, dshash_table *table,
+extern void counters_request_flush(SharedBuffer *buffer,
+								   const CounterTable *table,
 								   const KeyBytes *key);
-extern void counters_scan(SharedBuffer *buffer, dshash_table *table,
+extern void counters_scan(SharedBuffer *buffer, const CounterTable *table,
 						  CounterVisitor visit, void *arg);
 
 /* for the buffer's worker */
 extern void counters_serve_requests(SharedBuffer *buffer, TimestampTz now);
-extern int	counters_take(CounterBatch *batch, int limit, bool mix_failing,
-						  TimestampTz now);
+extern int	counters_take(CounterBatch *batch, const CounterTable *table,
+						  int limit, bool mix_failing, TimestampTz now,
+						  TimestampTz foreign_retry_at);
 extern void counters_pass_over(CounterBatch *batch, int i);
 extern void counters_settle(CounterBatch *batch);
 extern void counters_give_back(CounterBatch *batch);
 extern void counters_tidy(CounterBatch *batch, int nitems,
 						  const char *message);
-extern void counters_reap(SharedBuffer *buffer, dshash_table *table,
+extern void counters_reap(SharedBuffer *buffer, const CounterTable *table,
 						  TimestampTz idle_before, uint64 *nidle,
 						  TimestampTz *oldest_idle);
 extern void counters_replace_table(SharedBuffer *buffer);

@@ -25,6 +25,7 @@
 #include "executor/executor.h"
 #include "fdw.h"
 #include "foreign/fdwapi.h"
+#include "foreign/foreign.h"
 #include "miscadmin.h"
 #include "optimizer/cost.h"
 #include "optimizer/optimizer.h"
@@ -186,7 +187,7 @@ visit_pending(const KeyBytes *key, int64 delta, void *arg)
 
 	if (!pending_truncated(state->buffer) &&
 		state->buffer->shared != NULL &&
-		counters_lookup(state->buffer->table, key, &count) && count != 0)
+		counters_lookup(&state->buffer->table, key, &count) && count != 0)
 		return;
 	add_row(state, key->data, key->len, delta);
 }
@@ -200,7 +201,7 @@ fill(BufferScan *state)
 	state->filled = true;
 	if (buffer_attach(buffer, false) && !pending_truncated(buffer))
 	{
-		counters_scan(buffer->shared, buffer->table, visit_counter, state);
+		counters_scan(buffer->shared, &buffer->table, visit_counter, state);
 
 		/* the transaction's own increments come on top */
 		if (buffer->pending != NULL)
@@ -435,6 +436,12 @@ statbuffer_fdw_handler(PG_FUNCTION_ARGS)
 bool
 fdw_is_ours(Relation rel)
 {
+	Oid			serverid = GetForeignServerIdByRelId(RelationGetRelid(rel));
+	Oid			fdwid = GetForeignServer(serverid)->fdwid;
+
+	/* one without a handler would be an error below */
+	if (!OidIsValid(GetForeignDataWrapper(fdwid)->fdwhandler))
+		return false;
 	return GetFdwRoutineForRelation(rel, false)->ExecForeignInsert == insert_row;
 }
 

@@ -310,7 +310,7 @@ sb_count(PG_FUNCTION_ARGS)
 	read_key(fcinfo, cache, &space, &key);
 
 	found = buffer_attach(buffer, false) && !pending_truncated(buffer) &&
-		counters_lookup(buffer->table, &key, &count);
+		counters_lookup(&buffer->table, &key, &count);
 	if (buffer->pending != NULL)
 		found |= pending_lookup(buffer, &key, &delta);
 	if (!found)
@@ -336,7 +336,7 @@ sb_flush(PG_FUNCTION_ARGS)
 	if (buffer_attach(buffer, false))
 	{
 		launcher_ensure();
-		counters_request_flush(buffer->shared, buffer->table, &key);
+		counters_request_flush(buffer->shared, &buffer->table, &key);
 	}
 	PG_RETURN_VOID();
 }

@@ -167,7 +167,7 @@ handler_find(const char *name, TupleDesc desc, bool *takes_arrays)
 /*
  * Is the function one that may run as the buffer's owner?  Otherwise whoever
  * may create functions where the owner's are looked for could have his own
- * run as the owner.
+ * run as the owner.  A superuser is not a member of every role here.
  */
 static void
 check_function(Oid funcid, Oid owner, bool *returns_bool)
@@ -180,7 +180,7 @@ check_function(Oid funcid, Oid owner, bool *returns_bool)
 	proc = (Form_pg_proc) GETSTRUCT(tuple);
 
 	if (proc->proowner != owner && !superuser_arg(proc->proowner) &&
-		!is_member_of_role(owner, proc->proowner))
+		!is_member_of_role_nosuper(owner, proc->proowner))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("handler function %s does not belong to the buffer's owner",

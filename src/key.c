@@ -105,9 +105,11 @@ report_too_long(Size size)
 			 errhint("Use a digest of the value as the key.")));
 }
 
+static Datum flatten(Form_pg_attribute att, Datum value);
+
 /*
  * A row that comes out of a table still has traces of the place where it
- * stood in its header.  Form it anew.
+ * stood in its header, and its fields may be compressed.  Form it anew.
  */
 static Datum
 normalize_row(Datum value)
@@ -127,8 +129,28 @@ normalize_row(Datum value)
 	values = palloc(desc->natts * sizeof(Datum));
 	isnull = palloc(desc->natts * sizeof(bool));
 	heap_deform_tuple(&tuple, desc, values, isnull);
+	for (int i = 0; i < desc->natts; i++)
+		if (!isnull[i] && !TupleDescAttr(desc, i)->attisdropped)
+			values[i] = flatten(TupleDescAttr(desc, i), values[i]);
 	value = HeapTupleGetDatum(heap_form_tuple(desc, values, isnull));
 	ReleaseTupleDesc(desc);
+	return value;
+}
+
+/* A value of a column in the one form that it is stored in. */
+static Datum
+flatten(Form_pg_attribute att, Datum value)
+{
+	if (att->attlen != -1)
+		return value;
+
+	/* the short header is used wherever the column's storage allows */
+	if (att->attstorage == TYPSTORAGE_PLAIN)
+		value = PointerGetDatum(PG_DETOAST_DATUM(value));
+	else
+		value = PointerGetDatum(PG_DETOAST_DATUM_PACKED(value));
+	if (type_is_rowtype(att->atttypid))
+		value = normalize_row(value);
 	return value;
 }
 
@@ -160,16 +182,8 @@ key_form(TupleDesc desc, const char *relname, Datum *values, bool *isnull,
 								NameStr(att->attname), relname)));
 			hasnulls = true;
 		}
-		else if (att->attlen == -1)
-		{
-			/* the short header is used wherever the column's storage allows */
-			if (att->attstorage == TYPSTORAGE_PLAIN)
-				values[i] = PointerGetDatum(PG_DETOAST_DATUM(values[i]));
-			else
-				values[i] = PointerGetDatum(PG_DETOAST_DATUM_PACKED(values[i]));
-			if (type_is_rowtype(att->atttypid))
-				values[i] = normalize_row(values[i]);
-		}
+		else
+			values[i] = flatten(att, values[i]);
 	}
 
 	size = heap_compute_data_size(desc, values, isnull);
@@ -432,8 +446,10 @@ read_row(KeyReader *reader, Datum arg, Datum *values, bool *isnull)
 			ReleaseTupleDesc(rowdesc);
 			ereport(ERROR,
 					(errcode(ERRCODE_DATATYPE_MISMATCH),
-					 errmsg("key has %d fields but buffer \"%s\" has %d key columns",
-							column, reader->relname, desc->natts)));
+					 errmsg("number of fields of the key does not match the key columns of buffer \"%s\"",
+							reader->relname),
+					 errdetail("Fields: %d. Key columns: %d.", column,
+							   desc->natts)));
 		}
 		reader->rowtype = rowtype;
 		reader->rowtypmod = rowtypmod;

@@ -316,8 +316,13 @@ pending_add_now(SbBuffer *buffer, const KeyBytes *key, int64 count)
 	buffer_attach(buffer, true);
 	launcher_ensure();
 	if (count != 0)
-		counters_add_now(buffer->shared, buffer->table, key, count,
-						 buffer_due_time(buffer, GetCurrentTimestamp()));
+	{
+		TimestampTz counted_at = buffer_count_time(buffer,
+												   GetCurrentTimestamp());
+
+		counters_add_now(buffer->shared, &buffer->table, key, count,
+						 counted_at, buffer_due_time(buffer, counted_at));
+	}
 	pg_atomic_fetch_add_u64(&buffer->shared->stats[STAT_PUBLISHED],
 							(uint64) count);
 	pg_atomic_fetch_add_u64(&buffer->shared->stats[STAT_INCREMENTS], 1);
@@ -493,7 +498,7 @@ prepare_to_publish(void)
 			MemoryContext oldcontext;
 
 			oldcontext = MemoryContextSwitchTo(TopTransactionContext);
-			pending->truncate_pins = counters_pin_all(buffer->table,
+			pending->truncate_pins = counters_pin_all(&buffer->table,
 													  &pending->ntruncate_pins);
 			MemoryContextSwitchTo(oldcontext);
 		}
@@ -517,7 +522,7 @@ prepare_to_publish(void)
 		if (key->delta == 0)
 			continue;
 		CHECK_FOR_INTERRUPTS();
-		counters_pin(buffer->shared, buffer->table, &key->key, key->delta,
+		counters_pin(buffer->shared, &buffer->table, &key->key, key->delta,
 					 &key->pin);
 	}
 	if (any)
@@ -549,34 +554,32 @@ publish(void)
 	}
 
 	for (PendingKey *key = pending_keys; key != NULL; key = key->next)
-		if (key->pin.counter != NULL)
-			counters_add(key->buffer->shared, &key->pin, key->delta,
-						 buffer_due_time(key->buffer, now));
+	{
+		SbBuffer   *buffer = key->buffer;
+		TimestampTz counted_at;
+
+		if (key->pin.counter == NULL)
+			continue;
+		counted_at = buffer_count_time(buffer, now);
+		counters_add(buffer->shared, &key->pin, key->delta, counted_at,
+					 buffer_due_time(buffer, counted_at));
+	}
 }
 
 /* The transaction has rolled back: let go of what was pinned. */
 static void
 unpin_all(void)
 {
-	TimestampTz now = 0;
-
 	for (PendingBuffer *pending = pending_buffers; pending;
 		 pending = pending->next)
 	{
 		for (int i = 0; i < pending->ntruncate_pins; i++)
 			counters_unpin(pending->buffer->shared,
-						   &pending->truncate_pins[i], GetCurrentTimestamp());
+						   &pending->truncate_pins[i]);
 	}
 
 	for (PendingKey *key = pending_keys; key != NULL; key = key->next)
-	{
-		if (key->pin.counter == NULL)
-			continue;
-		if (now == 0)
-			now = GetCurrentTimestamp();
-		counters_unpin(key->buffer->shared, &key->pin,
-					   buffer_due_time(key->buffer, now));
-	}
+		counters_unpin(key->buffer->shared, &key->pin);
 }
 
 static void

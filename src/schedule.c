@@ -48,9 +48,12 @@ counter_at(dsa_pointer pointer)
 }
 
 static inline int64
-due_tick(SharedCounter *counter)
+due_tick(SharedSchedule *schedule, SharedCounter *counter)
 {
-	int64		due = (int64) pg_atomic_read_u64(&counter->due_at);
+	int64		due = (int64) pg_atomic_read_u64(&counter->counted_at);
+
+	if (counter->failures == 0)
+		due += schedule->interval;
 
 	/* an overdue key may lie before the epoch when a clock was set wrong */
 	if (due <= 0)
@@ -66,6 +69,7 @@ schedule_init(SharedSchedule *schedule, TimestampTz now)
 	pg_atomic_init_u64(&schedule->inbox, InvalidDsaPointer);
 	pg_atomic_init_u64(&schedule->wake_at, SCHEDULE_NEVER);
 	pg_atomic_init_u64(&schedule->first_due, SCHEDULE_NEVER);
+	schedule->interval = 0;
 	schedule->drained = InvalidDsaPointer;
 	schedule->tick = now / SCHEDULE_TICK_USECS;
 	schedule->due_head = InvalidDsaPointer;
@@ -155,7 +159,10 @@ schedule_has_requests(SharedBuffer *buffer)
 		DsaPointerIsValid(buffer->flush_taken) ||
 		DsaPointerIsValid(pg_atomic_read_u64(&buffer->flush_requests)) ||
 		pg_atomic_read_u64(&buffer->drain_asked) !=
-		pg_atomic_read_u64(&buffer->drain_done);
+		pg_atomic_read_u64(&buffer->drain_due) ||
+		(pg_atomic_read_u64(&buffer->drain_keys) == 0 &&
+		 pg_atomic_read_u64(&buffer->drain_asked) !=
+		 pg_atomic_read_u64(&buffer->drain_done));
 }
 
 /* Does the buffer want a worker?  For the launcher; needs no lock. */
@@ -308,7 +315,7 @@ static void
 insert_into_wheel(SharedSchedule *schedule, SharedCounter *counter,
 				  dsa_pointer self)
 {
-	int64		due = due_tick(counter);
+	int64		due = due_tick(schedule, counter);
 	int64		delta = due - schedule->tick;
 	int			level;
 	SharedSlot *slot;
@@ -416,15 +423,19 @@ schedule_make_due(SharedBuffer *buffer, SharedCounter *counter,
 	}
 }
 
-/* Empty all slots, and sort what was in them in again. */
+/*
+ * Take everything out of the wheel, move every time by so much, and sort it
+ * in again; with `all_due' on the list of what is due.
+ */
 static void
-rebuild(SharedSchedule *schedule, int64 usecs, int64 tick, int64 latest)
+rebuild(SharedSchedule *schedule, int64 usecs, int64 tick, bool all_due)
 {
 	dsa_pointer all = InvalidDsaPointer;
 
 	drain_inbox(schedule);
 
 	/* map what is needed before anything is moved */
+	map_due_tail(schedule);
 	for (int i = 0; i < lengthof(schedule->slots); i++)
 		for (dsa_pointer p = schedule->slots[i].head; DsaPointerIsValid(p);
 			 p = counter_at(p)->next)
@@ -438,16 +449,14 @@ rebuild(SharedSchedule *schedule, int64 usecs, int64 tick, int64 latest)
 		{
 			dsa_pointer self = slot->head;
 			SharedCounter *counter = counter_at(self);
-			int64		due = (int64) pg_atomic_read_u64(&counter->due_at);
+			int64		at = (int64) pg_atomic_read_u64(&counter->counted_at);
 
 			slot->head = counter->next;
 			counter->next = all;
 			all = self;
-
-			/* a failing key keeps to its back-off */
-			if (counter->failures == 0)
-				due += usecs;
-			pg_atomic_write_u64(&counter->due_at, Max(Min(due, latest), 1));
+			if (usecs != 0)
+				pg_atomic_write_u64(&counter->counted_at,
+									(uint64) Max(at + usecs, 1));
 		}
 		slot->earliest = SCHEDULE_NEVER;
 	}
@@ -460,7 +469,10 @@ rebuild(SharedSchedule *schedule, int64 usecs, int64 tick, int64 latest)
 		SharedCounter *counter = counter_at(self);
 
 		all = counter->next;
-		insert_into_wheel(schedule, counter, self);
+		if (all_due)
+			append_due(schedule, counter, self);
+		else
+			insert_into_wheel(schedule, counter, self);
 	}
 }
 
@@ -468,8 +480,40 @@ rebuild(SharedSchedule *schedule, int64 usecs, int64 tick, int64 latest)
 void
 schedule_make_all_due(SharedBuffer *buffer, TimestampTz now)
 {
-	rebuild(&buffer->schedule, 0, now / SCHEDULE_TICK_USECS,
-			now - SCHEDULE_TICK_USECS);
+	rebuild(&buffer->schedule, 0, now / SCHEDULE_TICK_USECS, true);
+}
+
+/*
+ * Set the buffer's interval.  Keys that were counted before follow it.
+ */
+void
+schedule_set_interval(SharedBuffer *buffer, int64 interval, TimestampTz now)
+{
+	SharedSchedule *schedule = &buffer->schedule;
+
+	if (schedule->interval == interval)
+		return;
+	schedule->interval = interval;
+	rebuild(schedule, 0, now / SCHEDULE_TICK_USECS, false);
+}
+
+/*
+ * The clock was set back by so many microseconds (negative) and says `now':
+ * have the wheel and the keys follow.
+ */
+void
+schedule_set_clock(SharedBuffer *buffer, int64 usecs, TimestampTz now)
+{
+	rebuild(&buffer->schedule, usecs, now / SCHEDULE_TICK_USECS, false);
+}
+
+/* What a counter's `counted_at' is when it is due just now. */
+TimestampTz
+schedule_due_now(SharedBuffer *buffer, SharedCounter *counter)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	return counter->failures > 0 ? now : now - buffer->schedule.interval;
 }
 
 /*
@@ -490,18 +534,6 @@ schedule_mark_due(SharedBuffer *buffer, uint32 flag)
 			marked++;
 	}
 	return marked;
-}
-
-/*
- * Move every key's time by so much, and the wheel to `now', be it earlier
- * than where the wheel stands: for a changed interval, or a clock that was
- * set back.
- */
-void
-schedule_shift(SharedBuffer *buffer, int64 usecs, TimestampTz now)
-{
-	rebuild(&buffer->schedule, usecs, now / SCHEDULE_TICK_USECS,
-			SCHEDULE_NEVER);
 }
 
 /*
@@ -547,4 +579,18 @@ schedule_awake(SharedBuffer *buffer)
 {
 	pg_atomic_write_u64(&buffer->schedule.wake_at, 0);
 	pg_memory_barrier();
+}
+
+/*
+ * Announce that the worker leaves without knowing what comes next.  Called
+ * when the process ends: takes no lock, cannot fail.
+ */
+void
+schedule_leave(SharedBuffer *buffer)
+{
+	/* what is pushed from here on lowers it, and wakes the launcher */
+	pg_atomic_write_u64(&buffer->schedule.wake_at, SCHEDULE_NEVER);
+	pg_memory_barrier();
+	if (schedule_has_work(buffer))
+		schedule_awake(buffer);
 }

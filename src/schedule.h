@@ -66,6 +66,7 @@ typedef struct SharedSchedule
 	/* the first key that is due, for people to look at; may lag behind */
 	pg_atomic_uint64 first_due;
 
+	int64		interval;		/* (w) from counting to being due, in usecs */
 	dsa_pointer drained;		/* (w) taken from the inbox, not yet sorted in */
 	int64		tick;			/* (w) the last tick that was worked off */
 	dsa_pointer due_head;		/* (w) keys that are due, first come first */
@@ -96,11 +97,16 @@ extern void schedule_make_due(struct SharedBuffer *buffer,
 extern void schedule_make_all_due(struct SharedBuffer *buffer,
 								  TimestampTz now);
 extern uint64 schedule_mark_due(struct SharedBuffer *buffer, uint32 flag);
-extern void schedule_shift(struct SharedBuffer *buffer, int64 usecs,
-						   TimestampTz now);
+extern void schedule_set_interval(struct SharedBuffer *buffer, int64 interval,
+								  TimestampTz now);
+extern void schedule_set_clock(struct SharedBuffer *buffer, int64 usecs,
+							   TimestampTz now);
+extern TimestampTz schedule_due_now(struct SharedBuffer *buffer,
+									struct SharedCounter *counter);
 extern TimestampTz schedule_next(struct SharedBuffer *buffer);
 extern bool schedule_sleep_until(struct SharedBuffer *buffer,
 								 TimestampTz next, TimestampTz when);
 extern void schedule_awake(struct SharedBuffer *buffer);
+extern void schedule_leave(struct SharedBuffer *buffer);
 
 #endif							/* STATBUFFER_SCHEDULE_H */

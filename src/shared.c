@@ -170,7 +170,7 @@ shared_find_buffer(Oid dboid, Oid relid)
  * or more on the relation.  Raises an error when memory is out.
  */
 SharedBuffer *
-shared_make_buffer(Oid dboid, Oid relid, Oid owner, uint64 shape)
+shared_make_buffer(Oid dboid, Oid relid, Oid owner)
 {
 	SharedBufferKey key = {dboid, relid};
 	SharedBuffer *buffer;
@@ -202,7 +202,6 @@ shared_make_buffer(Oid dboid, Oid relid, Oid owner, uint64 shape)
 			   sizeof(SharedBuffer) - sizeof(SharedBufferKey));
 		buffer->table = dshash_get_hash_table_handle(table);
 		buffer->table_number = 1;
-		pg_atomic_init_u64(&buffer->shape, shape);
 		pg_atomic_init_u32(&buffer->owner, owner);
 		pg_atomic_init_u64(&buffer->nkeys, 0);
 		pg_atomic_init_u64(&buffer->nbytes, 0);
@@ -213,6 +212,7 @@ shared_make_buffer(Oid dboid, Oid relid, Oid owner, uint64 shape)
 		pg_atomic_init_u32(&buffer->parked, 0);
 		pg_atomic_init_u64(&buffer->drain_asked, 0);
 		pg_atomic_init_u64(&buffer->drain_done, 0);
+		pg_atomic_init_u64(&buffer->drain_due, 0);
 		pg_atomic_init_u64(&buffer->drain_round, 0);
 		pg_atomic_init_u64(&buffer->drain_keys, 0);
 		ConditionVariableInit(&buffer->drain_cv);
@@ -232,6 +232,26 @@ shared_make_buffer(Oid dboid, Oid relid, Oid owner, uint64 shape)
 	else
 		dshash_detach(table);
 	return buffer;
+}
+
+/*
+ * The number that keys of a shape have in a buffer; -1 when the buffer has
+ * had too many shapes.
+ */
+int
+shared_shape_number(SharedBuffer *buffer, uint64 shape)
+{
+	int			number = 0;
+
+	LWLockAcquire(&buffer->lock, LW_EXCLUSIVE);
+	while (number < buffer->nshapes && buffer->shapes[number] != shape)
+		number++;
+	if (number == SHARED_SHAPES)
+		number = -1;
+	else if (number == buffer->nshapes)
+		buffer->shapes[buffer->nshapes++] = shape;
+	LWLockRelease(&buffer->lock);
+	return number;
 }
 
 /*

@@ -21,6 +21,7 @@
 
 #define SHARED_ERROR_SIZE	512
 #define SHARED_EVICTIONS	8
+#define SHARED_SHAPES		32
 
 /* A request of sb_flush: a counter, pinned until the worker has seen it. */
 typedef struct SharedFlushRequest
@@ -69,13 +70,12 @@ typedef struct SharedBuffer
 	SharedBufferKey key;		/* must be first */
 
 	/*
-	 * The table of counters, the form of the keys in it, and a number that
-	 * changes when the table is replaced.  Written under ExclusiveLock on the
-	 * relation, read under RowShareLock.
+	 * The table of counters, and a number that changes when the table is
+	 * replaced.  Written under ExclusiveLock on the relation, read under
+	 * RowShareLock.
 	 */
 	dshash_table_handle table;
 	uint32		table_number;
-	pg_atomic_uint64 shape;
 
 	/* the relation's owner, as whom its worker connects */
 	pg_atomic_uint32 owner;
@@ -92,6 +92,7 @@ typedef struct SharedBuffer
 	pg_atomic_uint32 parked;	/* stopped: no worker is wanted (w) */
 	pg_atomic_uint64 drain_asked;	/* number of the last sb_drain() */
 	pg_atomic_uint64 drain_done;	/* the last one that is satisfied */
+	pg_atomic_uint64 drain_due; /* (w) the last one that made keys due */
 	pg_atomic_uint64 drain_round;	/* (w) the one that is worked on */
 	pg_atomic_uint64 drain_keys;	/* (w) keys still to flush for it */
 	ConditionVariable drain_cv; /* broadcast when drain_done changes */
@@ -122,6 +123,8 @@ typedef struct SharedBuffer
 	TimestampTz last_error_at;	/* 0: none */
 	char		last_error[SHARED_ERROR_SIZE];
 	bool		broken;			/* the buffer itself fails, not a key */
+	uint8		nshapes;		/* the shapes that its keys have had */
+	uint64		shapes[SHARED_SHAPES];
 
 	SharedSchedule schedule;
 } SharedBuffer;
@@ -175,8 +178,8 @@ extern bool shared_attach(bool create);
 extern void shared_set_limit(void);
 
 extern SharedBuffer *shared_find_buffer(Oid dboid, Oid relid);
-extern SharedBuffer *shared_make_buffer(Oid dboid, Oid relid, Oid owner,
-										uint64 shape);
+extern SharedBuffer *shared_make_buffer(Oid dboid, Oid relid, Oid owner);
+extern int	shared_shape_number(SharedBuffer *buffer, uint64 shape);
 extern void shared_remove_buffer(SharedBuffer *buffer);
 
 extern SharedBuffer *shared_claim_worker(Oid dboid, Oid relid);

@@ -186,7 +186,7 @@ typedef struct KeyRow
 {
 	int64		count;
 	int64		in_flight;
-	TimestampTz due_at;
+	TimestampTz counted_at;
 	int			failures;
 	int			keylen;
 	int			errorlen;		/* -1: none */
@@ -203,7 +203,7 @@ collect_key(const CounterInfo *info, void *arg)
 
 	row->count = info->count;
 	row->in_flight = info->in_flight;
-	row->due_at = info->due_at;
+	row->counted_at = info->counted_at;
 	row->failures = info->failures;
 	row->keylen = info->keylen;
 	row->errorlen = info->error ? errorlen : -1;
@@ -235,19 +235,23 @@ sb_get_keys(PG_FUNCTION_ARGS)
 	if (!buffer_attach(buffer, false))
 		return (Datum) 0;
 
-	counters_scan(buffer->shared, buffer->table, collect_key, &rows);
+	counters_scan(buffer->shared, &buffer->table, collect_key, &rows);
 	foreach(lc, rows)
 	{
 		KeyRow	   *row = lfirst(lc);
 		text	   *key = key_out(buffer->desc, row->data, row->keylen);
 		Datum		values[KEY_COLUMNS];
 		bool		isnull[KEY_COLUMNS] = {0};
+		TimestampTz due_at;
 
 		values[0] = PointerGetDatum(key);
 		isnull[0] = key == NULL;
 		values[1] = Int64GetDatum(row->count);
 		values[2] = Int64GetDatum(row->in_flight);
-		set_time(&values[3], &isnull[3], row->due_at);
+		due_at = row->counted_at;
+		if (due_at != 0 && row->failures == 0)
+			due_at = buffer_due_time(buffer, due_at);
+		set_time(&values[3], &isnull[3], due_at);
 		values[4] = Int32GetDatum(row->failures);
 		isnull[5] = row->errorlen < 0 || !see_all;
 		if (!isnull[5])

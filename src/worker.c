@@ -183,7 +183,7 @@ worker_exit(int code, Datum arg)
 	LWLockReleaseAll();
 	Assert(batch.nitems == 0);
 	if (!schedule_told)
-		schedule_awake(shared);
+		schedule_leave(shared);
 	shared_release_worker(shared);
 	shared = NULL;
 }
@@ -241,10 +241,6 @@ drop_buffer(void)
 static bool
 open_definition(void)
 {
-	BufferOptions old_options;
-	bool		had_options = buffer != NULL;
-	TimestampTz now;
-
 	LockRelationOid(relid, RowShareLock);
 	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relid)))
 	{
@@ -252,8 +248,6 @@ open_definition(void)
 		return false;
 	}
 
-	if (had_options)
-		old_options = buffer->options;
 	buffer = buffer_open(relid, RowShareLock);
 	buffer_attach(buffer, true);
 	shutdown_msecs = buffer->options.shutdown;
@@ -273,11 +267,8 @@ open_definition(void)
 		pg_atomic_write_u32(&shared->parked, 0);
 
 	/* keys that are scheduled follow a new interval */
-	now = GetCurrentTimestamp();
-	if (had_options && old_options.interval != buffer->options.interval)
-		schedule_shift(shared,
-					   ((int64) buffer->options.interval -
-						old_options.interval) * 1000, now);
+	schedule_set_interval(shared, (int64) buffer->options.interval * 1000,
+						  GetCurrentTimestamp());
 
 	if (buffer->options.batch_size != batch_size)
 	{
@@ -609,8 +600,9 @@ flush_batch(TimestampTz now)
 			MemoryContextSwitchTo(batch_context);
 			handler = handler_prepare(buffer->options.handler, buffer->desc,
 									  buffer->owner);
-			ntaken = counters_take(&batch, Min(limit, batch_size),
-								   mix_failing, now);
+			ntaken = counters_take(&batch, &buffer->table,
+								   Min(limit, batch_size), mix_failing, now,
+								   retry_time(INT_MAX));
 			for (int i = 0; i < ntaken; i++)
 				had_failing |= batch.items[i].counter->failures > 0;
 			if (ntaken > 0)
@@ -643,6 +635,12 @@ flush_batch(TimestampTz now)
 		pg_atomic_write_u64(&shared->last_flush,
 							(uint64) GetCurrentTimestamp());
 		shared_mend(shared);
+	}
+	if (shared != NULL && batch.nforeign > 0)
+	{
+		shared_set_error(shared, _("Keys are held that were counted before the key columns were altered. Alter the columns back to have them stored, or discard them with TRUNCATE."),
+						 false);
+		batch.nforeign = 0;
 	}
 	pgstat_report_stat(false);
 	if (buffer != NULL)
@@ -726,7 +724,7 @@ static void
 reap(TimestampTz now, TimestampTz idle_before)
 {
 	most_keys = Max(most_keys, pg_atomic_read_u64(&shared->nkeys));
-	counters_reap(shared, buffer->table, idle_before, &nidle, &oldest_idle);
+	counters_reap(shared, &buffer->table, idle_before, &nidle, &oldest_idle);
 	last_reap = now;
 }
 
@@ -744,9 +742,10 @@ give_memory_back(TimestampTz now)
 	begin_transaction();
 	if (ConditionalLockRelationOid(relid, ExclusiveLock) &&
 		pg_atomic_read_u64(&shared->nkeys) == 0 &&
-		buffer->table_number == shared->table_number)
+		buffer->table.number == shared->table_number)
 	{
 		counters_replace_table(shared);
+		buffer_attach(buffer_open(relid, NoLock), false);
 		most_keys = 0;
 	}
 	commit_transaction();
@@ -812,7 +811,7 @@ worker_loop(void)
 
 		/* a clock that was set back takes the schedule along */
 		if (now < last_seen - USECS_PER_SEC)
-			schedule_shift(shared, now - last_seen, now);
+			schedule_set_clock(shared, now - last_seen, now);
 		last_seen = now;
 
 		/* somebody asked for something: that is a reason to try again, too */
