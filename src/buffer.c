@@ -13,6 +13,7 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/relation.h"
 #include "access/xact.h"
 #include "buffer.h"
@@ -35,6 +36,7 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/syscache.h"
 
 /* The options, with the field of BufferOptions that each sets. */
 typedef enum OptionKind
@@ -84,6 +86,7 @@ typedef struct ChangedBuffer
 {
 	SharedBuffer *shared;
 	int			level;			/* of the subtransaction that did it */
+	Oid			owner;			/* as it is when the transaction commits */
 } ChangedBuffer;
 
 static List *changed = NIL;		/* in TopTransactionContext */
@@ -240,6 +243,7 @@ buffer_note_change(Oid classId, Oid objectId)
 	entry = palloc(sizeof(ChangedBuffer));
 	entry->shared = shared;
 	entry->level = GetCurrentTransactionNestLevel();
+	entry->owner = InvalidOid;
 	changed = lappend(changed, entry);
 	MemoryContextSwitchTo(oldcontext);
 }
@@ -253,11 +257,29 @@ xact_callback(XactEvent event, void *arg)
 		return;
 	switch (event)
 	{
+		case XACT_EVENT_PRE_COMMIT:
+			foreach(lc, changed)
+			{
+				ChangedBuffer *entry = lfirst(lc);
+				HeapTuple	tuple;
+
+				tuple = SearchSysCache1(RELOID,
+										ObjectIdGetDatum(entry->shared->key.relid));
+				if (!HeapTupleIsValid(tuple))
+					continue;
+				entry->owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+				ReleaseSysCache(tuple);
+			}
+			break;
 		case XACT_EVENT_COMMIT:
 			foreach(lc, changed)
 			{
 				ChangedBuffer *entry = lfirst(lc);
 
+				/* the launcher can't look for itself, and may be waiting */
+				if (OidIsValid(entry->owner))
+					pg_atomic_write_u32(&entry->shared->owner, entry->owner);
+				entry->shared->start_after = 0;
 				pg_atomic_write_u32(&entry->shared->recheck, 1);
 				schedule_poke(entry->shared);
 			}

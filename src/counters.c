@@ -409,6 +409,26 @@ counters_unpin(SharedBuffer *buffer, CounterPin *pin)
 	pin->large = false;
 }
 
+static inline bool
+is_moderate(int64 value, int64 limit)
+{
+	return value <= limit && value >= -limit;
+}
+
+/*
+ * Can `delta' be added, whatever the moderate deltas are that others may have
+ * checked and not added yet?
+ */
+static bool
+fits(int64 count, int64 delta, uint32 others)
+{
+	int64		room = Min(others, MAX_BACKENDS) * MODERATE_DELTA;
+	int64		sum;
+
+	return !pg_add_s64_overflow(count, delta, &sum) &&
+		!pg_add_s64_overflow(sum, sum < 0 ? -room : room, &sum);
+}
+
 /*
  * Find or make the counter of a key and hold it, having made sure that
  * `delta' can be added to it.  What can fail, fails here.
@@ -431,8 +451,7 @@ counters_pin(SharedBuffer *buffer, const CounterTable *table, const KeyBytes *ke
 	bool		locked = false;
 	uint32		others;
 	int64		count,
-				in_flight,
-				sum;
+				in_flight;
 
 	for (;;)
 	{
@@ -442,9 +461,9 @@ counters_pin(SharedBuffer *buffer, const CounterTable *table, const KeyBytes *ke
 
 		/* the pin, an atomic operation, came before these */
 		counters_read(pin->counter, &count, &in_flight);
-		sum = count + in_flight;
-		if (likely(delta <= MODERATE_DELTA && delta >= -MODERATE_DELTA &&
-				   sum <= MODERATE_COUNT && sum >= -MODERATE_COUNT &&
+		if (likely(is_moderate(delta, MODERATE_DELTA) &&
+				   is_moderate(count, MODERATE_COUNT) &&
+				   is_moderate(count + in_flight, MODERATE_COUNT) &&
 				   (pg_atomic_read_u32(&pin->counter->pins) &
 					COUNTER_LARGE) == 0))
 			return;
@@ -461,12 +480,10 @@ counters_pin(SharedBuffer *buffer, const CounterTable *table, const KeyBytes *ke
 	pin->large = (others & COUNTER_LARGE) == 0;
 	others = (others & COUNTER_PINS) - 1;
 
+	/* what is in flight may come back, or not */
 	counters_read(pin->counter, &count, &in_flight);
-	sum = count + in_flight;
-	if (pg_add_s64_overflow(sum, delta, &sum) ||
-		(others > 0 &&
-		 pg_add_s64_overflow(sum, (sum < 0 ? -1 : 1) * (int64) others * MODERATE_DELTA,
-							 &sum)))
+	if (!fits(count, delta, others) ||
+		!fits(count + in_flight, delta, others))
 	{
 		counters_unpin(buffer, pin);
 		ereport(ERROR,

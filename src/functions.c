@@ -320,6 +320,17 @@ sb_count(PG_FUNCTION_ARGS)
 													  Int64GetDatum(delta))));
 }
 
+/*
+ * Have the worker see to a request; if the buffer failed lately, that is a
+ * reason not to wait until it is tried again.
+ */
+static void
+call_worker(SharedBuffer *shared)
+{
+	shared->start_after = 0;
+	schedule_poke(shared);
+}
+
 Datum
 sb_flush(PG_FUNCTION_ARGS)
 {
@@ -354,7 +365,7 @@ sb_flush_all(PG_FUNCTION_ARGS)
 	{
 		launcher_ensure();
 		pg_atomic_write_u32(&buffer->shared->flush_all, 1);
-		schedule_poke(buffer->shared);
+		call_worker(buffer->shared);
 	}
 	PG_RETURN_VOID();
 }
@@ -390,7 +401,7 @@ drain(SbBuffer *buffer, int64 timeout)
 	shared = buffer->shared;
 	launcher_ensure();
 	ticket = pg_atomic_add_fetch_u64(&shared->drain_asked, 1);
-	schedule_poke(shared);
+	call_worker(shared);
 
 	ConditionVariablePrepareToSleep(&shared->drain_cv);
 	while (!(done = pg_atomic_read_u64(&shared->drain_done) >= ticket))
@@ -553,9 +564,8 @@ sb_start(PG_FUNCTION_ARGS)
 	/* a worker that comes before we commit waits for our lock */
 	buffer_attach(buffer, true);
 	launcher_ensure();
-	buffer->shared->start_after = 0;
 	pg_atomic_write_u32(&buffer->shared->recheck, 1);
-	schedule_poke(buffer->shared);
+	call_worker(buffer->shared);
 	PG_RETURN_VOID();
 }
 

@@ -63,6 +63,7 @@ struct PendingKey
 	SbBuffer   *buffer;
 	PendingKey *next;
 	KeyBytes	key;
+	uint64		shape;			/* the buffer's when the key was formed */
 	int64		delta;
 	uint64		nincrements;
 	int			level;			/* of the subtransaction that changed it last */
@@ -90,7 +91,8 @@ typedef struct KeyHashEntry
 static inline bool
 same_key(const PendingKey *a, const PendingKey *b)
 {
-	return a->buffer == b->buffer && a->key.len == b->key.len &&
+	return a->buffer == b->buffer && a->shape == b->shape &&
+		a->key.len == b->key.len &&
 		memcmp(a->key.data, b->key.data, KEY_LENGTH(a->key.len)) == 0;
 }
 
@@ -213,6 +215,7 @@ make_key(SbBuffer *buffer, const KeyBytes *bytes)
 	memcpy(key->data, bytes->data, len);
 	key->key = *bytes;
 	key->key.data = key->data;
+	key->shape = buffer->shape;
 	key->delta = 0;
 	key->nincrements = 0;
 	key->level = 0;
@@ -299,6 +302,7 @@ pending_add(SbBuffer *buffer, const KeyBytes *bytes, int64 count)
 	PendingKey *key;
 
 	probe.buffer = buffer;
+	probe.shape = buffer->shape;
 	probe.key = *bytes;
 	key = find_key(&probe);
 	if (key == NULL)
@@ -366,6 +370,7 @@ pending_lookup(SbBuffer *buffer, const KeyBytes *bytes, int64 *delta)
 	PendingKey *key;
 
 	probe.buffer = buffer;
+	probe.shape = buffer->shape;
 	probe.key = *bytes;
 	key = find_key(&probe);
 	if (key == NULL || key->nincrements == 0)
@@ -379,7 +384,8 @@ void
 pending_scan(SbBuffer *buffer, PendingVisitor visit, void *arg)
 {
 	for (PendingKey *key = pending_keys; key != NULL; key = key->next)
-		if (key->buffer == buffer && key->nincrements > 0)
+		if (key->buffer == buffer && key->shape == buffer->shape &&
+			key->nincrements > 0)
 			visit(&key->key, key->delta, arg);
 }
 
@@ -483,15 +489,8 @@ prepare_to_publish(void)
 		 pending = pending->next)
 	{
 		SbBuffer   *buffer = pending->buffer;
-		uint32		version = buffer->version;
 
 		pending->dropped = !buffer_revalidate(buffer);
-		if (!pending->dropped && buffer->version != version)
-		{
-			for (PendingKey *key = pending_keys; key; key = key->next)
-				if (key->buffer == buffer && key->nincrements > 0)
-					report_changed(buffer);
-		}
 		if (!pending->dropped && pending->truncate_level > 0 &&
 			buffer_attach(buffer, false))
 		{
@@ -511,6 +510,8 @@ prepare_to_publish(void)
 
 		if (key->nincrements == 0 || pending->dropped)
 			continue;
+		if (key->shape != buffer->shape)
+			report_changed(buffer);
 		if (!pending->attached)
 		{
 			buffer_attach(buffer, true);

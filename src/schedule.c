@@ -497,14 +497,15 @@ schedule_set_interval(SharedBuffer *buffer, int64 interval, TimestampTz now)
 	rebuild(schedule, 0, now / SCHEDULE_TICK_USECS, false);
 }
 
-/*
- * The clock was set back by so many microseconds (negative) and says `now':
- * have the wheel and the keys follow.
- */
+/* When the clock was set back, have the wheel and the keys follow. */
 void
-schedule_set_clock(SharedBuffer *buffer, int64 usecs, TimestampTz now)
+schedule_check_clock(SharedBuffer *buffer, TimestampTz now)
 {
-	rebuild(&buffer->schedule, usecs, now / SCHEDULE_TICK_USECS, false);
+	SharedSchedule *schedule = &buffer->schedule;
+	int64		ahead = schedule->tick * SCHEDULE_TICK_USECS - now;
+
+	if (ahead > USECS_PER_SEC)
+		rebuild(schedule, -ahead, now / SCHEDULE_TICK_USECS, false);
 }
 
 /* What a counter's `counted_at' is when it is due just now. */

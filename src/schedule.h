@@ -99,8 +99,8 @@ extern void schedule_make_all_due(struct SharedBuffer *buffer,
 extern uint64 schedule_mark_due(struct SharedBuffer *buffer, uint32 flag);
 extern void schedule_set_interval(struct SharedBuffer *buffer, int64 interval,
 								  TimestampTz now);
-extern void schedule_set_clock(struct SharedBuffer *buffer, int64 usecs,
-							   TimestampTz now);
+extern void schedule_check_clock(struct SharedBuffer *buffer,
+								 TimestampTz now);
 extern TimestampTz schedule_due_now(struct SharedBuffer *buffer,
 									struct SharedCounter *counter);
 extern TimestampTz schedule_next(struct SharedBuffer *buffer);

@@ -106,6 +106,7 @@ typedef struct SharedBuffer
 	bool		worker_connected;	/* the last one came up */
 	int			start_failures; /* how many in a row didn't */
 	TimestampTz start_after;	/* no worker is started before this */
+	int			breakdowns;		/* (w) failures of the buffer itself, in a row */
 	TimestampTz left_at;		/* when the last worker left */
 
 	/* taken and not settled: written by the worker, read by anyone */

@@ -109,7 +109,6 @@ static int	current_nkeys;
 static int	limit = 1;
 static bool mix_failing = false;
 static int	conflicts = 0;
-static int	breakdowns = 0;		/* failures of the buffer itself, in a row */
 static TimestampTz paused_until = 0;
 
 /* what is idle, for reaping */
@@ -327,9 +326,14 @@ log_failure(ErrorData *edata, int nkeys)
 	ereport(LOG,
 			(errcode(edata->sqlerrcode),
 			 nkeys > 0 ?
-			 errmsg("flush of %d keys of buffer \"%s\" failed: %s",
-					nkeys, NameStr(buffer->name), edata->message) :
-			 errmsg("flush of buffer %u failed: %s", relid, edata->message),
+			 errmsg_plural("could not flush %d key of buffer \"%s\": %s",
+						   "could not flush %d keys of buffer \"%s\": %s",
+						   nkeys, nkeys, NameStr(buffer->name),
+						   edata->message) :
+			 buffer != NULL ?
+			 errmsg("could not flush buffer \"%s\": %s",
+					NameStr(buffer->name), edata->message) :
+			 errmsg("could not flush buffer %u: %s", relid, edata->message),
 			 edata->detail ? errdetail_internal("%s", edata->detail) : 0,
 			 edata->hint ? errhint("%s", edata->hint) : 0,
 			 edata->context ? errcontext("%s", edata->context) : 0,
@@ -429,8 +433,8 @@ recover(ErrorData *edata)
 	if (nitems == 0)
 	{
 		/* not a key but the buffer itself fails */
-		breakdowns++;
-		paused_until = retry_time(breakdowns);
+		shared->breakdowns++;
+		paused_until = retry_time(shared->breakdowns);
 		pg_atomic_fetch_add_u64(&shared->stats[STAT_FAILURES], 1);
 		shared_set_error(shared, edata->message, true);
 		log_failure(edata, 0);
@@ -542,7 +546,6 @@ begin_call(int first_key, int nkeys, void *arg)
 static void
 call_handler(Handler *handler)
 {
-	current_key = -1;
 	if (nflush_keys == 0)
 		return;
 
@@ -564,6 +567,10 @@ static void
 begin_transaction(void)
 {
 	MemoryContextReset(batch_context);
+	flush_keys = NULL;
+	flush_items = NULL;
+	nflush_keys = 0;
+	current_key = -1;
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	enable_timeout_every(watch_timeout_id,
@@ -612,7 +619,7 @@ flush_batch(TimestampTz now)
 				call_handler(handler);
 			}
 			PopActiveSnapshot();
-			breakdowns = 0;
+			shared->breakdowns = 0;
 		}
 		commit_transaction();
 	}
@@ -684,8 +691,7 @@ last_flush(void)
 		now = GetCurrentTimestamp();
 
 		/* not a key but the buffer fails: no use trying again */
-		if (breakdowns > 0 &&
-			shared != NULL &&
+		if (shared != NULL && shared->breakdowns > 0 &&
 			pg_atomic_read_u64(&shared->stats[STAT_FAILURES]) != before)
 			break;
 	}
@@ -764,9 +770,10 @@ may_leave(TimestampTz now, TimestampTz last_work, TimestampTz next)
 	if (pg_atomic_read_u32(&shared_control->waiting) > 0)
 		return true;
 
-	/* a broken buffer's next attempt is known only to this process */
-	if (paused_until > now)
-		return false;
+	/* a broken buffer is left alone meanwhile */
+	if (paused_until > now || buffer == NULL)
+		return paused_until > TimestampTzPlusMilliseconds(now,
+														  LAUNCHER_LEAD_MSECS);
 	return now >= TimestampTzPlusMilliseconds(last_work,
 											  buffer->options.timeout) &&
 		(next == SCHEDULE_NEVER ||
@@ -778,7 +785,6 @@ worker_loop(void)
 {
 	TimestampTz started = GetCurrentTimestamp();
 	TimestampTz last_work = started;
-	TimestampTz last_seen = started;
 	uint64		drain_seen = pg_atomic_read_u64(&shared->drain_asked);
 	bool		flushed = false;
 
@@ -809,10 +815,7 @@ worker_loop(void)
 		now = GetCurrentTimestamp();
 		schedule_awake(shared);
 
-		/* a clock that was set back takes the schedule along */
-		if (now < last_seen - USECS_PER_SEC)
-			schedule_set_clock(shared, now - last_seen, now);
-		last_seen = now;
+		schedule_check_clock(shared, now);
 
 		/* somebody asked for something: that is a reason to try again, too */
 		if (pg_atomic_exchange_u32(&shared->recheck, 0) != 0 ||
@@ -850,9 +853,10 @@ worker_loop(void)
 		if (buffer != NULL && next_reap() <= now)
 			reap(now, now - (int64) buffer->options.timeout * 1000);
 
-		if (buffer != NULL && may_leave(now, last_work, next))
+		if (may_leave(now, last_work, next))
 		{
-			if (pg_atomic_read_u32(&shared_control->waiting) == 0)
+			if (buffer != NULL && paused_until <= now &&
+				pg_atomic_read_u32(&shared_control->waiting) == 0)
 				give_memory_back(now);
 			if (paused_until > now)
 				shared->start_after = paused_until;
@@ -936,5 +940,10 @@ statbuffer_worker_main(Datum main_arg)
 	oldest_idle = last_reap = GetCurrentTimestamp();
 
 	worker_loop();
+
+	/* one that was stopped needs no memory for idle keys */
+	if (shared != NULL && buffer != NULL &&
+		pg_atomic_read_u32(&shared->parked) != 0)
+		reap(GetCurrentTimestamp(), SCHEDULE_NEVER);
 	proc_exit(0);
 }
