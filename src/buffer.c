@@ -524,7 +524,6 @@ buffer_revalidate(SbBuffer *buffer)
 bool
 buffer_attach(SbBuffer *buffer, bool create)
 {
-	Assert(buffer->valid);
 	if (buffer->shared == NULL)
 	{
 		SharedBuffer *shared;

@@ -144,8 +144,8 @@ counters_attach_table(SharedBuffer *buffer, CounterTable *table)
 		table->dshash = NULL;
 	}
 	oldcontext = MemoryContextSwitchTo(TopMemoryContext);
-	table->dshash = dshash_attach(shared_area, &params, buffer->table, NULL);
 	table->number = buffer->table_number;
+	table->dshash = dshash_attach(shared_area, &params, buffer->table, NULL);
 	MemoryContextSwitchTo(oldcontext);
 }
 
@@ -382,24 +382,22 @@ void
 counters_unpin(SharedBuffer *buffer, CounterPin *pin)
 {
 	SharedCounter *counter = pin->counter;
-	uint64		none = 0;
 
 	if (counter == NULL)
 		return;
 
 	/*
 	 * A counter that nothing was ever added to is on no list, and its worker
-	 * does not know of it: let it find out.  (One that was emptied has a time
-	 * there.)
+	 * does not know of it.  (One that was emptied has a time there.)  Link it
+	 * without a time, so that the worker finds it to be idle.
 	 */
 	if (counter->next == 0 &&
-		(pg_atomic_read_u32(&counter->pins) & COUNTER_LINKED) == 0)
+		pg_atomic_read_u64(&counter->counted_at) == 0 &&
+		(pg_atomic_fetch_or_u32(&counter->pins, COUNTER_LINKED) &
+		 COUNTER_LINKED) == 0)
 	{
-		TimestampTz now = GetCurrentTimestamp();
-
-		if (pg_atomic_compare_exchange_u64(&counter->counted_at, &none,
-										   (uint64) now))
-			link_counter(buffer, counter, pin->self, now);
+		schedule_push(buffer, counter, pin->self);
+		schedule_wake(buffer, GetCurrentTimestamp());
 	}
 
 	if (pin->large)
@@ -616,7 +614,15 @@ counters_request_flush(SharedBuffer *buffer, const CounterTable *table,
 	SharedFlushRequest *request;
 	uint64		head;
 
-	pointer = dsa_allocate(shared_area, sizeof(SharedFlushRequest));
+	/* where memory is out, flushing is just what is needed: flush all */
+	pointer = dsa_allocate_extended(shared_area, sizeof(SharedFlushRequest),
+									DSA_ALLOC_NO_OOM);
+	if (!DsaPointerIsValid(pointer))
+	{
+		pg_atomic_write_u32(&buffer->flush_all, 1);
+		schedule_poke(buffer);
+		return;
+	}
 	request = dsa_get_address(shared_area, pointer);
 
 	entry = find_entry(table, key);
@@ -650,6 +656,7 @@ clear_drain(SharedBuffer *buffer, SharedCounter *counter)
 {
 	if (pg_atomic_read_u32(&counter->pins) & COUNTER_DRAIN)
 	{
+		Assert(pg_atomic_read_u64(&buffer->drain_keys) > 0);
 		pg_atomic_fetch_and_u32(&counter->pins, ~COUNTER_DRAIN);
 		pg_atomic_fetch_sub_u64(&buffer->drain_keys, 1);
 	}
@@ -759,9 +766,9 @@ counters_serve_requests(SharedBuffer *buffer, TimestampTz now)
 	{
 		finish_round(buffer);
 		schedule_make_all_due(buffer, now);
-		pg_atomic_write_u64(&buffer->drain_round, asked);
 		pg_atomic_write_u64(&buffer->drain_keys,
 							schedule_mark_due(buffer, COUNTER_DRAIN));
+		pg_atomic_write_u64(&buffer->drain_round, asked);
 		if (pg_atomic_read_u64(&buffer->drain_keys) > 0)
 			return;
 	}
@@ -780,7 +787,6 @@ counters_take(CounterBatch *batch, const CounterTable *table, int limit,
 			  bool mix_failing, TimestampTz now, TimestampTz foreign_retry_at)
 {
 	SharedBuffer *buffer = batch->buffer;
-	int64		sum = 0;
 	dsa_pointer self;
 
 	Assert(batch->nitems == 0);
@@ -813,8 +819,8 @@ counters_take(CounterBatch *batch, const CounterTable *table, int limit,
 
 		/*
 		 * From here on the order matters.  Who adds after the time is gone
-		 * schedules the key anew; what was added before is in the count
-		 * when we take it.
+		 * schedules the key anew; what was added before is in the count when
+		 * we take it.
 		 */
 		item->counted_at = (TimestampTz) pg_atomic_read_u64(&counter->counted_at);
 		counter->next = (dsa_pointer) now;
@@ -831,19 +837,20 @@ counters_take(CounterBatch *batch, const CounterTable *table, int limit,
 		{
 			clear_drain(buffer, counter);
 			clear_failure(buffer, counter);
+			shared_note_idle(buffer, now);
 			continue;
 		}
 
 		item->counter = counter;
+		item->taken_at = now;
 		item->self = self;
 		item->verdict = VERDICT_AGAIN;
 		item->retry_at = 0;
 		batch->nitems++;
-		sum = (int64) ((uint64) sum + (uint64) item->count);
+		pg_atomic_fetch_add_u64(&buffer->in_flight, (uint64) item->count);
 		if (alone)
 			break;
 	}
-	pg_atomic_fetch_add_u64(&buffer->in_flight, (uint64) sum);
 	return batch->nitems;
 }
 
@@ -883,6 +890,7 @@ counters_settle(CounterBatch *batch)
 		land(item->counter, 0);
 		clear_failure(buffer, item->counter);
 		clear_drain(buffer, item->counter);
+		shared_note_idle(buffer, item->taken_at);
 		sum += (uint64) item->count;
 		nkeys++;
 	}
@@ -958,6 +966,7 @@ counters_give_back(CounterBatch *batch)
 				land(item->counter, 0);
 				clear_failure(buffer, item->counter);
 				clear_drain(buffer, item->counter);
+				shared_note_idle(buffer, item->taken_at);
 				batch->discarded =
 					(int64) ((uint64) batch->discarded + (uint64) item->count);
 				break;
@@ -985,8 +994,7 @@ counters_pass_over(CounterBatch *batch, int i)
 
 /*
  * Keep the words for which items of a finished batch failed, and forget those
- * of items that did not.  Raises an error when memory is out, or a mapping
- * can't be made; then the words of some are lost, and nothing else.
+ * of items that did not.  When memory is out, what was kept before stays.
  */
 void
 counters_tidy(CounterBatch *batch, int nitems, const char *message)
@@ -1019,9 +1027,12 @@ counters_tidy(CounterBatch *batch, int nitems, const char *message)
 					error = item->counter->error;
 				else
 				{
-					error = dsa_allocate(shared_area,
-										 offsetof(SharedError, message) +
-										 len + 1);
+					error = dsa_allocate_extended(shared_area,
+												  offsetof(SharedError, message) +
+												  len + 1,
+												  DSA_ALLOC_NO_OOM);
+					if (!DsaPointerIsValid(error))
+						return;
 					shared = dsa_get_address(shared_area, error);
 					shared->nkeys = 0;
 					memcpy(shared->message, message, len);
@@ -1035,19 +1046,17 @@ counters_tidy(CounterBatch *batch, int nitems, const char *message)
 
 /*
  * Free the counters that are empty, unused, and were taken last before
- * `idle_before'.  Tells how many it leaves for being too young, and since
- * when the oldest of them is idle.
+ * `idle_before'.  Those that it leaves for being too young are noted anew.
  */
 void
 counters_reap(SharedBuffer *buffer, const CounterTable *table,
-			  TimestampTz idle_before, uint64 *nidle,
-			  TimestampTz *oldest_idle)
+			  TimestampTz idle_before)
 {
 	dshash_seq_status status;
 	TableEntry *entry;
 
-	*nidle = 0;
-	*oldest_idle = SCHEDULE_NEVER;
+	buffer->nidle = 0;
+	buffer->oldest_idle = SCHEDULE_NEVER;
 	dshash_seq_init(&status, table->dshash, true);
 	while ((entry = dshash_seq_next(&status)) != NULL)
 	{
@@ -1061,8 +1070,7 @@ counters_reap(SharedBuffer *buffer, const CounterTable *table,
 			continue;
 		if ((TimestampTz) counter->next > idle_before)
 		{
-			(*nidle)++;
-			*oldest_idle = Min(*oldest_idle, (TimestampTz) counter->next);
+			shared_note_idle(buffer, (TimestampTz) counter->next);
 			continue;
 		}
 
@@ -1109,12 +1117,13 @@ counters_free_all(SharedBuffer *buffer)
 	dsa_pointer request;
 
 	counters_attach_table(buffer, &table);
-	buffer->flush_taken = InvalidDsaPointer;
-	while (DsaPointerIsValid(request = pg_atomic_read_u64(&buffer->flush_requests)))
+	while (DsaPointerIsValid(request = buffer->flush_taken) ||
+		   DsaPointerIsValid(request = pg_atomic_exchange_u64(&buffer->flush_requests,
+															  InvalidDsaPointer)))
 	{
 		SharedFlushRequest *r = dsa_get_address(shared_area, request);
 
-		pg_atomic_write_u64(&buffer->flush_requests, r->next);
+		buffer->flush_taken = r->next;
 		dsa_free(shared_area, request);
 	}
 

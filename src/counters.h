@@ -105,6 +105,7 @@ typedef struct BatchItem
 	dsa_pointer self;
 	int64		count;
 	TimestampTz counted_at;
+	TimestampTz taken_at;
 	BatchVerdict verdict;
 	TimestampTz retry_at;
 } BatchItem;
@@ -170,8 +171,7 @@ extern void counters_give_back(CounterBatch *batch);
 extern void counters_tidy(CounterBatch *batch, int nitems,
 						  const char *message);
 extern void counters_reap(SharedBuffer *buffer, const CounterTable *table,
-						  TimestampTz idle_before, uint64 *nidle,
-						  TimestampTz *oldest_idle);
+						  TimestampTz idle_before);
 extern void counters_replace_table(SharedBuffer *buffer);
 extern int64 counters_free_all(SharedBuffer *buffer);
 

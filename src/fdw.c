@@ -32,6 +32,7 @@
 #include "optimizer/planmain.h"
 #include "optimizer/restrictinfo.h"
 #include "pending.h"
+#include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -89,7 +90,7 @@ typedef struct BufferInsert
 static void
 get_rel_size(PlannerInfo *root, RelOptInfo *rel, Oid relid)
 {
-	SbBuffer   *buffer = buffer_open(relid, AccessShareLock);
+	SbBuffer   *buffer = buffer_open(relid, RowShareLock);
 
 	rel->tuples = 0;
 	if (buffer_attach(buffer, false))
@@ -178,18 +179,37 @@ visit_counter(const CounterInfo *info, void *arg)
 	add_row(arg, info->key, info->keylen, info->count + info->in_flight);
 }
 
-/* A key of the transaction's own: add it unless it is there already. */
 static void
 visit_pending(const KeyBytes *key, int64 delta, void *arg)
 {
-	BufferScan *state = arg;
-	int64		count;
+	add_row(arg, key->data, key->len, delta);
+}
 
-	if (!pending_truncated(state->buffer) &&
-		state->buffer->shared != NULL &&
-		counters_lookup(&state->buffer->table, key, &count) && count != 0)
-		return;
-	add_row(state, key->data, key->len, delta);
+/* Put the transaction's own increments on top of the rows. */
+static void
+add_pending(BufferScan *state)
+{
+	SbBuffer   *buffer = state->buffer;
+	uint64		scan = pending_begin_scan();
+
+	for (ScanBlock *block = state->first; block; block = block->next)
+	{
+		for (Size offset = 0; offset < block->used;)
+		{
+			ScanRow    *row = (ScanRow *) (block->data + offset);
+			KeyBytes	key = {row->key, row->keylen,
+			key_hash(row->key, row->keylen)};
+			int64		delta;
+
+			if (pending_scan_key(buffer, &key, scan, &delta))
+				row->count = DatumGetInt64(DirectFunctionCall2(int8pl,
+															   Int64GetDatum(row->count),
+															   Int64GetDatum(delta)));
+			offset += MAXALIGN(offsetof(ScanRow, key) +
+							   KEY_LENGTH(row->keylen));
+		}
+	}
+	pending_scan_rest(buffer, scan, visit_pending, state);
 }
 
 /* Copy the keys and counts. */
@@ -200,31 +220,9 @@ fill(BufferScan *state)
 
 	state->filled = true;
 	if (buffer_attach(buffer, false) && !pending_truncated(buffer))
-	{
 		counters_scan(buffer->shared, &buffer->table, visit_counter, state);
-
-		/* the transaction's own increments come on top */
-		if (buffer->pending != NULL)
-		{
-			for (ScanBlock *block = state->first; block; block = block->next)
-			{
-				for (Size offset = 0; offset < block->used;)
-				{
-					ScanRow    *row = (ScanRow *) (block->data + offset);
-					KeyBytes	key = {row->key, row->keylen,
-					key_hash(row->key, row->keylen)};
-					int64		delta;
-
-					if (pending_lookup(buffer, &key, &delta))
-						row->count += delta;
-					offset += MAXALIGN(offsetof(ScanRow, key) +
-									   KEY_LENGTH(row->keylen));
-				}
-			}
-		}
-	}
 	if (buffer->pending != NULL)
-		pending_scan(buffer, visit_pending, state);
+		add_pending(state);
 	state->block = state->first;
 	state->offset = 0;
 }

@@ -163,6 +163,7 @@ read_key(FunctionCallInfo fcinfo, CallCache *cache, KeySpace *space,
 		 KeyBytes *key)
 {
 	SbBuffer   *buffer = cache->buffer;
+	Relation	rel = NULL;
 
 	if (cache->reader == NULL || cache->version != buffer->version)
 	{
@@ -188,10 +189,16 @@ read_key(FunctionCallInfo fcinfo, CallCache *cache, KeySpace *space,
 		key_form_text(PG_GETARG_DATUM(0), space, key);
 		return;
 	}
+
+	/* what is in use can't be altered by code that runs meanwhile */
+	if (key_reader_runs_code(cache->reader))
+		rel = table_open(buffer->relid, NoLock);
 	key_read(cache->reader, PG_ARGISNULL(0) ? (Datum) 0 : PG_GETARG_DATUM(0),
 			 PG_ARGISNULL(0), cache->values, cache->isnull);
 	key_form(buffer->desc, NameStr(buffer->name), cache->values,
 			 cache->isnull, space, key);
+	if (rel != NULL)
+		table_close(rel, NoLock);
 }
 
 /* ------------------------------------------------------------------------
@@ -564,6 +571,7 @@ sb_start(PG_FUNCTION_ARGS)
 	/* a worker that comes before we commit waits for our lock */
 	buffer_attach(buffer, true);
 	launcher_ensure();
+	shared_mend(buffer->shared);
 	pg_atomic_write_u32(&buffer->shared->recheck, 1);
 	call_worker(buffer->shared);
 	PG_RETURN_VOID();

@@ -410,6 +410,14 @@ key_reader_make(TupleDesc desc, const char *relname, Oid argtype)
 	return reader;
 }
 
+/* Does reading run casts or input functions, which can do anything? */
+bool
+key_reader_runs_code(KeyReader *reader)
+{
+	return reader->is_row || reader->is_text ||
+		reader->casts[0].state != NULL;
+}
+
 /* Take a row apart into key columns. */
 static void
 read_row(KeyReader *reader, Datum arg, Datum *values, bool *isnull)

@@ -48,6 +48,7 @@ extern text *key_out(TupleDesc desc, const char *data, uint16 len);
 
 extern KeyReader *key_reader_make(TupleDesc desc, const char *relname,
 								  Oid argtype);
+extern bool key_reader_runs_code(KeyReader *reader);
 extern void key_read(KeyReader *reader, Datum arg, bool argnull,
 					 Datum *values, bool *isnull);
 

@@ -69,9 +69,11 @@ typedef struct Candidate
 	SharedBufferKey key;
 	Oid			owner;
 	TimestampTz due;
+	TimestampTz not_before;		/* no worker may be started before this */
 } Candidate;
 
 static List *started = NIL;
+static SharedBuffer *removing = NULL;	/* a dropped one that we have claimed */
 static TimestampTz register_after = 0;
 static int	register_failures = 0;
 
@@ -191,9 +193,19 @@ launcher_evict(Oid dboid)
 void
 launcher_admit(Oid dboid)
 {
+	dshash_seq_status status;
+	SharedBuffer *buffer;
+
 	if (!shared_attach(false))
 		return;
 	shared_evict_database(dboid, 0);
+
+	/* that also has the launcher find out whether it is gone */
+	dshash_seq_init(&status, shared_registry, false);
+	while ((buffer = dshash_seq_next(&status)) != NULL)
+		if (buffer->key.dboid == dboid)
+			pg_atomic_write_u32(&buffer->recheck, 1);
+	dshash_seq_term(&status);
 	shared_wake_launcher();
 }
 
@@ -206,6 +218,8 @@ static void
 launcher_exit(int code, Datum arg)
 {
 	LWLockReleaseAll();
+	if (removing != NULL)
+		shared_release_worker(removing, code);
 	pg_atomic_write_u32(&shared_control->waiting, 0);
 	shared_release_launcher();
 }
@@ -226,11 +240,16 @@ retry_time(int failures)
 
 /* A worker could not be started, or did not come up. */
 static void
-start_failed(SharedBuffer *buffer, const char *message)
+start_failed(const SharedBufferKey *key, const char *message)
 {
+	SharedBuffer *buffer = dshash_find(shared_registry, key, false);
+
+	if (buffer == NULL)
+		return;
 	buffer->start_failures++;
 	buffer->start_after = retry_time(buffer->start_failures);
 	shared_set_error(buffer, message, true);
+	dshash_release_lock(shared_registry, buffer);
 }
 
 /*
@@ -246,6 +265,7 @@ check_started(void)
 	{
 		StartedWorker *worker = lfirst(lc);
 		SharedBuffer *buffer;
+		bool		failed = false;
 		pid_t		pid;
 
 		if (GetBackgroundWorkerPid(worker->handle, &pid) != BGWH_STOPPED)
@@ -254,10 +274,11 @@ check_started(void)
 		buffer = dshash_find(shared_registry, &worker->key, false);
 		if (buffer != NULL)
 		{
-			if (buffer->worker_pid == 0 && !buffer->worker_connected)
-				start_failed(buffer, _("The worker process could not connect to the database; see the server log."));
+			failed = buffer->worker_pid == 0 && !buffer->worker_connected;
 			dshash_release_lock(shared_registry, buffer);
 		}
+		if (failed)
+			start_failed(&worker->key, _("The worker process could not connect to the database; see the server log."));
 		pfree(worker->handle);
 		pfree(worker);
 		started = foreach_delete_current(started, lc);
@@ -300,12 +321,13 @@ remove_database(Oid dboid)
 
 		if (!OidIsValid(key.dboid))
 			break;
-		buffer = shared_claim_worker(key.dboid, key.relid);
-		if (buffer == NULL)
+		removing = shared_claim_worker(key.dboid, key.relid);
+		if (removing == NULL)
 			continue;
-		nkeys = pg_atomic_read_u64(&buffer->nkeys);
-		lost = counters_free_all(buffer);
-		shared_remove_buffer(buffer);
+		nkeys = pg_atomic_read_u64(&removing->nkeys);
+		lost = counters_free_all(removing);
+		shared_remove_buffer(removing);
+		removing = NULL;
 		if (lost != 0)
 			ereport(LOG,
 					(errmsg("statbuffer dropped the counts of a database that does not exist any more"),
@@ -314,11 +336,32 @@ remove_database(Oid dboid)
 	}
 }
 
+/* Free what belongs to databases that were dropped while nobody looked. */
+static void
+remove_gone_databases(void)
+{
+	List	   *dboids = NIL;
+	ListCell   *lc;
+	dshash_seq_status status;
+	SharedBuffer *buffer;
+
+	dshash_seq_init(&status, shared_registry, false);
+	while ((buffer = dshash_seq_next(&status)) != NULL)
+		dboids = list_append_unique_oid(dboids, buffer->key.dboid);
+	dshash_seq_term(&status);
+
+	StartTransactionCommand();
+	foreach(lc, dboids)
+		if (!SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(lfirst_oid(lc))))
+		remove_database(lfirst_oid(lc));
+	CommitTransactionCommand();
+}
+
 /*
  * Can a worker be started for a buffer, as far as the shared catalogs tell?
  */
 static bool
-check_catalogs(Candidate *candidate, SharedBuffer *buffer)
+check_catalogs(Candidate *candidate)
 {
 	HeapTuple	tuple;
 	bool		can_login;
@@ -335,13 +378,13 @@ check_catalogs(Candidate *candidate, SharedBuffer *buffer)
 
 	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(candidate->owner));
 	if (!HeapTupleIsValid(tuple))
-		start_failed(buffer, _("The role that owns the buffer does not exist."));
+		start_failed(&candidate->key, _("The role that owns the buffer does not exist."));
 	else
 	{
 		can_login = ((Form_pg_authid) GETSTRUCT(tuple))->rolcanlogin;
 		ReleaseSysCache(tuple);
 		if (COMPAT_OWNER_NEEDS_LOGIN && !can_login)
-			start_failed(buffer, _("The role that owns the buffer does not have the LOGIN privilege."));
+			start_failed(&candidate->key, _("The role that owns the buffer does not have the LOGIN privilege."));
 		else
 			result = true;
 	}
@@ -442,14 +485,13 @@ find_candidates(int *ncandidates, int *nworkers)
 	while ((buffer = dshash_seq_next(&status)) != NULL)
 	{
 		Candidate  *candidate;
-		TimestampTz until;
 
 		if (buffer->worker_pid != 0 || is_starting(&buffer->key))
 		{
 			(*nworkers)++;
 			continue;
 		}
-		if (!schedule_has_work(buffer))
+		if (!schedule_has_work(buffer) && buffer->reap_at == SCHEDULE_NEVER)
 			continue;
 
 		if (n == size)
@@ -463,13 +505,14 @@ find_candidates(int *ncandidates, int *nworkers)
 		 * Who has just had a slot comes after those that wait since before;
 		 * whoever asks for something is due now.
 		 */
-		candidate->due = (TimestampTz) pg_atomic_read_u64(&buffer->schedule.wake_at);
+		candidate->due = Min((TimestampTz) pg_atomic_read_u64(&buffer->schedule.wake_at),
+							 buffer->reap_at);
 		if (schedule_has_requests(buffer))
 			candidate->due = 0;
 		candidate->due = Max(candidate->due, buffer->left_at);
-		candidate->due = Max(candidate->due, buffer->start_after);
-		until = shared_evicted_until(buffer->key.dboid);
-		candidate->due = Max(candidate->due, until);
+		candidate->not_before = Max(buffer->start_after,
+									shared_evicted_until(buffer->key.dboid));
+		candidate->due = Max(candidate->due, candidate->not_before);
 	}
 	dshash_seq_term(&status);
 
@@ -500,17 +543,10 @@ start_workers(void)
 	for (int i = 0; i < ncandidates; i++)
 	{
 		Candidate  *candidate = &candidates[i];
-		SharedBuffer *buffer;
 		TimestampTz start_at;
 
-		/* a failed start's pause is meant to the letter */
-		buffer = shared_find_buffer(candidate->key.dboid,
-									candidate->key.relid);
-		if (buffer == NULL)
-			continue;			/* went with its database just now */
 		start_at = candidate->due - LAUNCHER_LEAD_MSECS * INT64CONST(1000);
-		start_at = Max(start_at, buffer->start_after);
-		start_at = Max(start_at, shared_evicted_until(candidate->key.dboid));
+		start_at = Max(start_at, candidate->not_before);
 		if (start_at > now)
 		{
 			next = Min(next, start_at);
@@ -519,12 +555,11 @@ start_workers(void)
 
 		if (nworkers < statbuffer_max_workers && now >= register_after)
 		{
-			if (!check_catalogs(candidate, buffer))
+			if (!check_catalogs(candidate))
 			{
 				next = Min(next, retry_time(1));
 				continue;
 			}
-			buffer->worker_connected = false;
 			if (start_worker(candidate))
 			{
 				register_failures = 0;
@@ -577,6 +612,8 @@ statbuffer_launcher_main(Datum main_arg)
 
 	context = AllocSetContextCreate(TopMemoryContext, "statbuffer launcher",
 									ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(context);
+	remove_gone_databases();
 	while (!ShutdownRequestPending)
 	{
 		TimestampTz next;

@@ -66,6 +66,7 @@ struct PendingKey
 	uint64		shape;			/* the buffer's when the key was formed */
 	int64		delta;
 	uint64		nincrements;
+	uint64		scan;			/* the last one that has it; see below */
 	int			level;			/* of the subtransaction that changed it last */
 	CounterPin	pin;
 	char		data[FLEXIBLE_ARRAY_MEMBER];
@@ -219,6 +220,7 @@ make_key(SbBuffer *buffer, const KeyBytes *bytes)
 	key->delta = 0;
 	key->nincrements = 0;
 	key->level = 0;
+	key->scan = 0;
 	key->pin.counter = NULL;
 	key->pin.large = false;
 
@@ -362,9 +364,8 @@ pending_truncated(SbBuffer *buffer)
 	return buffer->pending != NULL && buffer->pending->truncate_level > 0;
 }
 
-/* What the transaction has added to a key; false when nothing. */
-bool
-pending_lookup(SbBuffer *buffer, const KeyBytes *bytes, int64 *delta)
+static PendingKey *
+look_up(SbBuffer *buffer, const KeyBytes *bytes)
 {
 	PendingKey	probe;
 	PendingKey *key;
@@ -373,19 +374,55 @@ pending_lookup(SbBuffer *buffer, const KeyBytes *bytes, int64 *delta)
 	probe.shape = buffer->shape;
 	probe.key = *bytes;
 	key = find_key(&probe);
-	if (key == NULL || key->nincrements == 0)
+	return key != NULL && key->nincrements > 0 ? key : NULL;
+}
+
+/* What the transaction has added to a key; false when nothing. */
+bool
+pending_lookup(SbBuffer *buffer, const KeyBytes *bytes, int64 *delta)
+{
+	PendingKey *key = look_up(buffer, bytes);
+
+	if (key == NULL)
 		return false;
 	*delta = key->delta;
 	return true;
 }
 
-/* Tell the visitor of every key that the transaction has added to. */
+/*
+ * To put together what is shared and what is the transaction's own: ask for
+ * each shared key with pending_scan_key(), then visit the rest.
+ */
+uint64
+pending_begin_scan(void)
+{
+	static uint64 last_scan = 0;
+
+	return ++last_scan;
+}
+
+/* As pending_lookup(); the key is not visited any more. */
+bool
+pending_scan_key(SbBuffer *buffer, const KeyBytes *bytes, uint64 scan,
+				 int64 *delta)
+{
+	PendingKey *key = look_up(buffer, bytes);
+
+	if (key == NULL)
+		return false;
+	*delta = key->delta;
+	key->scan = scan;
+	return true;
+}
+
+/* Tell the visitor of every key that was not asked for. */
 void
-pending_scan(SbBuffer *buffer, PendingVisitor visit, void *arg)
+pending_scan_rest(SbBuffer *buffer, uint64 scan, PendingVisitor visit,
+				  void *arg)
 {
 	for (PendingKey *key = pending_keys; key != NULL; key = key->next)
 		if (key->buffer == buffer && key->shape == buffer->shape &&
-			key->nincrements > 0)
+			key->nincrements > 0 && key->scan != scan)
 			visit(&key->key, key->delta, arg);
 }
 
@@ -490,6 +527,9 @@ prepare_to_publish(void)
 	{
 		SbBuffer   *buffer = pending->buffer;
 
+		/* what locked it was undone, and so was all that was counted */
+		if (pending->lock_level == 0 && pending->truncate_level == 0)
+			continue;
 		pending->dropped = !buffer_revalidate(buffer);
 		if (!pending->dropped && pending->truncate_level > 0 &&
 			buffer_attach(buffer, false))

@@ -32,6 +32,10 @@ extern void pending_truncate(SbBuffer *buffer);
 extern bool pending_truncated(SbBuffer *buffer);
 extern bool pending_lookup(SbBuffer *buffer, const KeyBytes *key,
 						   int64 *delta);
-extern void pending_scan(SbBuffer *buffer, PendingVisitor visit, void *arg);
+extern uint64 pending_begin_scan(void);
+extern bool pending_scan_key(SbBuffer *buffer, const KeyBytes *key,
+							 uint64 scan, int64 *delta);
+extern void pending_scan_rest(SbBuffer *buffer, uint64 scan,
+							  PendingVisitor visit, void *arg);
 
 #endif							/* STATBUFFER_PENDING_H */

@@ -197,10 +197,42 @@ map_due_tail(SharedSchedule *schedule)
 	(void) counter_at(schedule->due_tail);
 }
 
+/* Map every counter of a list. */
+static void
+map_list(dsa_pointer list)
+{
+	while (DsaPointerIsValid(list))
+		list = counter_at(list)->next;
+}
+
+/*
+ * A counter on the inbox may have no time yet: it was made by a transaction
+ * that failed.  Unlink it, unless somebody counts just now.
+ */
+static bool
+unlink_idle(SharedBuffer *buffer, SharedCounter *counter)
+{
+	if (pg_atomic_read_u64(&counter->counted_at) != 0)
+		return false;
+
+	/* idle since ever */
+	counter->next = 1;
+	pg_memory_barrier();
+	pg_atomic_fetch_and_u32(&counter->pins, ~COUNTER_LINKED);
+	if (pg_atomic_read_u64(&counter->counted_at) != 0 &&
+		(pg_atomic_fetch_or_u32(&counter->pins, COUNTER_LINKED) &
+		 COUNTER_LINKED) == 0)
+		return false;
+	shared_note_idle(buffer, 1);
+	return true;
+}
+
 /* Sort the newly scheduled counters in. */
 static void
-drain_inbox(SharedSchedule *schedule)
+drain_inbox(SharedBuffer *buffer)
 {
+	SharedSchedule *schedule = &buffer->schedule;
+
 	map_due_tail(schedule);
 	for (;;)
 	{
@@ -210,7 +242,8 @@ drain_inbox(SharedSchedule *schedule)
 			SharedCounter *counter = counter_at(self);
 
 			schedule->drained = counter->next;
-			insert_into_wheel(schedule, counter, self);
+			if (!unlink_idle(buffer, counter))
+				insert_into_wheel(schedule, counter, self);
 		}
 
 		if (!DsaPointerIsValid(pg_atomic_read_u64(&schedule->inbox)))
@@ -249,7 +282,10 @@ next_event(SharedSchedule *schedule)
 	return event;
 }
 
-/* Sort the counters of a slot in again, as seen from the current tick. */
+/*
+ * Sort the counters of a slot in again, as seen from the current tick.  They
+ * are mapped, so that nothing can fail.
+ */
 static void
 empty_slot(SharedSchedule *schedule, SharedSlot *slot)
 {
@@ -258,14 +294,7 @@ empty_slot(SharedSchedule *schedule, SharedSlot *slot)
 	if (!DsaPointerIsValid(list))
 		return;
 
-	/*
-	 * A counter can come back to this slot, so the list has to be cut off
-	 * from it first.  Going through it maps every segment that is needed:
-	 * after that nothing can fail.
-	 */
-	map_due_tail(schedule);
-	for (dsa_pointer p = list; DsaPointerIsValid(p); p = counter_at(p)->next)
-		;
+	/* a counter can come back to this slot, so the list is cut off first */
 	slot->head = InvalidDsaPointer;
 	slot->earliest = SCHEDULE_NEVER;
 
@@ -293,21 +322,32 @@ schedule_advance(SharedBuffer *buffer, TimestampTz now)
 	for (;;)
 	{
 		int64		event = next_event(schedule);
+		int			nlevels;
 
 		if (event > target)
 			break;
 
+		/* the slots that begin now; on the lower levels one always does */
+		nlevels = 1;
+		while (nlevels < SCHEDULE_LEVELS &&
+			   (event & ((INT64CONST(1) << LEVEL_SHIFT(nlevels)) - 1)) == 0)
+			nlevels++;
+
+		/*
+		 * Once the wheel stands there, what is left in such a slot counts as
+		 * due the next time around.  So everything that can fail comes first.
+		 */
+		map_due_tail(schedule);
+		for (int level = 0; level < nlevels; level++)
+			map_list(schedule->slots[SLOT_OF(level, event)].head);
 		schedule->tick = event;
-		for (int level = SCHEDULE_LEVELS - 1; level >= 0; level--)
-		{
-			if ((event & ((INT64CONST(1) << LEVEL_SHIFT(level)) - 1)) == 0)
-				empty_slot(schedule, &schedule->slots[SLOT_OF(level, event)]);
-		}
+		for (int level = nlevels - 1; level >= 0; level--)
+			empty_slot(schedule, &schedule->slots[SLOT_OF(level, event)]);
 	}
 	if (schedule->tick < target)
 		schedule->tick = target;
 
-	drain_inbox(schedule);
+	drain_inbox(buffer);
 }
 
 /* Put a counter where it belongs by its due time. */
@@ -406,7 +446,7 @@ schedule_make_due(SharedBuffer *buffer, SharedCounter *counter,
 	SharedSlot *slot;
 	dsa_pointer *link;
 
-	drain_inbox(schedule);
+	drain_inbox(buffer);
 
 	/* it is in the slot that it remembers, or due already */
 	slot = &schedule->slots[counter->slot];
@@ -428,18 +468,17 @@ schedule_make_due(SharedBuffer *buffer, SharedCounter *counter,
  * in again; with `all_due' on the list of what is due.
  */
 static void
-rebuild(SharedSchedule *schedule, int64 usecs, int64 tick, bool all_due)
+rebuild(SharedBuffer *buffer, int64 usecs, int64 tick, bool all_due)
 {
+	SharedSchedule *schedule = &buffer->schedule;
 	dsa_pointer all = InvalidDsaPointer;
 
-	drain_inbox(schedule);
+	drain_inbox(buffer);
 
 	/* map what is needed before anything is moved */
 	map_due_tail(schedule);
 	for (int i = 0; i < lengthof(schedule->slots); i++)
-		for (dsa_pointer p = schedule->slots[i].head; DsaPointerIsValid(p);
-			 p = counter_at(p)->next)
-			;
+		map_list(schedule->slots[i].head);
 
 	for (int i = 0; i < lengthof(schedule->slots); i++)
 	{
@@ -480,7 +519,7 @@ rebuild(SharedSchedule *schedule, int64 usecs, int64 tick, bool all_due)
 void
 schedule_make_all_due(SharedBuffer *buffer, TimestampTz now)
 {
-	rebuild(&buffer->schedule, 0, now / SCHEDULE_TICK_USECS, true);
+	rebuild(buffer, 0, now / SCHEDULE_TICK_USECS, true);
 }
 
 /*
@@ -494,7 +533,7 @@ schedule_set_interval(SharedBuffer *buffer, int64 interval, TimestampTz now)
 	if (schedule->interval == interval)
 		return;
 	schedule->interval = interval;
-	rebuild(schedule, 0, now / SCHEDULE_TICK_USECS, false);
+	rebuild(buffer, 0, now / SCHEDULE_TICK_USECS, false);
 }
 
 /* When the clock was set back, have the wheel and the keys follow. */
@@ -505,7 +544,7 @@ schedule_check_clock(SharedBuffer *buffer, TimestampTz now)
 	int64		ahead = schedule->tick * SCHEDULE_TICK_USECS - now;
 
 	if (ahead > USECS_PER_SEC)
-		rebuild(schedule, -ahead, now / SCHEDULE_TICK_USECS, false);
+		rebuild(buffer, -ahead, now / SCHEDULE_TICK_USECS, false);
 }
 
 /* What a counter's `counted_at' is when it is due just now. */
@@ -527,6 +566,7 @@ schedule_mark_due(SharedBuffer *buffer, uint32 flag)
 	uint64		marked = 0;
 	SharedCounter *counter;
 
+	map_list(buffer->schedule.due_head);
 	for (dsa_pointer p = buffer->schedule.due_head; DsaPointerIsValid(p);
 		 p = counter->next)
 	{

@@ -30,6 +30,9 @@
 /* how long to wait for a launcher that was registered before another is */
 #define LAUNCHER_START_MSECS	10000
 
+/* how long after a worker that failed another is started */
+#define WORKER_FAILED_MSECS		1000
+
 SharedControl *shared_control = NULL;
 dsa_area   *shared_area = NULL;
 dshash_table *shared_registry = NULL;
@@ -216,6 +219,8 @@ shared_make_buffer(Oid dboid, Oid relid, Oid owner)
 		pg_atomic_init_u64(&buffer->drain_round, 0);
 		pg_atomic_init_u64(&buffer->drain_keys, 0);
 		ConditionVariableInit(&buffer->drain_cv);
+		buffer->oldest_idle = SCHEDULE_NEVER;
+		buffer->reap_at = SCHEDULE_NEVER;
 		pg_atomic_init_u64(&buffer->in_flight, 0);
 		pg_atomic_init_u32(&buffer->failing, 0);
 		pg_atomic_init_u64(&buffer->last_flush, 0);
@@ -299,16 +304,20 @@ shared_claim_worker(Oid dboid, Oid relid)
 
 /*
  * Cease to be the worker of a buffer, and let the launcher see to what is
- * left there.
+ * left there.  One that failed is not followed by another at once.
  */
 void
-shared_release_worker(SharedBuffer *buffer)
+shared_release_worker(SharedBuffer *buffer, int code)
 {
 	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
 	Assert(buffer->worker_pid == MyProcPid);
 	buffer->worker_pid = 0;
 	buffer->worker_latch = NULL;
 	buffer->left_at = GetCurrentTimestamp();
+	if (code != 0)
+		buffer->start_after = Max(buffer->start_after,
+								  TimestampTzPlusMilliseconds(buffer->left_at,
+															  WORKER_FAILED_MSECS));
 	LWLockRelease(&shared_control->lock);
 
 	shared_wake_launcher();

@@ -109,6 +109,14 @@ typedef struct SharedBuffer
 	int			breakdowns;		/* (w) failures of the buffer itself, in a row */
 	TimestampTz left_at;		/* when the last worker left */
 
+	/*
+	 * Keys that have become idle since the last reaping, since when the first
+	 * of them is, and when a worker is wanted to reap them if there is none.
+	 */
+	uint64		nidle;			/* (w) */
+	TimestampTz oldest_idle;	/* (w) */
+	TimestampTz reap_at;		/* (w) */
+
 	/* taken and not settled: written by the worker, read by anyone */
 	pg_atomic_uint64 in_flight;
 	pg_atomic_uint32 failing;	/* keys whose last attempt failed */
@@ -175,6 +183,15 @@ extern dsa_area *shared_area;
 extern dshash_table *shared_registry;
 
 extern void shared_request(void);
+
+/* (w) A key has nothing counted, and had nothing since then. */
+static inline void
+shared_note_idle(SharedBuffer *buffer, TimestampTz since)
+{
+	buffer->nidle++;
+	buffer->oldest_idle = Min(buffer->oldest_idle, since);
+}
+
 extern bool shared_attach(bool create);
 extern void shared_set_limit(void);
 
@@ -184,7 +201,7 @@ extern int	shared_shape_number(SharedBuffer *buffer, uint64 shape);
 extern void shared_remove_buffer(SharedBuffer *buffer);
 
 extern SharedBuffer *shared_claim_worker(Oid dboid, Oid relid);
-extern void shared_release_worker(SharedBuffer *buffer);
+extern void shared_release_worker(SharedBuffer *buffer, int code);
 
 extern bool shared_claim_launcher(void);
 extern void shared_release_launcher(void);

@@ -147,9 +147,9 @@ process_utility(PlannedStmt *pstmt, const char *query_string,
 		return;
 	}
 
-	launcher_evict(dboid);
 	PG_TRY();
 	{
+		launcher_evict(dboid);
 		next_process_utility(pstmt, query_string, read_only_tree, context,
 							 params, query_env, dest, qc);
 	}

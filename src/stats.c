@@ -11,6 +11,7 @@
 
 #include "access/htup_details.h"
 #include "access/reloptions.h"
+#include "access/table.h"
 #include "buffer.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_foreign_table.h"
@@ -224,6 +225,7 @@ sb_get_keys(PG_FUNCTION_ARGS)
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	Oid			relid = function_buffer_argument(fcinfo, 0);
 	SbBuffer   *buffer;
+	Relation	rel;
 	List	   *rows = NIL;
 	ListCell   *lc;
 	bool		see_all;
@@ -235,6 +237,8 @@ sb_get_keys(PG_FUNCTION_ARGS)
 	if (!buffer_attach(buffer, false))
 		return (Datum) 0;
 
+	/* output functions can do anything, but not alter what is in use */
+	rel = table_open(relid, NoLock);
 	counters_scan(buffer->shared, &buffer->table, collect_key, &rows);
 	foreach(lc, rows)
 	{
@@ -261,6 +265,7 @@ sb_get_keys(PG_FUNCTION_ARGS)
 							 isnull);
 		CHECK_FOR_INTERRUPTS();
 	}
+	table_close(rel, NoLock);
 	return (Datum) 0;
 }
 

@@ -23,6 +23,7 @@
  */
 #include "postgres.h"
 
+#include "access/table.h"
 #include "access/xact.h"
 #include "buffer.h"
 #include "common/int.h"
@@ -72,18 +73,11 @@
 /* a table that held so many keys is given back when it is empty */
 #define BIG_TABLE				1024
 
-/* Why the main loop ends. */
-typedef enum WorkerState
-{
-	WORKER_STAYS,
-	WORKER_LEAVES,				/* others go on, or nobody needs to */
-	WORKER_LEAVES_GONE			/* the buffer is gone */
-} WorkerState;
-
 static SharedBuffer *shared = NULL;
 static SbBuffer *buffer = NULL;
+static SharedBuffer *removing = NULL;	/* another one, that was dropped */
 static Oid	relid;
-static WorkerState state = WORKER_STAYS;
+static bool leaving = false;	/* the main loop ends */
 static bool schedule_told = false;	/* wake_at is right for who comes next */
 
 /* the batch, and the keys as they are handed over */
@@ -111,9 +105,7 @@ static bool mix_failing = false;
 static int	conflicts = 0;
 static TimestampTz paused_until = 0;
 
-/* what is idle, for reaping */
-static uint64 nidle = 0;
-static TimestampTz oldest_idle = 0;
+/* when idle keys were reaped, and the most keys that the table has had */
 static TimestampTz last_reap = 0;
 static uint64 most_keys = 0;
 
@@ -124,6 +116,8 @@ static volatile sig_atomic_t handler_timed_out = false;
 static volatile sig_atomic_t handler_active = false;
 static volatile int shutdown_msecs = 0;
 static volatile TimestampTz stop_at = 0;
+
+static TimestampTz next_reap(void);
 
 /* ------------------------------------------------------------------------
  * Signals and timeouts
@@ -180,10 +174,14 @@ worker_exit(int code, Datum arg)
 		return;
 
 	LWLockReleaseAll();
+	if (removing != NULL)
+		shared_release_worker(removing, code);
 	Assert(batch.nitems == 0);
+	shared->reap_at = shared->nidle > 0 && buffer != NULL ? next_reap() :
+		SCHEDULE_NEVER;
 	if (!schedule_told)
 		schedule_leave(shared);
-	shared_release_worker(shared);
+	shared_release_worker(shared, code);
 	shared = NULL;
 }
 
@@ -209,26 +207,85 @@ report_activity(const char *doing, int nkeys)
 	pgstat_report_activity(STATE_RUNNING, text);
 }
 
+/* Start a transaction that can be ended from outside. */
+static void
+begin_transaction(void)
+{
+	MemoryContextReset(batch_context);
+	flush_keys = NULL;
+	flush_items = NULL;
+	nflush_keys = 0;
+	current_key = -1;
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	enable_timeout_every(watch_timeout_id,
+						 TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+													 WATCH_MSECS),
+						 WATCH_MSECS);
+}
+
+static void
+commit_transaction(void)
+{
+	CommitTransactionCommand();
+	disable_timeout(watch_timeout_id, false);
+}
+
 /* ------------------------------------------------------------------------
  * The definition
  * ------------------------------------------------------------------------
  */
 
-/* The buffer's relation is gone, and so are the counts. */
+/* A buffer's relation is gone, and so are the counts. */
 static void
-drop_buffer(void)
+drop_buffer(SharedBuffer *dropped)
 {
-	uint64		nkeys = pg_atomic_read_u64(&shared->nkeys);
-	int64		lost = counters_free_all(shared);
+	Oid			dropped_relid = dropped->key.relid;
+	uint64		nkeys = pg_atomic_read_u64(&dropped->nkeys);
+	int64		lost = counters_free_all(dropped);
 
 	if (lost != 0)
 		ereport(LOG,
 				(errmsg("statbuffer dropped the counts of a buffer that does not exist any more"),
 				 errdetail("Relation %u of database %u had " INT64_FORMAT " in " UINT64_FORMAT " keys.",
-						   relid, MyDatabaseId, lost, nkeys)));
-	shared_remove_buffer(shared);
-	shared = NULL;
-	state = WORKER_LEAVES_GONE;
+						   dropped_relid, MyDatabaseId, lost, nkeys)));
+	shared_remove_buffer(dropped);
+}
+
+/*
+ * Other buffers of this database that have no worker may have been dropped by
+ * sessions that don't know of us.  Free what is left of them.
+ */
+static void
+remove_dropped_buffers(void)
+{
+	List	   *relids = NIL;
+	ListCell   *lc;
+	dshash_seq_status status;
+	SharedBuffer *other;
+
+	begin_transaction();
+	dshash_seq_init(&status, shared_registry, false);
+	while ((other = dshash_seq_next(&status)) != NULL)
+		if (other->key.dboid == MyDatabaseId && other->worker_pid == 0)
+			relids = lappend_oid(relids, other->key.relid);
+	dshash_seq_term(&status);
+
+	foreach(lc, relids)
+	{
+		Oid			other_relid = lfirst_oid(lc);
+
+		/* whoever makes one just now has it locked */
+		if (SearchSysCacheExists1(RELOID, ObjectIdGetDatum(other_relid)) ||
+			!ConditionalLockRelationOid(other_relid, RowShareLock) ||
+			SearchSysCacheExists1(RELOID, ObjectIdGetDatum(other_relid)))
+			continue;
+		removing = shared_claim_worker(MyDatabaseId, other_relid);
+		if (removing != NULL)
+			drop_buffer(removing);
+		removing = NULL;
+	}
+	commit_transaction();
 }
 
 /*
@@ -240,27 +297,32 @@ drop_buffer(void)
 static bool
 open_definition(void)
 {
+	SbBuffer   *opened;
+
 	LockRelationOid(relid, RowShareLock);
 	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relid)))
 	{
-		drop_buffer();
+		leaving = true;
+		drop_buffer(shared);
+		shared = NULL;
 		return false;
 	}
 
-	buffer = buffer_open(relid, RowShareLock);
-	buffer_attach(buffer, true);
+	opened = buffer_open(relid, RowShareLock);
+	buffer_attach(opened, true);
+	buffer = opened;
 	shutdown_msecs = buffer->options.shutdown;
 
 	/* a role that is not this one any more must not run the handler */
 	if (buffer->owner != GetSessionUserId())
 	{
-		state = WORKER_LEAVES;
+		leaving = true;
 		return false;
 	}
 	if (buffer->options.stopped)
 	{
 		pg_atomic_write_u32(&shared->parked, 1);
-		state = WORKER_LEAVES;
+		leaving = true;
 	}
 	else
 		pg_atomic_write_u32(&shared->parked, 0);
@@ -308,19 +370,18 @@ retry_time(int failures)
 static void
 log_failure(ErrorData *edata, int nkeys)
 {
-	static char last_message[128];
+	static int	last_sqlstate = 0;
 	static TimestampTz last_logged = 0;
 	static uint64 suppressed = 0;
 	TimestampTz now = GetCurrentTimestamp();
 
-	if (last_logged != 0 &&
-		strncmp(last_message, edata->message, sizeof(last_message) - 1) == 0 &&
+	if (last_logged != 0 && edata->sqlerrcode == last_sqlstate &&
 		!TimestampDifferenceExceeds(last_logged, now, LOG_AGAIN_MSECS))
 	{
 		suppressed++;
 		return;
 	}
-	strlcpy(last_message, edata->message, sizeof(last_message));
+	last_sqlstate = edata->sqlerrcode;
 	last_logged = now;
 
 	ereport(LOG,
@@ -351,7 +412,7 @@ judge(ErrorData *edata)
 	int			first = 0;
 	int			nfailed = 0;
 
-	/* somebody else's fault, for a while */
+	/* a conflict with others is no failure, for a while */
 	if (ERRCODE_TO_CATEGORY(edata->sqlerrcode) == ERRCODE_TRANSACTION_ROLLBACK &&
 		conflicts < CONFLICTS_MAX)
 	{
@@ -377,8 +438,9 @@ judge(ErrorData *edata)
 	}
 	else
 	{
+		/* not known which: the one that it was will fail again, alone */
 		limit = Max(batch.nitems / 2, 1);
-		return true;
+		return false;
 	}
 
 	for (int i = 0; i < nfailed; i++)
@@ -392,11 +454,15 @@ judge(ErrorData *edata)
 	return true;
 }
 
-/* The error that was just caught, with a text of ours where it helps. */
+/*
+ * In PG_CATCH: take the error, and roll the transaction back.  Returns the
+ * error if it is to be made known.
+ */
 static ErrorData *
-caught_error(void)
+roll_back(int *nitems)
 {
 	ErrorData  *edata;
+	bool		counts = true;
 
 	MemoryContextSwitchTo(batch_context);
 	edata = CopyErrorData();
@@ -404,30 +470,27 @@ caught_error(void)
 	if (handler_timed_out && edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
 		edata->message = psprintf("handler did not return within %d ms",
 								  buffer->options.handler_timeout);
-	return edata;
-}
-
-/* After a failed transaction: roll back, and see to it that it is known. */
-static void
-recover(ErrorData *edata)
-{
-	int			nitems = batch.nitems;
-	bool		counts = true;
 
 	HOLD_INTERRUPTS();
 	handler_active = false;
 	disable_all_timeouts(false);
 	QueryCancelPending = false;
-	if (nitems > 0)
+	*nitems = batch.nitems;
+	if (batch.nitems > 0)
 		counts = judge(edata);
 	RESUME_INTERRUPTS();
 
 	AbortOutOfAnyTransaction();
 	LWLockReleaseAll();
 	MemoryContextSwitchTo(batch_context);
+	return counts ? edata : NULL;
+}
 
-	/* the buffer is gone, or was never there */
-	if (shared == NULL)
+/* After a transaction has failed with so many keys: see that it is known. */
+static void
+report_failure(ErrorData *edata, int nitems)
+{
+	if (edata == NULL || shared == NULL)
 		return;
 
 	if (nitems == 0)
@@ -436,21 +499,17 @@ recover(ErrorData *edata)
 		shared->breakdowns++;
 		paused_until = retry_time(shared->breakdowns);
 		pg_atomic_fetch_add_u64(&shared->stats[STAT_FAILURES], 1);
-		shared_set_error(shared, edata->message, true);
-		log_failure(edata, 0);
-		return;
 	}
-	if (!counts)
-		return;
-
-	counters_tidy(&batch, nitems, edata->message);
-	shared_set_error(shared, edata->message, false);
+	else
+		counters_tidy(&batch, nitems, edata->message);
+	shared_set_error(shared, edata->message, nitems == 0);
 	log_failure(edata, nitems);
 	if (batch.discarded != 0)
 		ereport(LOG,
 				(errmsg("discarded counts of buffer \"%s\": " INT64_FORMAT,
 						NameStr(buffer->name), batch.discarded),
 				 errdetail("The handler failed, and the buffer's option \"restart\" is \"temporary\".")));
+	batch.discarded = 0;
 }
 
 /* ------------------------------------------------------------------------
@@ -535,6 +594,13 @@ arrange_batch(void)
 static void
 begin_call(int first_key, int nkeys, void *arg)
 {
+	/* the time of the call before may have run out when it had returned */
+	disable_timeout(handler_timeout_id, false);
+	if (handler_timed_out)
+	{
+		handler_timed_out = false;
+		QueryCancelPending = false;
+	}
 	current_key = first_key;
 	current_nkeys = nkeys;
 	pg_atomic_fetch_add_u64(&shared->stats[STAT_HANDLER_CALLS], 1);
@@ -562,30 +628,6 @@ call_handler(Handler *handler)
 	CHECK_FOR_INTERRUPTS();
 }
 
-/* Start a transaction that can be ended from outside. */
-static void
-begin_transaction(void)
-{
-	MemoryContextReset(batch_context);
-	flush_keys = NULL;
-	flush_items = NULL;
-	nflush_keys = 0;
-	current_key = -1;
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-	enable_timeout_every(watch_timeout_id,
-						 TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-													 WATCH_MSECS),
-						 WATCH_MSECS);
-}
-
-static void
-commit_transaction(void)
-{
-	CommitTransactionCommand();
-	disable_timeout(watch_timeout_id, false);
-}
-
 /*
  * Flush up to a batch of due keys in one transaction.  Doesn't raise errors
  * of what the user's function and definitions may do.
@@ -595,6 +637,8 @@ flush_batch(TimestampTz now)
 {
 	volatile int ntaken = 0;
 	volatile bool had_failing = false;
+	ErrorData  *volatile error = NULL;
+	int			nfailed = 0;
 
 	PG_TRY();
 	{
@@ -602,7 +646,10 @@ flush_batch(TimestampTz now)
 		if (open_definition())
 		{
 			Handler    *handler;
+			Relation	rel;
 
+			/* the handler can do anything, but not alter what is in use */
+			rel = table_open(relid, NoLock);
 			PushActiveSnapshot(GetTransactionSnapshot());
 			MemoryContextSwitchTo(batch_context);
 			handler = handler_prepare(buffer->options.handler, buffer->desc,
@@ -619,29 +666,28 @@ flush_batch(TimestampTz now)
 				call_handler(handler);
 			}
 			PopActiveSnapshot();
+			table_close(rel, NoLock);
 			shared->breakdowns = 0;
+			shared_mend(shared);
 		}
 		commit_transaction();
 	}
 	PG_CATCH();
 	{
-		recover(caught_error());
+		error = roll_back(&nfailed);
 		ntaken = 0;
 	}
 	PG_END_TRY();
+	report_failure(error, nfailed);
 
-	if (shared != NULL && ntaken > 0)
+	if (ntaken > 0)
 	{
 		counters_tidy(&batch, ntaken, NULL);
 		conflicts = 0;
 		limit = Min((int64) limit * 2, batch_size);
 		mix_failing = mix_failing || had_failing;
-		nidle += ntaken;
-		if (oldest_idle == 0)
-			oldest_idle = now;
 		pg_atomic_write_u64(&shared->last_flush,
 							(uint64) GetCurrentTimestamp());
-		shared_mend(shared);
 	}
 	if (shared != NULL && batch.nforeign > 0)
 	{
@@ -658,17 +704,22 @@ flush_batch(TimestampTz now)
 static void
 check_definition(void)
 {
+	ErrorData  *volatile error = NULL;
+	int			nfailed = 0;
+
 	PG_TRY();
 	{
 		begin_transaction();
-		(void) open_definition();
+		if (open_definition())
+			pgstat_report_activity(STATE_IDLE, NameStr(buffer->name));
 		commit_transaction();
 	}
 	PG_CATCH();
 	{
-		recover(caught_error());
+		error = roll_back(&nfailed);
 	}
 	PG_END_TRY();
+	report_failure(error, nfailed);
 }
 
 /* Flush what there is, once, until the time is up. */
@@ -682,7 +733,7 @@ last_flush(void)
 	counters_serve_requests(shared, now);
 	schedule_advance(shared, now);
 	schedule_make_all_due(shared, now);
-	while (state == WORKER_STAYS && shared != NULL && now < stop_at &&
+	while (!leaving && shared != NULL && now < stop_at &&
 		   DsaPointerIsValid(shared->schedule.due_head))
 	{
 		uint64		before = pg_atomic_read_u64(&shared->stats[STAT_FAILURES]);
@@ -711,7 +762,7 @@ next_reap(void)
 	int64		pause;
 	double		effort;
 
-	if (nidle == 0)
+	if (shared->nidle == 0)
 		return SCHEDULE_NEVER;
 
 	/*
@@ -719,18 +770,18 @@ next_reap(void)
 	 * idle to be worth it, in proportion.
 	 */
 	effort = (double) pg_atomic_read_u64(&shared->nkeys) /
-		((double) REAP_EFFORT * nidle);
+		((double) REAP_EFFORT * shared->nidle);
 	pause = Max(timeout / 4, REAP_MIN_MSECS * 1000);
 	if (effort > 1)
 		pause = Min((double) pause * effort * 4, 3600.0 * USECS_PER_SEC);
-	return Max(oldest_idle + timeout, last_reap + pause);
+	return Max(shared->oldest_idle + timeout, last_reap + pause);
 }
 
 static void
 reap(TimestampTz now, TimestampTz idle_before)
 {
 	most_keys = Max(most_keys, pg_atomic_read_u64(&shared->nkeys));
-	counters_reap(shared, &buffer->table, idle_before, &nidle, &oldest_idle);
+	counters_reap(shared, &buffer->table, idle_before);
 	last_reap = now;
 }
 
@@ -788,7 +839,7 @@ worker_loop(void)
 	uint64		drain_seen = pg_atomic_read_u64(&shared->drain_asked);
 	bool		flushed = false;
 
-	while (state == WORKER_STAYS)
+	while (!leaving)
 	{
 		TimestampTz now;
 		TimestampTz next;
@@ -823,7 +874,7 @@ worker_loop(void)
 		{
 			paused_until = 0;
 			check_definition();
-			if (state != WORKER_STAYS)
+			if (leaving)
 				continue;
 		}
 		if (pg_atomic_read_u32(&shared->flush_all) != 0 ||
@@ -857,7 +908,13 @@ worker_loop(void)
 		{
 			if (buffer != NULL && paused_until <= now &&
 				pg_atomic_read_u32(&shared_control->waiting) == 0)
+			{
+				/* nobody may have told us that it was dropped */
+				check_definition();
+				if (leaving || paused_until > now)
+					continue;
 				give_memory_back(now);
+			}
 			if (paused_until > now)
 				shared->start_after = paused_until;
 			schedule_told = schedule_sleep_until(shared, next, next);
@@ -935,9 +992,8 @@ statbuffer_worker_main(Datum main_arg)
 										  "statbuffer batch",
 										  ALLOCSET_DEFAULT_SIZES);
 
-	/* what was left idle by the last worker is not known */
-	nidle = pg_atomic_read_u64(&shared->nkeys);
-	oldest_idle = last_reap = GetCurrentTimestamp();
+	last_reap = GetCurrentTimestamp();
+	remove_dropped_buffers();
 
 	worker_loop();
 
