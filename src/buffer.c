@@ -158,6 +158,18 @@ set_option(BufferOptions *result, const OptionDef *def, const char *value)
 	}
 }
 
+static const char *
+option_names(void)
+{
+	StringInfoData names;
+
+	initStringInfo(&names);
+	for (int i = 0; i < lengthof(option_defs); i++)
+		appendStringInfo(&names, "%s%s", i > 0 ? ", " : "",
+						 option_defs[i].name);
+	return names.data;
+}
+
 /*
  * Read the options of a foreign table, with defaults for those that aren't
  * given.  Raises an error for the first that is wrong.  The result's strings
@@ -184,7 +196,7 @@ buffer_parse_options(List *options, BufferOptions *result)
 					(errcode(ERRCODE_FDW_INVALID_OPTION_NAME),
 					 errmsg("invalid option \"%s\"", element->defname),
 					 errhint("Valid options of a buffer are: %s.",
-							 "handler, interval, jitter, timeout, backoff, restart, shutdown, batch_size, handler_timeout, stopped")));
+							 option_names())));
 		set_option(result, def, defGetString(element));
 	}
 }

@@ -65,12 +65,6 @@ typedef struct TableEntry
 static const KeyBytes *searched = NULL;
 static uint8 searched_shape;
 
-static inline SharedCounter *
-counter_at(dsa_pointer pointer)
-{
-	return dsa_get_address(shared_area, pointer);
-}
-
 /* ------------------------------------------------------------------------
  * Tables
  * ------------------------------------------------------------------------
@@ -823,7 +817,7 @@ counters_take(CounterBatch *batch, const CounterTable *table, int limit,
 		 * we take it.
 		 */
 		item->counted_at = (TimestampTz) pg_atomic_read_u64(&counter->counted_at);
-		counter->next = (dsa_pointer) now;
+		counter->next = (uint64) now;
 		pg_atomic_fetch_and_u32(&counter->pins, ~COUNTER_LINKED);
 		pg_atomic_write_u64(&counter->counted_at, 0);
 		counter->version++;

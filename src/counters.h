@@ -57,7 +57,7 @@ typedef struct SharedCounter
 	pg_atomic_uint64 counted_at;	/* as TimestampTz, with jitter */
 
 	/* on a list: the next counter; else (w) the time of the last take */
-	dsa_pointer next;
+	uint64		next;
 	dsa_pointer error;			/* (w) SharedError; under SharedBuffer.lock */
 	pg_atomic_uint32 pins;
 	uint16		version;		/* (w) */
@@ -81,6 +81,12 @@ typedef struct CounterTable
 	uint32		number;			/* SharedBuffer.table_number */
 	uint8		shape;			/* the number of the shape in use */
 } CounterTable;
+
+static inline SharedCounter *
+counter_at(dsa_pointer pointer)
+{
+	return dsa_get_address(shared_area, pointer);
+}
 
 /* A backend's hold on a counter: what it needs to add without failing. */
 typedef struct CounterPin

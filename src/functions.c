@@ -406,6 +406,11 @@ drain(SbBuffer *buffer, int64 timeout)
 	if (!buffer_attach(buffer, false))
 		return true;
 	shared = buffer->shared;
+	if (shared->worker_pid == MyProcPid)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("cannot drain buffer \"%s\" from its own handler",
+						NameStr(buffer->name))));
 	launcher_ensure();
 	ticket = pg_atomic_add_fetch_u64(&shared->drain_asked, 1);
 	call_worker(shared);

@@ -402,6 +402,7 @@ start_worker(Candidate *candidate)
 	BackgroundWorker worker;
 	BackgroundWorkerHandle *handle;
 	MemoryContext oldcontext;
+	SharedBuffer *buffer;
 	StartedWorker *entry;
 	bool		registered;
 
@@ -420,6 +421,13 @@ start_worker(Candidate *candidate)
 	StaticAssertStmt(sizeof(argument) <= BGW_EXTRALEN,
 					 "worker argument must fit");
 	memcpy(worker.bgw_extra, &argument, sizeof(argument));
+
+	/* so that it is known if it does not get as far as claiming the buffer */
+	buffer = dshash_find(shared_registry, &candidate->key, false);
+	if (buffer == NULL)
+		return true;
+	buffer->worker_connected = false;
+	dshash_release_lock(shared_registry, buffer);
 
 	oldcontext = MemoryContextSwitchTo(TopMemoryContext);
 	registered = RegisterDynamicBackgroundWorker(&worker, &handle);
@@ -458,15 +466,17 @@ report_full(int nwaiting, bool postmaster)
 		ereport(LOG,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("no slot for a statbuffer worker"),
-				 errdetail("The server's background worker slots are in use; %d buffers with due keys wait.",
-						   nwaiting),
+				 errdetail_plural("The server's background worker slots are in use; %d buffer with due keys waits.",
+								  "The server's background worker slots are in use; %d buffers with due keys wait.",
+								  nwaiting, nwaiting),
 				 errhint("You might need to increase max_worker_processes.")));
 	else
 		ereport(LOG,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("all statbuffer workers are in use"),
-				 errdetail("%d buffers with due keys wait; the workers take turns.",
-						   nwaiting),
+				 errdetail_plural("%d buffer with due keys waits; the workers take turns.",
+								  "%d buffers with due keys wait; the workers take turns.",
+								  nwaiting, nwaiting),
 				 errhint("You might need to increase statbuffer.max_workers.")));
 }
 
@@ -612,6 +622,7 @@ statbuffer_launcher_main(Datum main_arg)
 
 	context = AllocSetContextCreate(TopMemoryContext, "statbuffer launcher",
 									ALLOCSET_DEFAULT_SIZES);
+	shared_set_limit();
 	MemoryContextSwitchTo(context);
 	remove_gone_databases();
 	while (!ShutdownRequestPending)

@@ -41,12 +41,6 @@ static void insert_into_wheel(SharedSchedule *schedule,
 static void append_due(SharedSchedule *schedule, SharedCounter *counter,
 					   dsa_pointer self);
 
-static inline SharedCounter *
-counter_at(dsa_pointer pointer)
-{
-	return dsa_get_address(shared_area, pointer);
-}
-
 static inline int64
 due_tick(SharedSchedule *schedule, SharedCounter *counter)
 {
@@ -444,23 +438,25 @@ schedule_make_due(SharedBuffer *buffer, SharedCounter *counter,
 {
 	SharedSchedule *schedule = &buffer->schedule;
 	SharedSlot *slot;
-	dsa_pointer *link;
 
 	drain_inbox(buffer);
 
 	/* it is in the slot that it remembers, or due already */
 	slot = &schedule->slots[counter->slot];
-	for (link = &slot->head; DsaPointerIsValid(*link);
-		 link = &counter_at(*link)->next)
+	if (slot->head == self)
+		slot->head = counter->next;
+	else
 	{
-		if (*link == self)
-		{
-			*link = counter->next;
-			schedule->nscheduled--;
-			append_due(schedule, counter, self);
+		SharedCounter *before = counter_at(slot->head);
+
+		while (before != NULL && before->next != self)
+			before = counter_at(before->next);
+		if (before == NULL)
 			return;
-		}
+		before->next = counter->next;
 	}
+	schedule->nscheduled--;
+	append_due(schedule, counter, self);
 }
 
 /*

@@ -76,6 +76,7 @@ object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId,
 static Oid
 database_wanted_alone(Node *statement)
 {
+	const char *template;
 	ListCell   *lc;
 
 	switch (nodeTag(statement))
@@ -89,15 +90,16 @@ database_wanted_alone(Node *statement)
 										true);
 			break;
 		case T_CreatedbStmt:
+			template = "template1";
 			foreach(lc, castNode(CreatedbStmt, statement)->options)
 			{
 				DefElem    *option = lfirst_node(DefElem, lc);
 
 				if (strcmp(option->defname, "template") == 0 &&
 					option->arg != NULL)
-					return get_database_oid(defGetString(option), true);
+					template = defGetString(option);
 			}
-			break;
+			return get_database_oid(template, true);
 		case T_AlterDatabaseStmt:
 			foreach(lc, castNode(AlterDatabaseStmt, statement)->options)
 			{

@@ -48,7 +48,8 @@ static bool
 may_see_all(Oid relid)
 {
 	return has_privs_of_role(GetUserId(), ROLE_PG_READ_ALL_STATS) ||
-		compat_owns_relation(relid, GetUserId());
+		(SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relid)) &&
+		 compat_owns_relation(relid, GetUserId()));
 }
 
 /* Read the option "stopped"; false when the relation is no foreign table. */

@@ -35,15 +35,18 @@
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
+#include "storage/fd.h"
 #include "storage/ipc.h"
 #include "storage/lmgr.h"
 #include "storage/proc.h"
+#include "storage/procarray.h"
 #include "storage/procsignal.h"
 #include "tcop/tcopprot.h"
 #include "utils/backend_status.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
+#include "utils/pidfile.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timeout.h"
@@ -65,6 +68,7 @@
 
 /* a lasting failure is told in the log so often */
 #define LOG_AGAIN_MSECS			60000
+#define LOG_OTHER_MSECS			1000
 
 /* reaping looks at no more than so many keys for each that it may free */
 #define REAP_EFFORT				64
@@ -212,6 +216,7 @@ static void
 begin_transaction(void)
 {
 	MemoryContextReset(batch_context);
+	handler_timed_out = false;
 	flush_keys = NULL;
 	flush_items = NULL;
 	nflush_keys = 0;
@@ -375,8 +380,10 @@ log_failure(ErrorData *edata, int nkeys)
 	static uint64 suppressed = 0;
 	TimestampTz now = GetCurrentTimestamp();
 
-	if (last_logged != 0 && edata->sqlerrcode == last_sqlstate &&
-		!TimestampDifferenceExceeds(last_logged, now, LOG_AGAIN_MSECS))
+	if (last_logged != 0 &&
+		!TimestampDifferenceExceeds(last_logged, now,
+									edata->sqlerrcode == last_sqlstate ?
+									LOG_AGAIN_MSECS : LOG_OTHER_MSECS))
 	{
 		suppressed++;
 		return;
@@ -399,8 +406,8 @@ log_failure(ErrorData *edata, int nkeys)
 			 edata->hint ? errhint("%s", edata->hint) : 0,
 			 edata->context ? errcontext("%s", edata->context) : 0,
 			 suppressed > 0 ?
-			 errdetail_log("Similar failures since the last such message: " UINT64_FORMAT ".",
-						   suppressed) : 0));
+			 errcontext("%llu failures since the last such message",
+						(unsigned long long) suppressed) : 0));
 	suppressed = 0;
 }
 
@@ -722,31 +729,71 @@ check_definition(void)
 	report_failure(error, nfailed);
 }
 
-/* Flush what there is, once, until the time is up. */
+/*
+ * Is the server being shut down, and not only this process?  The postmaster
+ * writes that to its lock file before it signals anyone.
+ */
+static bool
+server_is_stopping(void)
+{
+	FILE	   *file = AllocateFile("postmaster.pid", "r");
+	char		line[MAXPGPATH];
+	bool		stopping = false;
+
+	if (file == NULL)
+		return false;
+	for (int i = 1; fgets(line, sizeof(line), file) != NULL; i++)
+		if (i == LOCK_FILE_LINE_PM_STATUS)
+			stopping = strncmp(line, PM_STATUS_STOPPING,
+							   strlen(PM_STATUS_STOPPING)) == 0;
+	FreeFile(file);
+	return stopping;
+}
+
+/*
+ * The server stops: flush what there is, and what sessions that are just
+ * being terminated still publish, until the time is up.
+ */
 static void
 last_flush(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
+	bool		alone;
 
 	if (stop_at == 0)
 		stop_at = TimestampTzPlusMilliseconds(now, shutdown_msecs);
-	counters_serve_requests(shared, now);
-	schedule_advance(shared, now);
-	schedule_make_all_due(shared, now);
-	while (!leaving && shared != NULL && now < stop_at &&
-		   DsaPointerIsValid(shared->schedule.due_head))
+	do
 	{
 		uint64		before = pg_atomic_read_u64(&shared->stats[STAT_FAILURES]);
 
-		flush_batch(now);
-		now = GetCurrentTimestamp();
+		/* who isn't there any more has published */
+		alone = CountDBConnections(MyDatabaseId) == 0;
+		counters_serve_requests(shared, now);
+		schedule_advance(shared, now);
+		schedule_make_all_due(shared, now);
+		while (!leaving && now < stop_at &&
+			   DsaPointerIsValid(shared->schedule.due_head))
+		{
+			flush_batch(now);
+			now = GetCurrentTimestamp();
 
-		/* not a key but the buffer fails: no use trying again */
-		if (shared != NULL && shared->breakdowns > 0 &&
+			/* a key that fails, or the whole buffer, is not tried again */
+			if (shared == NULL ||
+				pg_atomic_read_u64(&shared->stats[STAT_FAILURES]) != before)
+				break;
+		}
+		if (leaving || shared == NULL ||
 			pg_atomic_read_u64(&shared->stats[STAT_FAILURES]) != before)
 			break;
-	}
-	schedule_told = false;
+		if (!alone)
+		{
+			(void) WaitLatch(MyLatch,
+							 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+							 10L, compat_wait_event("StatbufferShutdown"));
+			ResetLatch(MyLatch);
+			now = GetCurrentTimestamp();
+		}
+	} while (!alone && now < stop_at);
 }
 
 /* ------------------------------------------------------------------------
@@ -856,7 +903,7 @@ worker_loop(void)
 		}
 		if (ShutdownRequestPending)
 		{
-			if (buffer != NULL)
+			if (server_is_stopping())
 				last_flush();
 			break;
 		}
@@ -878,6 +925,7 @@ worker_loop(void)
 				continue;
 		}
 		if (pg_atomic_read_u32(&shared->flush_all) != 0 ||
+			DsaPointerIsValid(pg_atomic_read_u64(&shared->flush_requests)) ||
 			pg_atomic_read_u64(&shared->drain_asked) != drain_seen)
 			paused_until = 0;
 		drain_seen = pg_atomic_read_u64(&shared->drain_asked);
