@@ -48,6 +48,12 @@ PG_FUNCTION_INFO_V1(sb_stop);
 
 #define DEFAULT_BUFFER		"sb_default"
 
+/*
+ * Starting and stopping a buffer exclude each other, and neither workers nor
+ * increments.
+ */
+#define CONTROL_LOCK		ShareUpdateExclusiveLock
+
 /* keys up to this length are recognized when they come again */
 #define LAST_KEY_SIZE		128
 
@@ -564,13 +570,13 @@ sb_start(PG_FUNCTION_ARGS)
 		relid = create_default_buffer(fcinfo);
 
 	function_check_owner(relid);
-	buffer = buffer_open(relid, RowShareLock);
+	buffer = buffer_open(relid, CONTROL_LOCK);
 	handler_check(buffer->options.handler, buffer->desc, buffer->owner);
 	check_owner_can_login(buffer);
 	if (buffer->options.stopped)
 	{
 		set_stopped(buffer, false);
-		buffer = buffer_open(relid, RowShareLock);
+		buffer = buffer_open(relid, NoLock);
 	}
 
 	/* a worker that comes before we commit waits for our lock */
@@ -589,7 +595,7 @@ sb_stop(PG_FUNCTION_ARGS)
 	SbBuffer   *buffer;
 
 	function_check_owner(relid);
-	buffer = buffer_open(relid, RowShareLock);
+	buffer = buffer_open(relid, CONTROL_LOCK);
 	if (buffer->options.stopped)
 		PG_RETURN_VOID();
 
