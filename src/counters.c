@@ -1087,7 +1087,7 @@ void
 counters_replace_table(SharedBuffer *buffer)
 {
 	dshash_table *new_table = counters_create_table();
-	CounterTable old_table = {NULL};
+	CounterTable old_table = {.dshash = NULL};
 
 	counters_attach_table(buffer, &old_table);
 	Assert(pg_atomic_read_u64(&buffer->nkeys) == 0);
@@ -1104,7 +1104,7 @@ counters_replace_table(SharedBuffer *buffer)
 int64
 counters_free_all(SharedBuffer *buffer)
 {
-	CounterTable table = {NULL};
+	CounterTable table = {.dshash = NULL};
 	dshash_seq_status status;
 	TableEntry *entry;
 	uint64		sum = 0;
