@@ -1,0 +1,159 @@
+# What the TAP tests share: a node with the extension, buffers that note what
+# their handlers are given and when, and ways to look at the processes.
+#
+# Everything that takes its time is polled for, up to 180 seconds (or what
+# PG_TEST_TIMEOUT_DEFAULT says).
+
+package StatbufferTest;
+
+use strict;
+use warnings;
+
+use Exporter 'import';
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+our @EXPORT = qw(
+  new_node make_buffer increment wait_for stored wait_for_stored
+  close_gate open_gate wait_for_no_worker processes lines_in_log ms
+);
+
+# new_node(NAME, SETTING...): a running server with the extension in the
+# database postgres.
+sub new_node
+{
+	my ($name, @settings) = @_;
+	my $node = PostgreSQL::Test::Cluster->new($name);
+
+	$node->init;
+	$node->append_conf('postgresql.conf', join("\n",
+		'max_worker_processes = 16',
+		"log_line_prefix = '%m [%p] %b %q%a '",
+		@settings, ''));
+	$node->start;
+	$node->safe_psql('postgres', 'CREATE EXTENSION statbuffer');
+	return $node;
+}
+
+# make_buffer(NODE, DATABASE, NAME, OPTIONS): a buffer with one key column of
+# text.  Its handler notes each call in the table NAME_calls; it waits as long
+# as a session has closed the gate, and fails for keys that are in the table
+# NAME_bad.
+sub make_buffer
+{
+	my ($node, $database, $name, $options) = @_;
+
+	$node->safe_psql($database, qq{
+		CREATE TABLE ${name}_calls (key text, counter bigint, at timestamptz);
+		CREATE TABLE ${name}_bad (key text);
+		CREATE FUNCTION ${name}_store(key text, counter bigint) RETURNS void
+		LANGUAGE plpgsql AS \$\$
+		BEGIN
+			IF EXISTS (SELECT FROM ${name}_bad b WHERE b.key = \$1) THEN
+				RAISE 'bad key %', key;
+			END IF;
+			PERFORM pg_advisory_xact_lock_shared(4713);
+			INSERT INTO ${name}_calls VALUES (key, counter, clock_timestamp());
+		END
+		\$\$;
+		CREATE FOREIGN TABLE $name (key text NOT NULL, count bigint NOT NULL DEFAULT 1)
+		SERVER statbuffer OPTIONS (handler '${name}_store', $options);
+	});
+}
+
+# One increment in a transaction and session of its own.
+sub increment
+{
+	my ($node, $database, $buffer, $key, $count) = @_;
+
+	$count //= 1;
+	$node->safe_psql($database, "SELECT sb_increment('$key', $count, '$buffer')");
+}
+
+# wait_for(NODE, DATABASE, QUERY, WHAT): polls until the query returns true,
+# as a test.
+sub wait_for
+{
+	my ($node, $database, $query, $what) = @_;
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	ok($node->poll_query_until($database, $query), $what);
+}
+
+# What the handler of a buffer has been given, in all.
+sub stored
+{
+	my ($node, $database, $buffer) = @_;
+
+	return $node->safe_psql($database,
+		"SELECT coalesce(sum(counter), 0) FROM ${buffer}_calls");
+}
+
+sub wait_for_stored
+{
+	my ($node, $database, $buffer, $sum, $what) = @_;
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	wait_for($node, $database,
+		"SELECT coalesce(sum(counter), 0) = $sum FROM ${buffer}_calls", $what);
+}
+
+# While the gate is closed, handlers in the database wait.  Returns the
+# session that keeps it closed.
+sub close_gate
+{
+	my ($node, $database) = @_;
+	my $session = $node->background_psql($database);
+
+	$session->query_safe('SELECT pg_advisory_lock(4713)');
+	return $session;
+}
+
+sub open_gate
+{
+	my ($session) = @_;
+
+	$session->query_safe('SELECT pg_advisory_unlock(4713)');
+	$session->quit;
+}
+
+sub wait_for_no_worker
+{
+	my ($node, $what) = @_;
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	wait_for($node, 'postgres', qq{
+		SELECT count(*) = 0 FROM pg_stat_activity
+		WHERE backend_type = 'statbuffer worker'}, $what);
+}
+
+# The process IDs of a backend type.
+sub processes
+{
+	my ($node, $backend_type) = @_;
+
+	return split /\n/, $node->safe_psql('postgres', qq{
+		SELECT pid FROM pg_stat_activity
+		WHERE backend_type = '$backend_type' ORDER BY pid});
+}
+
+# How many lines of the server's log match, from an offset on.
+sub lines_in_log
+{
+	my ($node, $pattern, $offset) = @_;
+	my $log = slurp_file($node->logfile, $offset // 0);
+	my @lines = grep { /$pattern/ } split /\n/, $log;
+
+	return scalar @lines;
+}
+
+# A number of seconds, for people.
+sub ms
+{
+	my ($seconds) = @_;
+
+	return sprintf '%.1f ms', 1000 * $seconds;
+}
+
+1;
