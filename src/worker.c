@@ -760,6 +760,11 @@ last_flush(void)
 	TimestampTz now = GetCurrentTimestamp();
 	bool		alone;
 
+	/* it had no time to look at it */
+	if (buffer == NULL)
+		check_definition();
+	if (buffer == NULL || shared == NULL)
+		return;
 	if (stop_at == 0)
 		stop_at = TimestampTzPlusMilliseconds(now, shutdown_msecs);
 	do
