@@ -18,8 +18,9 @@ EXTENSION = statbuffer
 DATA = statbuffer--1.0.sql
 PGFILEDESC = "statbuffer - adds up increments of hot counters"
 
-REGRESS = setup
-ISOLATION =
+REGRESS = setup increment default_buffer types options shape transactions \
+	fdw handler startstop stats privileges overflow
+ISOLATION = visibility new_key flush ddl drain range
 ISOLATION_OPTS = --load-extension=statbuffer
 TAP_TESTS = 1
 

@@ -739,6 +739,10 @@ counters_serve_requests(SharedBuffer *buffer, TimestampTz now)
 													 InvalidDsaPointer);
 	}
 
+	/* what was emptied does not fail any more, and is idle */
+	if (pg_atomic_exchange_u32(&buffer->truncated, 0) != 0)
+		schedule_make_empty_due(buffer, now);
+
 	/* whoever asks now has published before */
 	asked = pg_atomic_read_u64(&buffer->drain_asked);
 	pg_memory_barrier();

@@ -583,6 +583,11 @@ publish(void)
 
 		for (int i = 0; i < pending->ntruncate_pins; i++)
 			counters_clear(shared, &pending->truncate_pins[i]);
+		if (pending->ntruncate_pins > 0)
+		{
+			pg_atomic_write_u32(&shared->truncated, 1);
+			schedule_poke(shared);
+		}
 
 		/* before the keys, so that the sums never show less than was stored */
 		if (pending->attached)

@@ -36,6 +36,14 @@
 StaticAssertDecl(SCHEDULE_LEVELS * SCHEDULE_SLOTS <= 256,
 				 "slot numbers must fit in a byte");
 
+/* Which keys become due when the wheel is rebuilt. */
+typedef enum DueKeys
+{
+	DUE_AS_THEY_ARE,
+	DUE_ALL,
+	DUE_EMPTY
+} DueKeys;
+
 static void insert_into_wheel(SharedSchedule *schedule,
 							  SharedCounter *counter, dsa_pointer self);
 static void append_due(SharedSchedule *schedule, SharedCounter *counter,
@@ -150,6 +158,7 @@ schedule_has_requests(SharedBuffer *buffer)
 {
 	return pg_atomic_read_u32(&buffer->recheck) != 0 ||
 		pg_atomic_read_u32(&buffer->flush_all) != 0 ||
+		pg_atomic_read_u32(&buffer->truncated) != 0 ||
 		DsaPointerIsValid(buffer->flush_taken) ||
 		DsaPointerIsValid(pg_atomic_read_u64(&buffer->flush_requests)) ||
 		pg_atomic_read_u64(&buffer->drain_asked) !=
@@ -461,10 +470,10 @@ schedule_make_due(SharedBuffer *buffer, SharedCounter *counter,
 
 /*
  * Take everything out of the wheel, move every time by so much, and sort it
- * in again; with `all_due' on the list of what is due.
+ * in again, or put it on the list of what is due.
  */
 static void
-rebuild(SharedBuffer *buffer, int64 usecs, int64 tick, bool all_due)
+rebuild(SharedBuffer *buffer, int64 usecs, int64 tick, DueKeys due)
 {
 	SharedSchedule *schedule = &buffer->schedule;
 	dsa_pointer all = InvalidDsaPointer;
@@ -504,7 +513,8 @@ rebuild(SharedBuffer *buffer, int64 usecs, int64 tick, bool all_due)
 		SharedCounter *counter = counter_at(self);
 
 		all = counter->next;
-		if (all_due)
+		if (due == DUE_ALL ||
+			(due == DUE_EMPTY && pg_atomic_read_u64(&counter->count) == 0))
 			append_due(schedule, counter, self);
 		else
 			insert_into_wheel(schedule, counter, self);
@@ -515,7 +525,14 @@ rebuild(SharedBuffer *buffer, int64 usecs, int64 tick, bool all_due)
 void
 schedule_make_all_due(SharedBuffer *buffer, TimestampTz now)
 {
-	rebuild(buffer, 0, now / SCHEDULE_TICK_USECS, true);
+	rebuild(buffer, 0, now / SCHEDULE_TICK_USECS, DUE_ALL);
+}
+
+/* Make the keys due that nothing is counted for any more. */
+void
+schedule_make_empty_due(SharedBuffer *buffer, TimestampTz now)
+{
+	rebuild(buffer, 0, now / SCHEDULE_TICK_USECS, DUE_EMPTY);
 }
 
 /*
@@ -529,7 +546,7 @@ schedule_set_interval(SharedBuffer *buffer, int64 interval, TimestampTz now)
 	if (schedule->interval == interval)
 		return;
 	schedule->interval = interval;
-	rebuild(buffer, 0, now / SCHEDULE_TICK_USECS, false);
+	rebuild(buffer, 0, now / SCHEDULE_TICK_USECS, DUE_AS_THEY_ARE);
 }
 
 /* When the clock was set back, have the wheel and the keys follow. */
@@ -540,7 +557,7 @@ schedule_check_clock(SharedBuffer *buffer, TimestampTz now)
 	int64		ahead = schedule->tick * SCHEDULE_TICK_USECS - now;
 
 	if (ahead > USECS_PER_SEC)
-		rebuild(buffer, -ahead, now / SCHEDULE_TICK_USECS, false);
+		rebuild(buffer, -ahead, now / SCHEDULE_TICK_USECS, DUE_AS_THEY_ARE);
 }
 
 /* What a counter's `counted_at' is when it is due just now. */

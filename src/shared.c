@@ -211,6 +211,7 @@ shared_make_buffer(Oid dboid, Oid relid, Oid owner)
 		pg_atomic_init_u64(&buffer->flush_requests, InvalidDsaPointer);
 		buffer->flush_taken = InvalidDsaPointer;
 		pg_atomic_init_u32(&buffer->flush_all, 0);
+		pg_atomic_init_u32(&buffer->truncated, 0);
 		pg_atomic_init_u32(&buffer->recheck, 0);
 		pg_atomic_init_u32(&buffer->parked, 0);
 		pg_atomic_init_u64(&buffer->drain_asked, 0);

@@ -88,6 +88,7 @@ typedef struct SharedBuffer
 	pg_atomic_uint64 flush_requests;	/* list of SharedFlushRequest */
 	dsa_pointer flush_taken;	/* (w) those that the worker has taken */
 	pg_atomic_uint32 flush_all;
+	pg_atomic_uint32 truncated;
 	pg_atomic_uint32 recheck;	/* the definition may have changed */
 	pg_atomic_uint32 parked;	/* stopped: no worker is wanted (w) */
 	pg_atomic_uint64 drain_asked;	/* number of the last sb_drain() */

@@ -1,0 +1,154 @@
+--
+-- increment: the forms of sb_increment(), sb_async_increment() and sb_count()
+--
+
+CREATE TABLE page_views (path text PRIMARY KEY, views bigint NOT NULL);
+CREATE FUNCTION store_views(path text, counter bigint) RETURNS void
+LANGUAGE sql AS $$
+  INSERT INTO page_views VALUES (path, counter)
+  ON CONFLICT (path) DO UPDATE SET views = page_views.views + EXCLUDED.views
+$$;
+
+-- Nothing is due within this test, unless it is asked for.
+CREATE FOREIGN TABLE hits (path text NOT NULL, count bigint NOT NULL DEFAULT 1)
+  SERVER statbuffer
+  OPTIONS (handler 'store_views', interval '1h', timeout '1h');
+
+-- A buffer that nothing was counted in holds no key.
+SELECT sb_count('/home', 'hits');
+SELECT * FROM hits;
+
+-- By 1, by 10, with arguments by position, by name, in any order: 15.
+SELECT sb_increment('/home', buffer => 'hits');
+SELECT sb_increment('/home', 10, 'hits');
+SELECT sb_increment('/home', count => 2, buffer => 'hits');
+SELECT sb_increment(buffer => 'hits', key => '/home');
+SELECT sb_increment('/home', 1, buffer => 'hits');
+SELECT sb_increment('/home'::text, 1::bigint, 'hits'::regclass);
+SELECT sb_count('/home', 'hits');
+SELECT sb_count(key => '/home', buffer => 'hits');
+
+-- The same for the one that does not wait for the transaction's end: 30.
+SELECT sb_async_increment('/home', buffer => 'hits');
+SELECT sb_async_increment('/home', 10, 'hits');
+SELECT sb_async_increment('/home', count => 2, buffer => 'hits');
+SELECT sb_async_increment(buffer => 'hits', key => '/home');
+SELECT sb_async_increment('/home'::text, 1::bigint, 'hits'::regclass);
+SELECT sb_count('/home', 'hits');
+
+-- A relation may be named with its schema.
+SELECT sb_increment('/home', buffer => 'public.hits');
+SELECT sb_count('/home', 'public.hits');
+
+-- Keys are told apart by every byte.
+SELECT sb_increment(key, buffer => 'hits')
+  FROM unnest(ARRAY['', ' ', '/Home', '/home ', '/home?', '/home']) AS key;
+SELECT * FROM hits ORDER BY path COLLATE "C";
+
+-- A count may be negative; a key may come to a negative count.
+SELECT sb_increment('/down', 3, 'hits');
+SELECT sb_increment('/down', -5, 'hits');
+SELECT sb_count('/down', 'hits');
+SELECT sb_async_increment('/down', -1, 'hits');
+SELECT sb_count('/down', 'hits');
+
+-- To add nothing is no error, and does not make a key.
+SELECT sb_increment('/nothing', 0, 'hits');
+SELECT sb_async_increment('/nothing', 0, 'hits');
+SELECT sb_count('/nothing', 'hits');
+SELECT count(*) FROM hits WHERE path = '/nothing';
+SELECT count(*) FROM sb_keys('hits') WHERE key = '/nothing';
+
+-- Neither does what adds up to nothing show in a scan.
+SELECT sb_increment('/up-and-down', 7, 'hits');
+SELECT sb_increment('/up-and-down', -7, 'hits');
+SELECT sb_count('/up-and-down', 'hits');
+SELECT count(*) FROM hits WHERE path = '/up-and-down';
+
+-- A null count is an error, a null key too, because the column is NOT NULL.
+SELECT sb_increment('/home', NULL, 'hits');
+\echo :LAST_ERROR_SQLSTATE
+SELECT sb_async_increment('/home', NULL, 'hits');
+SELECT sb_increment(NULL, 1, 'hits');
+\echo :LAST_ERROR_SQLSTATE
+SELECT sb_async_increment(NULL, 1, 'hits');
+SELECT sb_increment(NULL::int, 1, 'hits');
+
+-- Many keys in one statement, and one key many times: 6, and 1000 and 500500.
+SELECT count(sb_increment('/k' || i % 3, 1, 'hits'))
+  FROM generate_series(1, 6) AS i;
+SELECT count(sb_increment('/once', i, 'hits'))
+  FROM generate_series(1, 1000) AS i;
+SELECT path, count FROM hits WHERE path LIKE '/k_' OR path = '/once'
+  ORDER BY path COLLATE "C";
+
+-- One statement may count in several buffers.
+CREATE FOREIGN TABLE other_hits (path text NOT NULL, count bigint NOT NULL)
+  SERVER statbuffer OPTIONS (handler 'store_views', interval '1h');
+SELECT sb_increment(key, n, buffer)
+  FROM (VALUES ('/a', 1, 'hits'::regclass), ('/a', 2, 'other_hits'),
+               ('/a', 4, 'hits'), ('/a', 8, 'other_hits'))
+    AS v (key, n, buffer);
+SELECT sb_count('/a', 'hits') AS hits, sb_count('/a', 'other_hits') AS other_hits;
+
+-- INSERT adds, too: each row its count, or 1 by the column's default.
+INSERT INTO hits VALUES ('/inserted', 4);
+INSERT INTO hits (path) VALUES ('/inserted');
+INSERT INTO hits (path, count) VALUES ('/inserted', DEFAULT), ('/inserted', -2);
+SELECT sb_count('/inserted', 'hits');
+INSERT INTO hits VALUES (NULL, 1);
+\echo :LAST_ERROR_SQLSTATE
+INSERT INTO hits VALUES ('/inserted', NULL);
+\echo :LAST_ERROR_SQLSTATE
+-- There is no default here.
+INSERT INTO other_hits (path) VALUES ('/inserted');
+SELECT sb_count('/inserted', 'hits');
+
+-- There is no default buffer yet: every function says so.
+SELECT sb_increment('/home');
+\echo :LAST_ERROR_SQLSTATE
+SELECT sb_increment(1);
+SELECT sb_async_increment('/home');
+SELECT sb_count('/home');
+SELECT sb_flush('/home');
+SELECT sb_flush_all();
+SELECT sb_drain();
+SELECT sb_stop();
+SELECT * FROM sb_keys();
+SELECT sb_stat_reset();
+
+-- Nor is there a buffer of that name, or of that OID.
+SELECT sb_increment('/home', 1, 'no_such_buffer');
+\echo :LAST_ERROR_SQLSTATE
+SELECT sb_increment('/home', 1, 0);
+\echo :LAST_ERROR_SQLSTATE
+SELECT sb_count('/home', 0::regclass);
+
+-- Others that don't exist.
+SELECT sb_increment();
+SELECT sb_increment('/home', 'hits');
+SELECT sb_increment(ARRAY['/home'], buffer => 'hits');
+
+-- All of it arrives at the handler, and nothing is left.
+SELECT path, count INTO counted FROM hits;
+SELECT sb_drain('hits');
+SELECT * FROM hits;
+SELECT count(*) > 0 AS some FROM page_views;
+(TABLE counted EXCEPT TABLE page_views)
+UNION ALL
+(TABLE page_views EXCEPT TABLE counted);
+
+-- What was stored is 0 where the key is still held, and adds up anew.
+SELECT sb_count('/home', 'hits');
+SELECT sb_increment('/home', 3, 'hits');
+SELECT sb_count('/home', 'hits');
+SELECT sb_drain('hits');
+SELECT views FROM page_views WHERE path = '/home';
+
+-- What is counted goes away with the buffer.
+SELECT sb_increment('/home', 1000, 'hits');
+DROP FOREIGN TABLE hits, other_hits;
+SELECT views FROM page_views WHERE path = '/home';
+
+DROP FUNCTION store_views;
+DROP TABLE page_views, counted;

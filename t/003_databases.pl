@@ -1,0 +1,198 @@
+# Several databases with several buffers each, all busy at once; and what
+# becomes of a database's workers and counts when it is dropped, renamed or
+# copied.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib $FindBin::RealBin;
+
+use IPC::Run;
+use PostgreSQL::Test::Utils;
+use StatbufferTest;
+use Test::More;
+
+my $node = new_node('databases',
+	q{shared_preload_libraries = 'statbuffer'},
+	'statbuffer.max_workers = 6');
+
+sub new_database
+{
+	my ($db, @buffers) = @_;
+
+	$node->safe_psql('postgres', "CREATE DATABASE $db");
+	$node->safe_psql($db, 'CREATE EXTENSION statbuffer');
+	make_buffer($node, $db, $_->[0], $_->[1]) for @buffers;
+}
+
+# --- all busy at once -------------------------------------------------------
+
+# Buffers of the same names everywhere: they must not be mixed up.
+my @databases = qw(red green blue);
+my @buffers = qw(hits misses errors);
+for my $db (@databases)
+{
+	new_database($db, map { [ $_, q{interval '20ms', timeout '200ms'} ] } @buffers);
+	$node->safe_psql($db, q{
+		CREATE PROCEDURE count_much(buffer regclass, factor int) LANGUAGE plpgsql AS $$
+		BEGIN
+			FOR i IN 1 .. 500 LOOP
+				PERFORM sb_increment('k' || i % 7, factor, buffer);
+				IF i % 5 = 0 THEN
+					ROLLBACK;
+				ELSE
+					COMMIT;
+				END IF;
+				PERFORM pg_sleep(0.001);
+			END LOOP;
+		END
+		$$;
+	});
+}
+
+# One of five increments is rolled back; each buffer counts by another number.
+my @clients;
+my %factor;
+for my $db (@databases)
+{
+	for my $buffer (@buffers)
+	{
+		my $client = { out => '', err => '' };
+
+		$factor{"$db.$buffer"} = 1 + keys %factor;
+		$client->{run} = IPC::Run::start(
+			[
+				'psql', '-XqAt', '-v', 'ON_ERROR_STOP=1', '-d', $node->connstr($db),
+				'-c', "CALL count_much('$buffer', $factor{\"$db.$buffer\"})"
+			],
+			'<', \undef, '>', \$client->{out}, '2>', \$client->{err});
+		push @clients, $client;
+	}
+}
+for my $client (@clients)
+{
+	ok(IPC::Run::finish($client->{run}), 'a client has done its work');
+	is($client->{err}, '', 'without a word');
+}
+for my $db (@databases)
+{
+	for my $buffer (@buffers)
+	{
+		is($node->safe_psql($db, "SELECT sb_drain('$buffer')"), 't', "$db.$buffer: drained");
+		is(stored($node, $db, $buffer), 400 * $factor{"$db.$buffer"}, "$db.$buffer: what was committed is stored");
+	}
+}
+wait_for_no_worker($node, 'all workers have left');
+
+# --- DROP DATABASE ----------------------------------------------------------
+
+# A worker sleeps there, and counts are pending; the session that drops it has
+# nothing to do with the extension.
+my $offset = -s $node->logfile;
+new_database('doomed', [ 'hits', q{interval '1h', timeout '1h'} ]);
+increment($node, 'doomed', 'hits', 'a');
+is($node->safe_psql('doomed', q{SELECT sb_drain('hits')}), 't', 'a worker is there');
+increment($node, 'doomed', 'hits', 'a', 40);
+increment($node, 'doomed', 'hits', 'b', 2);
+is($node->safe_psql('doomed', 'SELECT count(pid), sum(pending) FROM sb_stat_buffers'), '1|42',
+	'a worker sleeps, counts are pending');
+$node->safe_psql('postgres', 'DROP DATABASE doomed');
+pass('DROP DATABASE: the worker made room');
+$node->wait_for_log(qr/dropped the counts of a database that does not exist any more.*\n.* had 42 in 2 keys/, $offset);
+pass('DROP DATABASE: its counts are freed, and the log tells');
+
+# The same with counts whose worker has left.
+$offset = -s $node->logfile;
+new_database('doomed', [ 'hits', q{interval '1h', timeout '100ms'} ]);
+increment($node, 'doomed', 'hits', 'a', 42);
+wait_for_no_worker($node, 'no worker is there');
+$node->safe_psql('postgres', 'DROP DATABASE doomed');
+$node->wait_for_log(qr/dropped the counts of a database that does not exist any more.*\n.* had 42 in 1 keys/, $offset);
+pass('DROP DATABASE without a worker: its counts are freed, too');
+
+# With FORCE.
+$offset = -s $node->logfile;
+new_database('doomed', [ 'hits', q{interval '1h', timeout '1h'} ]);
+increment($node, 'doomed', 'hits', 'a', 42);
+$node->safe_psql('postgres', 'DROP DATABASE doomed WITH (FORCE)');
+$node->wait_for_log(qr/dropped the counts of a database that does not exist any more.*\n.* had 42 in 1 keys/, $offset);
+pass('DROP DATABASE WITH (FORCE)');
+
+# What can't be dropped goes on as before.
+increment($node, 'red', 'hits', 'a', 1000);
+my ($result, $stdout, $stderr) = $node->psql('red', 'DROP DATABASE red');
+like($stderr, qr/cannot drop the currently open database/, 'DROP DATABASE of the own one fails');
+wait_for_stored($node, 'red', 'hits', 1000 + 400 * $factor{'red.hits'}, 'and its buffers work');
+
+my $guest = $node->background_psql('red');
+$guest->query_safe('SELECT 1');
+increment($node, 'red', 'hits', 'a', 1000);
+($result, $stdout, $stderr) = $node->psql('postgres', 'DROP DATABASE red');
+like($stderr, qr/is being accessed by other users/, 'DROP DATABASE of one in use fails');
+increment($node, 'red', 'hits', 'a', 1000);
+wait_for_stored($node, 'red', 'hits', 3000 + 400 * $factor{'red.hits'}, 'and its buffers work');
+$guest->quit;
+
+# Who may not drop it, does not disturb.
+$node->safe_psql('postgres', 'CREATE ROLE nobody LOGIN');
+make_buffer($node, 'red', 'resting', q{interval '1h', timeout '1h'});
+increment($node, 'red', 'resting', 'a');
+is($node->safe_psql('red', q{SELECT sb_drain('resting')}), 't', 'a worker rests');
+my $pid = $node->safe_psql('red', q{SELECT pid FROM sb_stat_buffers WHERE buffer = 'resting'::regclass});
+($result, $stdout, $stderr) = $node->psql('postgres', 'DROP DATABASE red',
+	extra_params => [ '-U', 'nobody' ]);
+like($stderr, qr/must be owner of database/, 'DROP DATABASE by a stranger fails');
+is($node->safe_psql('red', q{SELECT pid FROM sb_stat_buffers WHERE buffer = 'resting'::regclass}), $pid,
+	'and its worker stays');
+
+# --- RENAME and TEMPLATE ----------------------------------------------------
+
+increment($node, 'red', 'resting', 'a', 5);
+$node->safe_psql('postgres', 'ALTER DATABASE red RENAME TO crimson');
+is($node->safe_psql('crimson', q{SELECT sb_count('a', 'resting')}), '5', 'RENAME: counts are kept');
+is($node->safe_psql('crimson', q{SELECT sb_drain('resting')}), 't', 'RENAME: and flushed');
+is(stored($node, 'crimson', 'resting'), '6', 'RENAME: to the last one');
+
+increment($node, 'crimson', 'resting', 'a', 5);
+$node->safe_psql('postgres', 'CREATE DATABASE copy TEMPLATE crimson');
+is($node->safe_psql('copy', q{SELECT sb_count('a', 'resting') IS NULL}), 't', 'TEMPLATE: the copy has no counts');
+increment($node, 'copy', 'resting', 'a', 70);
+is($node->safe_psql('copy', q{SELECT sb_drain('resting')}), 't', 'TEMPLATE: the copy counts');
+is($node->safe_psql('crimson', q{SELECT sb_drain('resting')}), 't', 'TEMPLATE: so does the original');
+is(stored($node, 'copy', 'resting'), '76', 'TEMPLATE: the copy, to the last one');
+is(stored($node, 'crimson', 'resting'), '11', 'TEMPLATE: the original, to the last one');
+
+# The others never noticed.
+increment($node, $_, 'hits', 'a', 1000) for qw(green blue);
+wait_for_stored($node, $_, 'hits', 1000 + 400 * $factor{"$_.hits"}, "$_ is as it was") for qw(green blue);
+$node->stop;
+
+# --- not preloaded ----------------------------------------------------------
+
+# There is nothing that could ask the worker to leave, in a session that has
+# not used the extension: FORCE does.
+$node->adjust_conf('postgresql.conf', 'shared_preload_libraries', q{''});
+$node->start;
+$offset = -s $node->logfile;
+new_database('doomed', [ 'hits', q{interval '1h', timeout '1h'} ]);
+increment($node, 'doomed', 'hits', 'a');
+is($node->safe_psql('doomed', q{SELECT sb_drain('hits')}), 't', 'not preloaded: a worker is there');
+increment($node, 'doomed', 'hits', 'a', 42);
+$node->safe_psql('postgres', 'DROP DATABASE doomed WITH (FORCE)');
+$node->wait_for_log(qr/dropped the counts of a database that does not exist any more.*\n.* had 42 in 1 keys/, $offset);
+pass('not preloaded: DROP DATABASE WITH (FORCE) works, and its counts are freed');
+
+# One that has used it asks, too.
+new_database('doomed', [ 'hits', q{interval '1h', timeout '1h'} ]);
+increment($node, 'doomed', 'hits', 'a');
+is($node->safe_psql('doomed', q{SELECT sb_drain('hits')}), 't', 'not preloaded: a worker is there again');
+my $session = $node->background_psql('green');
+$session->query_safe(q{SELECT sb_increment('a', 1, 'hits')});
+$session->query_safe('DROP DATABASE doomed');
+$session->quit;
+pass('not preloaded: DROP DATABASE in a session that has used the extension works');
+wait_for_stored($node, 'green', 'hits', 1001 + 400 * $factor{'green.hits'}, 'and other databases go on');
+
+$node->stop;
+done_testing();
