@@ -260,6 +260,18 @@ buffer_note_change(Oid classId, Oid objectId)
 	MemoryContextSwitchTo(oldcontext);
 }
 
+/* Has the transaction altered the buffer?  It may yet roll back. */
+static bool
+is_changed(SharedBuffer *shared)
+{
+	ListCell   *lc;
+
+	foreach(lc, changed)
+		if (((ChangedBuffer *) lfirst(lc))->shared == shared)
+		return true;
+	return false;
+}
+
 static void
 xact_callback(XactEvent event, void *arg)
 {
@@ -562,7 +574,8 @@ buffer_attach(SbBuffer *buffer, bool create)
 					 errmsg("key columns of buffer \"%s\" were altered too often",
 							NameStr(buffer->name)),
 					 errhint("Make the buffer anew.")));
-		if (pg_atomic_read_u32(&shared->owner) != buffer->owner)
+		if (pg_atomic_read_u32(&shared->owner) != buffer->owner &&
+			!is_changed(shared))
 			pg_atomic_write_u32(&shared->owner, buffer->owner);
 
 		/* it may be another one, for another relation of the same OID */

@@ -154,6 +154,40 @@ find_entry(const CounterTable *table, const KeyBytes *key)
 	return dshash_find(table->dshash, &probe, false);
 }
 
+/* A key's count was flushed or is nil, so a drain need not wait for it. */
+static inline void
+clear_drain(SharedBuffer *buffer, SharedCounter *counter)
+{
+	if (pg_atomic_read_u32(&counter->pins) & COUNTER_DRAIN)
+	{
+		Assert(pg_atomic_read_u64(&buffer->drain_keys) > 0);
+		pg_atomic_fetch_and_u32(&counter->pins, ~COUNTER_DRAIN);
+		pg_atomic_fetch_sub_u64(&buffer->drain_keys, 1);
+	}
+}
+
+/* A key's last attempt failed. */
+static inline void
+note_failure(SharedBuffer *buffer, SharedCounter *counter)
+{
+	if (counter->failures == 0)
+		pg_atomic_fetch_add_u32(&buffer->failing, 1);
+	if (counter->failures < PG_UINT16_MAX)
+		counter->failures++;
+	pg_atomic_fetch_add_u64(&buffer->stats[STAT_FAILURES], 1);
+}
+
+/* A key's last attempt did not fail.  Its error is freed by tidying. */
+static inline void
+clear_failure(SharedBuffer *buffer, SharedCounter *counter)
+{
+	if (counter->failures > 0)
+	{
+		counter->failures = 0;
+		pg_atomic_fetch_sub_u32(&buffer->failing, 1);
+	}
+}
+
 /* ------------------------------------------------------------------------
  * Reading
  * ------------------------------------------------------------------------
@@ -583,15 +617,19 @@ counters_pin_all(const CounterTable *table, int *npins)
 
 /*
  * Forget a pinned counter's count, and unpin it.  Called after commit under
- * AccessExclusiveLock: takes no lock, cannot fail.
+ * AccessExclusiveLock, which keeps the worker from flushing: takes no lock,
+ * cannot fail.  The caller sets SharedBuffer.truncated.
  */
 void
 counters_clear(SharedBuffer *buffer, CounterPin *pin)
 {
-	uint64		count = pg_atomic_exchange_u64(&pin->counter->count, 0);
+	SharedCounter *counter = pin->counter;
+	uint64		count = pg_atomic_exchange_u64(&counter->count, 0);
 
 	pg_atomic_fetch_sub_u64(&buffer->stats[STAT_PUBLISHED], count);
-	pg_atomic_fetch_sub_u32(&pin->counter->pins, 1);
+	pg_atomic_write_u64(&counter->counted_at, 0);
+	clear_failure(buffer, counter);
+	pg_atomic_fetch_sub_u32(&counter->pins, 1);
 	pin->counter = NULL;
 }
 
@@ -644,40 +682,6 @@ counters_request_flush(SharedBuffer *buffer, const CounterTable *table,
  * ------------------------------------------------------------------------
  */
 
-/* A key's count was flushed or is nil, so a drain need not wait for it. */
-static inline void
-clear_drain(SharedBuffer *buffer, SharedCounter *counter)
-{
-	if (pg_atomic_read_u32(&counter->pins) & COUNTER_DRAIN)
-	{
-		Assert(pg_atomic_read_u64(&buffer->drain_keys) > 0);
-		pg_atomic_fetch_and_u32(&counter->pins, ~COUNTER_DRAIN);
-		pg_atomic_fetch_sub_u64(&buffer->drain_keys, 1);
-	}
-}
-
-/* A key's last attempt failed. */
-static inline void
-note_failure(SharedBuffer *buffer, SharedCounter *counter)
-{
-	if (counter->failures == 0)
-		pg_atomic_fetch_add_u32(&buffer->failing, 1);
-	if (counter->failures < PG_UINT16_MAX)
-		counter->failures++;
-	pg_atomic_fetch_add_u64(&buffer->stats[STAT_FAILURES], 1);
-}
-
-/* A key's last attempt did not fail.  Its error is freed by tidying. */
-static inline void
-clear_failure(SharedBuffer *buffer, SharedCounter *counter)
-{
-	if (counter->failures > 0)
-	{
-		counter->failures = 0;
-		pg_atomic_fetch_sub_u32(&buffer->failing, 1);
-	}
-}
-
 /* Point a counter to another error; frees the old one with its last key. */
 static void
 replace_error(SharedBuffer *buffer, SharedCounter *counter, dsa_pointer error)
@@ -728,7 +732,7 @@ counters_serve_requests(SharedBuffer *buffer, TimestampTz now)
 			SharedCounter *counter = counter_at(request->counter);
 
 			if (pg_atomic_read_u32(&counter->pins) & COUNTER_LINKED)
-				schedule_make_due(buffer, counter, request->counter);
+				schedule_make_due(buffer, counter, request->counter, now);
 			buffer->flush_taken = request->next;
 			pg_atomic_fetch_sub_u32(&counter->pins, 1);
 			dsa_free(shared_area, pointer);
@@ -739,9 +743,9 @@ counters_serve_requests(SharedBuffer *buffer, TimestampTz now)
 													 InvalidDsaPointer);
 	}
 
-	/* what was emptied does not fail any more, and is idle */
+	/* what was cleared is where its old time put it */
 	if (pg_atomic_exchange_u32(&buffer->truncated, 0) != 0)
-		schedule_make_empty_due(buffer, now);
+		schedule_sort_again(buffer, now);
 
 	/* whoever asks now has published before */
 	asked = pg_atomic_read_u64(&buffer->drain_asked);
@@ -801,6 +805,14 @@ counters_take(CounterBatch *batch, const CounterTable *table, int limit,
 		{
 			schedule_add_first(buffer, counter, self);
 			break;
+		}
+
+		/* cleared, and counted anew meanwhile */
+		if (pg_atomic_read_u64(&counter->counted_at) != 0 &&
+			schedule_due_time(buffer, counter) > now)
+		{
+			schedule_add(buffer, counter, self);
+			continue;
 		}
 
 		/* nothing is added to these any more */
@@ -887,15 +899,21 @@ counters_settle(CounterBatch *batch)
 			continue;
 		land(item->counter, 0);
 		clear_failure(buffer, item->counter);
-		clear_drain(buffer, item->counter);
 		shared_note_idle(buffer, item->taken_at);
 		sum += (uint64) item->count;
 		nkeys++;
 	}
-	batch->nitems = 0;
 	pg_atomic_fetch_sub_u64(&buffer->in_flight, sum);
 	pg_atomic_fetch_add_u64(&buffer->stats[STAT_FLUSHED_COUNT], sum);
 	pg_atomic_fetch_add_u64(&buffer->stats[STAT_FLUSHED_KEYS], nkeys);
+	pg_atomic_write_u64(&buffer->last_flush,
+						(uint64) GetCurrentTimestamp());
+
+	/* who waited for a drain finds the sums as they are now */
+	for (int i = 0; i < batch->nitems; i++)
+		if (batch->items[i].count != 0)
+			clear_drain(buffer, batch->items[i].counter);
+	batch->nitems = 0;
 }
 
 /* Give one item back, and schedule it. */
@@ -909,7 +927,8 @@ give_back_item(SharedBuffer *buffer, BatchItem *item)
 	/* what is to be tried again may have been taken before it was due */
 	if (item->verdict == VERDICT_AGAIN)
 		counted_at = Min(item->counted_at,
-						 schedule_due_now(buffer, counter));
+						 schedule_counted_at(buffer, counter,
+											 GetCurrentTimestamp()));
 	else
 		counted_at = item->retry_at;
 

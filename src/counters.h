@@ -61,7 +61,8 @@ typedef struct SharedCounter
 	dsa_pointer error;			/* (w) SharedError; under SharedBuffer.lock */
 	pg_atomic_uint32 pins;
 	uint16		version;		/* (w) */
-	uint16		failures;		/* (w) attempts that failed in a row */
+	uint16		failures;		/* (w) attempts that failed in a row; also
+								 * written under AccessExclusiveLock */
 	uint16		keylen;			/* constant, as is the key */
 	uint8		shape;			/* constant; see CounterTable */
 	uint8		slot;			/* (w) where in the wheel */

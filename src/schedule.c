@@ -36,26 +36,38 @@
 StaticAssertDecl(SCHEDULE_LEVELS * SCHEDULE_SLOTS <= 256,
 				 "slot numbers must fit in a byte");
 
-/* Which keys become due when the wheel is rebuilt. */
-typedef enum DueKeys
-{
-	DUE_AS_THEY_ARE,
-	DUE_ALL,
-	DUE_EMPTY
-} DueKeys;
-
-static void insert_into_wheel(SharedSchedule *schedule,
+static void insert_into_wheel(SharedBuffer *buffer,
 							  SharedCounter *counter, dsa_pointer self);
 static void append_due(SharedSchedule *schedule, SharedCounter *counter,
 					   dsa_pointer self);
 
-static inline int64
-due_tick(SharedSchedule *schedule, SharedCounter *counter)
+/*
+ * When a counter is due.  One that has nothing counted is due at once, so
+ * that the worker finds it to be idle.
+ */
+TimestampTz
+schedule_due_time(SharedBuffer *buffer, SharedCounter *counter)
 {
-	int64		due = (int64) pg_atomic_read_u64(&counter->counted_at);
+	int64		at = (int64) pg_atomic_read_u64(&counter->counted_at);
 
-	if (counter->failures == 0)
-		due += schedule->interval;
+	if (at == 0 || counter->failures > 0)
+		return at;
+	return at + buffer->schedule.interval;
+}
+
+/* What its `counted_at' is if it is due then. */
+TimestampTz
+schedule_counted_at(SharedBuffer *buffer, SharedCounter *counter,
+					TimestampTz due_at)
+{
+	return counter->failures > 0 ? due_at :
+		due_at - buffer->schedule.interval;
+}
+
+static inline int64
+due_tick(SharedBuffer *buffer, SharedCounter *counter)
+{
+	TimestampTz due = schedule_due_time(buffer, counter);
 
 	/* an overdue key may lie before the epoch when a clock was set wrong */
 	if (due <= 0)
@@ -246,7 +258,7 @@ drain_inbox(SharedBuffer *buffer)
 
 			schedule->drained = counter->next;
 			if (!unlink_idle(buffer, counter))
-				insert_into_wheel(schedule, counter, self);
+				insert_into_wheel(buffer, counter, self);
 		}
 
 		if (!DsaPointerIsValid(pg_atomic_read_u64(&schedule->inbox)))
@@ -290,8 +302,9 @@ next_event(SharedSchedule *schedule)
  * are mapped, so that nothing can fail.
  */
 static void
-empty_slot(SharedSchedule *schedule, SharedSlot *slot)
+empty_slot(SharedBuffer *buffer, SharedSlot *slot)
 {
+	SharedSchedule *schedule = &buffer->schedule;
 	dsa_pointer list = slot->head;
 
 	if (!DsaPointerIsValid(list))
@@ -308,7 +321,7 @@ empty_slot(SharedSchedule *schedule, SharedSlot *slot)
 
 		list = counter->next;
 		schedule->nscheduled--;
-		insert_into_wheel(schedule, counter, self);
+		insert_into_wheel(buffer, counter, self);
 	}
 }
 
@@ -345,7 +358,7 @@ schedule_advance(SharedBuffer *buffer, TimestampTz now)
 			map_list(schedule->slots[SLOT_OF(level, event)].head);
 		schedule->tick = event;
 		for (int level = nlevels - 1; level >= 0; level--)
-			empty_slot(schedule, &schedule->slots[SLOT_OF(level, event)]);
+			empty_slot(buffer, &schedule->slots[SLOT_OF(level, event)]);
 	}
 	if (schedule->tick < target)
 		schedule->tick = target;
@@ -355,10 +368,11 @@ schedule_advance(SharedBuffer *buffer, TimestampTz now)
 
 /* Put a counter where it belongs by its due time. */
 static void
-insert_into_wheel(SharedSchedule *schedule, SharedCounter *counter,
+insert_into_wheel(SharedBuffer *buffer, SharedCounter *counter,
 				  dsa_pointer self)
 {
-	int64		due = due_tick(schedule, counter);
+	SharedSchedule *schedule = &buffer->schedule;
+	int64		due = due_tick(buffer, counter);
 	int64		delta = due - schedule->tick;
 	int			level;
 	SharedSlot *slot;
@@ -404,7 +418,7 @@ void
 schedule_add(SharedBuffer *buffer, SharedCounter *counter, dsa_pointer self)
 {
 	Assert(pg_atomic_read_u32(&counter->pins) & COUNTER_LINKED);
-	insert_into_wheel(&buffer->schedule, counter, self);
+	insert_into_wheel(buffer, counter, self);
 }
 
 /* The same, but it is due before all others. */
@@ -440,13 +454,22 @@ schedule_pop_due(SharedBuffer *buffer)
 	return self;
 }
 
+/* Set a counter's time, unless somebody else has changed it meanwhile. */
+static void
+set_counted_at(SharedCounter *counter, uint64 old, int64 new)
+{
+	(void) pg_atomic_compare_exchange_u64(&counter->counted_at, &old,
+										  (uint64) Max(new, 1));
+}
+
 /* Make one key due that is linked somewhere. */
 void
 schedule_make_due(SharedBuffer *buffer, SharedCounter *counter,
-				  dsa_pointer self)
+				  dsa_pointer self, TimestampTz now)
 {
 	SharedSchedule *schedule = &buffer->schedule;
 	SharedSlot *slot;
+	uint64		at;
 
 	drain_inbox(buffer);
 
@@ -465,15 +488,21 @@ schedule_make_due(SharedBuffer *buffer, SharedCounter *counter,
 		before->next = counter->next;
 	}
 	schedule->nscheduled--;
+	at = pg_atomic_read_u64(&counter->counted_at);
+	if (at != 0 && schedule_due_time(buffer, counter) > now)
+		set_counted_at(counter, at,
+					   schedule_counted_at(buffer, counter, now));
 	append_due(schedule, counter, self);
 }
 
 /*
- * Take everything out of the wheel, move every time by so much, and sort it
- * in again, or put it on the list of what is due.
+ * Take everything out of the wheel and sort it in again, when the times of
+ * keys were changed, or what they mean.  Moves them by so much; what is due
+ * later than `latest' becomes due then.
  */
 static void
-rebuild(SharedBuffer *buffer, int64 usecs, int64 tick, DueKeys due)
+rebuild(SharedBuffer *buffer, int64 usecs, TimestampTz latest,
+		TimestampTz now)
 {
 	SharedSchedule *schedule = &buffer->schedule;
 	dsa_pointer all = InvalidDsaPointer;
@@ -493,31 +522,29 @@ rebuild(SharedBuffer *buffer, int64 usecs, int64 tick, DueKeys due)
 		{
 			dsa_pointer self = slot->head;
 			SharedCounter *counter = counter_at(self);
-			int64		at = (int64) pg_atomic_read_u64(&counter->counted_at);
+			uint64		at = pg_atomic_read_u64(&counter->counted_at);
 
 			slot->head = counter->next;
 			counter->next = all;
 			all = self;
-			if (usecs != 0)
-				pg_atomic_write_u64(&counter->counted_at,
-									(uint64) Max(at + usecs, 1));
+			if (at != 0 && usecs != 0)
+				set_counted_at(counter, at, (int64) at + usecs);
+			else if (at != 0 && schedule_due_time(buffer, counter) > latest)
+				set_counted_at(counter, at,
+							   schedule_counted_at(buffer, counter, latest));
 		}
 		slot->earliest = SCHEDULE_NEVER;
 	}
 
 	schedule->nscheduled = 0;
-	schedule->tick = tick;
+	schedule->tick = now / SCHEDULE_TICK_USECS;
 	while (DsaPointerIsValid(all))
 	{
 		dsa_pointer self = all;
 		SharedCounter *counter = counter_at(self);
 
 		all = counter->next;
-		if (due == DUE_ALL ||
-			(due == DUE_EMPTY && pg_atomic_read_u64(&counter->count) == 0))
-			append_due(schedule, counter, self);
-		else
-			insert_into_wheel(schedule, counter, self);
+		insert_into_wheel(buffer, counter, self);
 	}
 }
 
@@ -525,14 +552,16 @@ rebuild(SharedBuffer *buffer, int64 usecs, int64 tick, DueKeys due)
 void
 schedule_make_all_due(SharedBuffer *buffer, TimestampTz now)
 {
-	rebuild(buffer, 0, now / SCHEDULE_TICK_USECS, DUE_ALL);
+	/* in whole ticks, so that they come out now and not with the next one */
+	rebuild(buffer, 0,
+			now / SCHEDULE_TICK_USECS * SCHEDULE_TICK_USECS, now);
 }
 
-/* Make the keys due that nothing is counted for any more. */
+/* Sort all keys in again: counts were cleared, and are counted anew. */
 void
-schedule_make_empty_due(SharedBuffer *buffer, TimestampTz now)
+schedule_sort_again(SharedBuffer *buffer, TimestampTz now)
 {
-	rebuild(buffer, 0, now / SCHEDULE_TICK_USECS, DUE_EMPTY);
+	rebuild(buffer, 0, SCHEDULE_NEVER, now);
 }
 
 /*
@@ -546,7 +575,7 @@ schedule_set_interval(SharedBuffer *buffer, int64 interval, TimestampTz now)
 	if (schedule->interval == interval)
 		return;
 	schedule->interval = interval;
-	rebuild(buffer, 0, now / SCHEDULE_TICK_USECS, DUE_AS_THEY_ARE);
+	rebuild(buffer, 0, SCHEDULE_NEVER, now);
 }
 
 /* When the clock was set back, have the wheel and the keys follow. */
@@ -557,16 +586,7 @@ schedule_check_clock(SharedBuffer *buffer, TimestampTz now)
 	int64		ahead = schedule->tick * SCHEDULE_TICK_USECS - now;
 
 	if (ahead > USECS_PER_SEC)
-		rebuild(buffer, -ahead, now / SCHEDULE_TICK_USECS, DUE_AS_THEY_ARE);
-}
-
-/* What a counter's `counted_at' is when it is due just now. */
-TimestampTz
-schedule_due_now(SharedBuffer *buffer, SharedCounter *counter)
-{
-	TimestampTz now = GetCurrentTimestamp();
-
-	return counter->failures > 0 ? now : now - buffer->schedule.interval;
+		rebuild(buffer, -ahead, SCHEDULE_NEVER, now);
 }
 
 /*

@@ -107,6 +107,7 @@ static int	current_nkeys;
 static int	limit = 1;
 static bool mix_failing = false;
 static int	conflicts = 0;
+static int	cancels = 0;
 static TimestampTz paused_until = 0;
 
 /* when idle keys were reaped, and the most keys that the table has had */
@@ -428,12 +429,18 @@ judge(ErrorData *edata)
 	}
 	conflicts = 0;
 
-	/* an operator's cancel is not the keys' fault: leave it be for a while */
-	if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED && !handler_timed_out)
+	/*
+	 * An operator's cancel is not the keys' fault: leave it be for a while.
+	 * But a handler can raise the same error itself.
+	 */
+	if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED && !handler_timed_out &&
+		cancels < STEADY_ATTEMPTS)
 	{
+		cancels++;
 		paused_until = retry_time(1);
 		return false;
 	}
+	cancels = 0;
 
 	mix_failing = false;
 	if (batch.nitems == 1)
@@ -691,10 +698,9 @@ flush_batch(TimestampTz now)
 	{
 		counters_tidy(&batch, ntaken, NULL);
 		conflicts = 0;
+		cancels = 0;
 		limit = Min((int64) limit * 2, batch_size);
 		mix_failing = mix_failing || had_failing;
-		pg_atomic_write_u64(&shared->last_flush,
-							(uint64) GetCurrentTimestamp());
 	}
 	if (shared != NULL && batch.nforeign > 0)
 	{
@@ -769,8 +775,6 @@ last_flush(void)
 		stop_at = TimestampTzPlusMilliseconds(now, shutdown_msecs);
 	do
 	{
-		uint64		before = pg_atomic_read_u64(&shared->stats[STAT_FAILURES]);
-
 		/* who isn't there any more has published */
 		alone = CountDBConnections(MyDatabaseId) == 0;
 		counters_serve_requests(shared, now);
@@ -782,14 +786,12 @@ last_flush(void)
 			flush_batch(now);
 			now = GetCurrentTimestamp();
 
-			/* a key that fails, or the whole buffer, is not tried again */
-			if (shared == NULL ||
-				pg_atomic_read_u64(&shared->stats[STAT_FAILURES]) != before)
-				break;
+			/* not a key but the buffer itself fails */
+			if (shared == NULL || shared->breakdowns > 0)
+				return;
 		}
-		if (leaving || shared == NULL ||
-			pg_atomic_read_u64(&shared->stats[STAT_FAILURES]) != before)
-			break;
+		if (leaving)
+			return;
 		if (!alone)
 		{
 			(void) WaitLatch(MyLatch,
