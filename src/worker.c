@@ -102,6 +102,7 @@ static int	nflush_keys;
 static int *flush_items;
 static int	current_key;		/* which one is with the handler; -1: none */
 static int	current_nkeys;
+static bool preparing = false;	/* no handler was called yet */
 
 /* how batches go */
 static int	limit = 1;
@@ -489,8 +490,9 @@ roll_back(int *nitems)
 	handler_active = false;
 	disable_all_timeouts(false);
 	QueryCancelPending = false;
-	*nitems = batch.nitems;
-	if (batch.nitems > 0)
+	*nitems = preparing ? 0 : batch.nitems;
+	preparing = false;
+	if (*nitems > 0)
 		counts = judge(edata);
 	RESUME_INTERRUPTS();
 
@@ -666,8 +668,6 @@ flush_batch(TimestampTz now)
 			rel = table_open(relid, NoLock);
 			PushActiveSnapshot(GetTransactionSnapshot());
 			MemoryContextSwitchTo(batch_context);
-			handler = handler_prepare(buffer->options.handler, buffer->desc,
-									  buffer->owner);
 			ntaken = counters_take(&batch, &buffer->table,
 								   Min(limit, batch_size), mix_failing, now,
 								   retry_time(INT_MAX));
@@ -675,14 +675,23 @@ flush_batch(TimestampTz now)
 				had_failing |= batch.items[i].counter->failures > 0;
 			if (ntaken > 0)
 			{
+				preparing = true;
+				handler = handler_prepare(buffer->options.handler,
+										  buffer->desc, buffer->owner);
+				preparing = false;
 				report_activity("flushing", ntaken);
 				arrange_batch();
 				call_handler(handler);
 			}
 			PopActiveSnapshot();
 			table_close(rel, NoLock);
-			shared->breakdowns = 0;
-			shared_mend(shared);
+
+			/* with nothing to flush, it is not known whether it would work */
+			if (ntaken > 0)
+			{
+				shared->breakdowns = 0;
+				shared_mend(shared);
+			}
 		}
 		commit_transaction();
 	}
