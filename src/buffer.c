@@ -37,6 +37,7 @@
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/syscache.h"
+#include "utils/typcache.h"
 
 /* The options, with the field of BufferOptions that each sets. */
 typedef enum OptionKind
@@ -209,22 +210,24 @@ buffer_parse_options(List *options, BufferOptions *result)
 static void
 invalidate(Datum arg, Oid relid)
 {
+	HASH_SEQ_STATUS status;
 	SbBuffer   *buffer;
 
 	if (OidIsValid(relid))
 	{
 		buffer = hash_search(buffers, &relid, HASH_FIND, NULL);
 		if (buffer != NULL)
+		{
 			buffer->valid = false;
+			return;
+		}
 	}
-	else
-	{
-		HASH_SEQ_STATUS status;
 
-		hash_seq_init(&status, buffers);
-		while ((buffer = hash_seq_search(&status)) != NULL)
+	/* all, or a row type that keys may have */
+	hash_seq_init(&status, buffers);
+	while ((buffer = hash_seq_search(&status)) != NULL)
+		if (!OidIsValid(relid) || buffer->has_rows)
 			buffer->valid = false;
-	}
 }
 
 /*
@@ -370,10 +373,38 @@ report_wrong_shape(Relation rel, const char *detail)
 			 errhint("A buffer has one or more key columns of any type, and last a column of type bigint for the count.")));
 }
 
+/*
+ * Fold a type into the hash of a shape.  The fields of row types belong to it:
+ * PostgreSQL lets them be altered under a foreign table.
+ */
+static uint64
+hash_type(uint64 hash, Oid type, bool *has_rows)
+{
+	Oid			inner;
+
+	type = getBaseType(type);
+	hash = hash_combine64(hash, hash_bytes_uint32_extended(type, 0));
+	if (OidIsValid(inner = get_element_type(type)) ||
+		OidIsValid(inner = get_range_subtype(type)))
+		return hash_type(hash, inner, has_rows);
+
+	if (type != RECORDOID && type_is_rowtype(type))
+	{
+		TupleDesc	desc = lookup_rowtype_tupdesc_copy(type, -1);
+
+		*has_rows = true;
+		for (int i = 0; i < desc->natts; i++)
+			if (!TupleDescAttr(desc, i)->attisdropped)
+				hash = hash_type(hash_combine64(hash, i),
+								 TupleDescAttr(desc, i)->atttypid, has_rows);
+	}
+	return hash;
+}
+
 /* Read the shape of a relation; raises an error when it is not a buffer's. */
 static TupleDesc
 read_shape(Relation rel, AttrNumber **key_attnos, AttrNumber *count_attno,
-		   uint64 *shape)
+		   uint64 *shape, bool *has_rows)
 {
 	TupleDesc	reldesc = RelationGetDescr(rel);
 	AttrNumber *attnos = palloc(Max(reldesc->natts, 1) * sizeof(AttrNumber));
@@ -406,9 +437,8 @@ read_shape(Relation rel, AttrNumber **key_attnos, AttrNumber *count_attno,
 
 		TupleDescCopyEntry(desc, i + 1, reldesc, attnos[i]);
 		TupleDescAttr(desc, i)->attnotnull = att->attnotnull;
-		*shape = hash_combine64(*shape,
-								hash_bytes_uint32_extended(att->atttypid,
-														   att->attstorage == TYPSTORAGE_PLAIN));
+		*shape = hash_combine64(hash_type(*shape, att->atttypid, has_rows),
+								att->attstorage == TYPSTORAGE_PLAIN);
 	}
 	return desc;
 }
@@ -426,6 +456,7 @@ build(SbBuffer *buffer, Relation rel)
 	AttrNumber	count_attno;
 	BufferOptions options;
 	uint64		shape;
+	bool		has_rows = false;
 
 	/* whatever fails on the way, the old definition is intact */
 	shape_context = AllocSetContextCreate(CurrentMemoryContext,
@@ -435,7 +466,7 @@ build(SbBuffer *buffer, Relation rel)
 											"statbuffer options",
 											ALLOCSET_SMALL_SIZES);
 	oldcontext = MemoryContextSwitchTo(shape_context);
-	desc = read_shape(rel, &key_attnos, &count_attno, &shape);
+	desc = read_shape(rel, &key_attnos, &count_attno, &shape, &has_rows);
 	MemoryContextSwitchTo(options_context);
 	buffer_parse_options(table->options, &options);
 	MemoryContextSwitchTo(oldcontext);
@@ -448,7 +479,8 @@ build(SbBuffer *buffer, Relation rel)
 		buffer->count_attno != count_attno ||
 		!equalTupleDescs(buffer->desc, desc))
 	{
-		if (buffer->shape_context)
+		/* row types can be altered while a scan is using what we know */
+		if (buffer->shape_context && !buffer->has_rows)
 			MemoryContextDelete(buffer->shape_context);
 		MemoryContextSetParent(shape_context, TopMemoryContext);
 		buffer->shape_context = shape_context;
@@ -471,6 +503,7 @@ build(SbBuffer *buffer, Relation rel)
 	buffer->options = options;
 	namestrcpy(&buffer->name, RelationGetRelationName(rel));
 	buffer->owner = rel->rd_rel->relowner;
+	buffer->has_rows = has_rows;
 
 	/* the shared part is found, and its shape checked, anew */
 	buffer->shared = NULL;

@@ -51,6 +51,7 @@ typedef struct SbBuffer
 	AttrNumber	count_attno;
 	bool		is_text;		/* key_form_text() does it */
 	uint64		shape;
+	bool		has_rows;		/* row types occur in the keys */
 	BufferOptions options;
 
 	/* the shared part, once it is attached to */

@@ -753,7 +753,7 @@ counters_serve_requests(SharedBuffer *buffer, TimestampTz now)
 	if (pg_atomic_exchange_u32(&buffer->flush_all, 0) != 0 ||
 		pg_atomic_read_u64(&buffer->drain_due) != asked)
 	{
-		schedule_make_all_due(buffer, now);
+		schedule_make_all_due(buffer, true, now);
 		pg_atomic_write_u64(&buffer->drain_due, asked);
 	}
 
@@ -767,7 +767,7 @@ counters_serve_requests(SharedBuffer *buffer, TimestampTz now)
 	if (pg_atomic_read_u64(&buffer->drain_round) != asked)
 	{
 		finish_round(buffer);
-		schedule_make_all_due(buffer, now);
+		schedule_make_all_due(buffer, true, now);
 		pg_atomic_write_u64(&buffer->drain_keys,
 							schedule_mark_due(buffer, COUNTER_DRAIN));
 		pg_atomic_write_u64(&buffer->drain_round, asked);

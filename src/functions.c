@@ -333,6 +333,16 @@ sb_count(PG_FUNCTION_ARGS)
 													  Int64GetDatum(delta))));
 }
 
+static void
+check_not_standby(void)
+{
+	if (RecoveryInProgress())
+		ereport(ERROR,
+				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
+				 errmsg("cannot flush, start or stop a buffer during recovery"),
+				 errhint("Connect to the primary server.")));
+}
+
 /*
  * Have the worker see to a request; if the buffer failed lately, that is a
  * reason not to wait until it is tried again.
@@ -354,6 +364,7 @@ sb_flush(PG_FUNCTION_ARGS)
 	KeyBytes	key;
 
 	function_check_owner(relid);
+	check_not_standby();
 	buffer = cache->buffer = buffer_open(relid, RowShareLock);
 	buffer_check_running(buffer);
 	read_key(fcinfo, cache, &space, &key);
@@ -372,6 +383,7 @@ sb_flush_all(PG_FUNCTION_ARGS)
 	SbBuffer   *buffer;
 
 	function_check_owner(relid);
+	check_not_standby();
 	buffer = buffer_open(relid, RowShareLock);
 	buffer_check_running(buffer);
 	if (buffer_attach(buffer, false))
@@ -463,6 +475,7 @@ sb_drain(PG_FUNCTION_ARGS)
 	}
 
 	function_check_owner(relid);
+	check_not_standby();
 	buffer = buffer_open(relid, RowShareLock);
 	buffer_check_running(buffer);
 	PG_RETURN_BOOL(drain(buffer, timeout));
@@ -560,11 +573,7 @@ sb_start(PG_FUNCTION_ARGS)
 	Oid			relid;
 	SbBuffer   *buffer;
 
-	if (RecoveryInProgress())
-		ereport(ERROR,
-				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
-				 errmsg("cannot start a buffer during recovery")));
-
+	check_not_standby();
 	relid = PG_ARGISNULL(0) ? default_buffer(fcinfo) : PG_GETARG_OID(0);
 	if (!OidIsValid(relid))
 		relid = create_default_buffer(fcinfo);
@@ -595,6 +604,7 @@ sb_stop(PG_FUNCTION_ARGS)
 	SbBuffer   *buffer;
 
 	function_check_owner(relid);
+	check_not_standby();
 	buffer = buffer_open(relid, CONTROL_LOCK);
 	if (buffer->options.stopped)
 		PG_RETURN_VOID();

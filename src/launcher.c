@@ -515,8 +515,11 @@ find_candidates(int *ncandidates, int *nworkers)
 		 * Who has just had a slot comes after those that wait since before;
 		 * whoever asks for something is due now.
 		 */
-		candidate->due = Min((TimestampTz) pg_atomic_read_u64(&buffer->schedule.wake_at),
-							 buffer->reap_at);
+		candidate->due = (TimestampTz) pg_atomic_read_u64(&buffer->schedule.wake_at);
+		if (buffer->reap_at != SCHEDULE_NEVER)
+			candidate->due = Min(candidate->due,
+								 TimestampTzPlusMilliseconds(buffer->reap_at,
+															 LAUNCHER_LEAD_MSECS));
 		if (schedule_has_requests(buffer))
 			candidate->due = 0;
 		candidate->due = Max(candidate->due, buffer->left_at);

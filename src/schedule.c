@@ -396,6 +396,8 @@ insert_into_wheel(SharedBuffer *buffer, SharedCounter *counter,
 
 	counter->slot = SLOT_OF(level, due);
 	slot = &schedule->slots[counter->slot];
+	if (!DsaPointerIsValid(slot->head))
+		slot->earliest = SCHEDULE_NEVER;
 	counter->next = slot->head;
 	slot->head = self;
 	slot->earliest = Min(slot->earliest, due * SCHEDULE_TICK_USECS);
@@ -498,11 +500,11 @@ schedule_make_due(SharedBuffer *buffer, SharedCounter *counter,
 /*
  * Take everything out of the wheel and sort it in again, when the times of
  * keys were changed, or what they mean.  Moves them by so much; what is due
- * later than `latest' becomes due then.
+ * later than `latest' becomes due then, failing keys only with `failing_too'.
  */
 static void
 rebuild(SharedBuffer *buffer, int64 usecs, TimestampTz latest,
-		TimestampTz now)
+		bool failing_too, TimestampTz now)
 {
 	SharedSchedule *schedule = &buffer->schedule;
 	dsa_pointer all = InvalidDsaPointer;
@@ -529,7 +531,8 @@ rebuild(SharedBuffer *buffer, int64 usecs, TimestampTz latest,
 			all = self;
 			if (at != 0 && usecs != 0)
 				set_counted_at(counter, at, (int64) at + usecs);
-			else if (at != 0 && schedule_due_time(buffer, counter) > latest)
+			else if (at != 0 && (failing_too || counter->failures == 0) &&
+					 schedule_due_time(buffer, counter) > latest)
 				set_counted_at(counter, at,
 							   schedule_counted_at(buffer, counter, latest));
 		}
@@ -548,20 +551,20 @@ rebuild(SharedBuffer *buffer, int64 usecs, TimestampTz latest,
 	}
 }
 
-/* Make every key due that is scheduled, failing ones too. */
+/* Make every key due that is scheduled; failing ones, too, or not. */
 void
-schedule_make_all_due(SharedBuffer *buffer, TimestampTz now)
+schedule_make_all_due(SharedBuffer *buffer, bool failing_too, TimestampTz now)
 {
 	/* in whole ticks, so that they come out now and not with the next one */
 	rebuild(buffer, 0,
-			now / SCHEDULE_TICK_USECS * SCHEDULE_TICK_USECS, now);
+			now / SCHEDULE_TICK_USECS * SCHEDULE_TICK_USECS, failing_too, now);
 }
 
 /* Sort all keys in again: counts were cleared, and are counted anew. */
 void
 schedule_sort_again(SharedBuffer *buffer, TimestampTz now)
 {
-	rebuild(buffer, 0, SCHEDULE_NEVER, now);
+	rebuild(buffer, 0, SCHEDULE_NEVER, false, now);
 }
 
 /*
@@ -575,7 +578,7 @@ schedule_set_interval(SharedBuffer *buffer, int64 interval, TimestampTz now)
 	if (schedule->interval == interval)
 		return;
 	schedule->interval = interval;
-	rebuild(buffer, 0, SCHEDULE_NEVER, now);
+	rebuild(buffer, 0, SCHEDULE_NEVER, false, now);
 }
 
 /* When the clock was set back, have the wheel and the keys follow. */
@@ -586,7 +589,7 @@ schedule_check_clock(SharedBuffer *buffer, TimestampTz now)
 	int64		ahead = schedule->tick * SCHEDULE_TICK_USECS - now;
 
 	if (ahead > USECS_PER_SEC)
-		rebuild(buffer, -ahead, SCHEDULE_NEVER, now);
+		rebuild(buffer, -ahead, SCHEDULE_NEVER, false, now);
 }
 
 /*

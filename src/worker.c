@@ -82,6 +82,7 @@ static SbBuffer *buffer = NULL;
 static SharedBuffer *removing = NULL;	/* another one, that was dropped */
 static Oid	relid;
 static bool leaving = false;	/* the main loop ends */
+static TimestampTz started;
 static bool schedule_told = false;	/* wake_at is right for who comes next */
 
 /* the batch, and the keys as they are handed over */
@@ -773,7 +774,7 @@ static void
 last_flush(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	bool		alone;
+	bool		was_alone = false;
 
 	/* it had no time to look at it */
 	if (buffer == NULL)
@@ -782,34 +783,38 @@ last_flush(void)
 		return;
 	if (stop_at == 0)
 		stop_at = TimestampTzPlusMilliseconds(now, shutdown_msecs);
-	do
+	for (;;)
 	{
 		/* who isn't there any more has published */
-		alone = CountDBConnections(MyDatabaseId) == 0;
+		bool		alone = CountDBConnections(MyDatabaseId) == 0;
+
+		/* keys that fail have their turn when all others are stored */
 		counters_serve_requests(shared, now);
 		schedule_advance(shared, now);
-		schedule_make_all_due(shared, now);
-		while (!leaving && now < stop_at &&
+		schedule_make_all_due(shared, was_alone, now);
+		while (now < stop_at &&
 			   DsaPointerIsValid(shared->schedule.due_head))
 		{
 			flush_batch(now);
 			now = GetCurrentTimestamp();
 
 			/* not a key but the buffer itself fails */
-			if (shared == NULL || shared->breakdowns > 0)
+			if (leaving || shared == NULL || shared->breakdowns > 0)
 				return;
 		}
-		if (leaving)
+		if (was_alone || now >= stop_at)
 			return;
+
+		was_alone = alone;
 		if (!alone)
 		{
 			(void) WaitLatch(MyLatch,
 							 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 							 10L, compat_wait_event("StatbufferShutdown"));
 			ResetLatch(MyLatch);
-			now = GetCurrentTimestamp();
 		}
-	} while (!alone && now < stop_at);
+		now = GetCurrentTimestamp();
+	}
 }
 
 /* ------------------------------------------------------------------------
@@ -880,9 +885,10 @@ give_memory_back(TimestampTz now)
 static bool
 may_leave(TimestampTz now, TimestampTz last_work, TimestampTz next)
 {
-	/* somebody waits for the slot: let him have it until then */
+	/* somebody waits for the slot: let him have it, after a turn */
 	if (pg_atomic_read_u32(&shared_control->waiting) > 0)
-		return true;
+		return next > TimestampTzPlusMilliseconds(now, TURN_MSECS) ||
+			TimestampDifferenceExceeds(started, now, TURN_MSECS);
 
 	/* a broken buffer is left alone meanwhile */
 	if (paused_until > now || buffer == NULL)
@@ -897,7 +903,6 @@ may_leave(TimestampTz now, TimestampTz last_work, TimestampTz next)
 static void
 worker_loop(void)
 {
-	TimestampTz started = GetCurrentTimestamp();
 	TimestampTz last_work = started;
 	uint64		drain_seen = pg_atomic_read_u64(&shared->drain_asked);
 	bool		flushed = false;
@@ -1056,14 +1061,18 @@ statbuffer_worker_main(Datum main_arg)
 										  "statbuffer batch",
 										  ALLOCSET_DEFAULT_SIZES);
 
-	last_reap = GetCurrentTimestamp();
+	started = GetCurrentTimestamp();
 	remove_dropped_buffers();
 
 	worker_loop();
 
-	/* one that was stopped needs no memory for idle keys */
-	if (shared != NULL && buffer != NULL &&
-		pg_atomic_read_u32(&shared->parked) != 0)
-		reap(GetCurrentTimestamp(), SCHEDULE_NEVER);
+	/* one that was stopped needs no memory for idle keys at all */
+	if (shared != NULL && buffer != NULL && shared->nidle > 0)
+	{
+		TimestampTz now = GetCurrentTimestamp();
+
+		reap(now, pg_atomic_read_u32(&shared->parked) != 0 ? now :
+			 now - (int64) buffer->options.timeout * 1000);
+	}
 	proc_exit(0);
 }
