@@ -188,6 +188,14 @@ clear_failure(SharedBuffer *buffer, SharedCounter *counter)
 	}
 }
 
+/* A key is not, or not only, one of several that may be to blame. */
+static inline void
+clear_suspect(SharedCounter *counter)
+{
+	if (pg_atomic_read_u32(&counter->pins) & COUNTER_SUSPECT)
+		pg_atomic_fetch_and_u32(&counter->pins, ~COUNTER_SUSPECT);
+}
+
 /* ------------------------------------------------------------------------
  * Reading
  * ------------------------------------------------------------------------
@@ -781,14 +789,18 @@ counters_serve_requests(SharedBuffer *buffer, TimestampTz now)
  * Take up to `limit' due keys into an empty batch; returns how many.
  *
  * Keys that failed before come alone, or with `mix_failing' like all others.
+ * Keys of a batch that failed, one of which is to blame, come only with their
+ * like, and no more than `suspect_limit' of them.
  * The caller is in a transaction whose callbacks settle the batch or give it
  * back.
  */
 int
 counters_take(CounterBatch *batch, const CounterTable *table, int limit,
-			  bool mix_failing, TimestampTz now, TimestampTz foreign_retry_at)
+			  int suspect_limit, bool mix_failing, TimestampTz now,
+			  TimestampTz foreign_retry_at)
 {
 	SharedBuffer *buffer = batch->buffer;
+	uint32		suspect = 0;
 	dsa_pointer self;
 
 	Assert(batch->nitems == 0);
@@ -800,8 +812,10 @@ counters_take(CounterBatch *batch, const CounterTable *table, int limit,
 		SharedCounter *counter = counter_at(self);
 		BatchItem  *item = &batch->items[batch->nitems];
 		bool		alone = counter->failures > 0 && !mix_failing;
+		uint32		is_suspect;
 
-		if (alone && batch->nitems > 0)
+		is_suspect = pg_atomic_read_u32(&counter->pins) & COUNTER_SUSPECT;
+		if (batch->nitems > 0 && (alone || is_suspect != suspect))
 		{
 			schedule_add_first(buffer, counter, self);
 			break;
@@ -847,6 +861,7 @@ counters_take(CounterBatch *batch, const CounterTable *table, int limit,
 		{
 			clear_drain(buffer, counter);
 			clear_failure(buffer, counter);
+			clear_suspect(counter);
 			shared_note_idle(buffer, now);
 			continue;
 		}
@@ -856,7 +871,12 @@ counters_take(CounterBatch *batch, const CounterTable *table, int limit,
 		item->self = self;
 		item->verdict = VERDICT_AGAIN;
 		item->retry_at = 0;
-		batch->nitems++;
+		if (batch->nitems++ == 0)
+		{
+			suspect = is_suspect;
+			if (suspect)
+				limit = Min(limit, suspect_limit);
+		}
 		pg_atomic_fetch_add_u64(&buffer->in_flight, (uint64) item->count);
 		if (alone)
 			break;
@@ -899,6 +919,7 @@ counters_settle(CounterBatch *batch)
 			continue;
 		land(item->counter, 0);
 		clear_failure(buffer, item->counter);
+		clear_suspect(item->counter);
 		shared_note_idle(buffer, item->taken_at);
 		sum += (uint64) item->count;
 		nkeys++;
@@ -925,7 +946,11 @@ give_back_item(SharedBuffer *buffer, BatchItem *item)
 	uint32		pins;
 
 	/* what is to be tried again may have been taken before it was due */
-	if (item->verdict == VERDICT_AGAIN)
+	if (item->verdict == VERDICT_SUSPECT)
+		pg_atomic_fetch_or_u32(&counter->pins, COUNTER_SUSPECT);
+	else if (item->verdict != VERDICT_AGAIN)
+		clear_suspect(counter);
+	if (item->verdict != VERDICT_BACK_OFF)
 		counted_at = Min(item->counted_at,
 						 schedule_counted_at(buffer, counter,
 											 GetCurrentTimestamp()));
@@ -942,7 +967,7 @@ give_back_item(SharedBuffer *buffer, BatchItem *item)
 	pins = pg_atomic_fetch_or_u32(&counter->pins, COUNTER_LINKED);
 	if (pins & COUNTER_LINKED)
 		return;
-	if (item->verdict == VERDICT_AGAIN)
+	if (item->verdict != VERDICT_BACK_OFF)
 		schedule_add_first(buffer, counter, item->self);
 	else
 		schedule_add(buffer, counter, item->self);
@@ -971,17 +996,20 @@ counters_give_back(CounterBatch *batch)
 		if (item->count == 0)
 			continue;
 		sum += (uint64) item->count;
-		if (item->verdict != VERDICT_AGAIN)
+		if (item->verdict == VERDICT_BACK_OFF ||
+			item->verdict == VERDICT_DISCARD)
 			note_failure(buffer, item->counter);
 		switch (item->verdict)
 		{
 			case VERDICT_AGAIN:
+			case VERDICT_SUSPECT:
 			case VERDICT_BACK_OFF:
 				give_back_item(buffer, item);
 				break;
 			case VERDICT_DISCARD:
 				land(item->counter, 0);
 				clear_failure(buffer, item->counter);
+				clear_suspect(item->counter);
 				clear_drain(buffer, item->counter);
 				shared_note_idle(buffer, item->taken_at);
 				batch->discarded =
@@ -1063,7 +1091,7 @@ counters_tidy(CounterBatch *batch, int nitems, const char *message)
 
 /*
  * Free the counters that are empty, unused, and were taken last before
- * `idle_before'.  Those that it leaves for being too young are noted anew.
+ * `idle_before'.  Those that it leaves for now are noted anew.
  */
 void
 counters_reap(SharedBuffer *buffer, const CounterTable *table,
@@ -1079,13 +1107,15 @@ counters_reap(SharedBuffer *buffer, const CounterTable *table,
 	{
 		dsa_pointer self = entry->counter;
 		SharedCounter *counter = counter_at(self);
+		uint32		pins;
 
 		/* who pins it does so under the partition's lock, which we have */
-		if (pg_atomic_read_u32(&counter->pins) != 0 ||
+		pins = pg_atomic_read_u32(&counter->pins);
+		if ((pins & COUNTER_LINKED) != 0 ||
 			pg_atomic_read_u64(&counter->count) != 0 ||
 			pg_atomic_read_u64(&counter->in_flight) != 0)
 			continue;
-		if ((TimestampTz) counter->next > idle_before)
+		if (pins != 0 || (TimestampTz) counter->next > idle_before)
 		{
 			shared_note_idle(buffer, (TimestampTz) counter->next);
 			continue;

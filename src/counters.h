@@ -18,7 +18,9 @@
 													 * schedule */
 #define COUNTER_DRAIN		(((uint32) 1) << 30)	/* counts for a drain (w) */
 #define COUNTER_LARGE		(((uint32) 1) << 29)	/* see counters_pin() */
-#define COUNTER_PINS		(COUNTER_LARGE - 1)
+#define COUNTER_SUSPECT		((uint32) 1 << 28)	/* was in a batch that failed
+												 * (w) */
+#define COUNTER_PINS		(COUNTER_SUSPECT - 1)
 
 /* Why a key failed; shared by keys that failed with the same words. */
 typedef struct SharedError
@@ -101,6 +103,7 @@ typedef struct CounterPin
 typedef enum BatchVerdict
 {
 	VERDICT_AGAIN,				/* it is due again, before all others */
+	VERDICT_SUSPECT,			/* the same, and it may be to blame */
 	VERDICT_BACK_OFF,			/* it failed: due again at retry_at */
 	VERDICT_DISCARD				/* it failed: its count is given up */
 } BatchVerdict;
@@ -170,8 +173,8 @@ extern void counters_scan(SharedBuffer *buffer, const CounterTable *table,
 /* for the buffer's worker */
 extern void counters_serve_requests(SharedBuffer *buffer, TimestampTz now);
 extern int	counters_take(CounterBatch *batch, const CounterTable *table,
-						  int limit, bool mix_failing, TimestampTz now,
-						  TimestampTz foreign_retry_at);
+						  int limit, int suspect_limit, bool mix_failing,
+						  TimestampTz now, TimestampTz foreign_retry_at);
 extern void counters_pass_over(CounterBatch *batch, int i);
 extern void counters_settle(CounterBatch *batch);
 extern void counters_give_back(CounterBatch *batch);

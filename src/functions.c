@@ -372,6 +372,7 @@ sb_flush(PG_FUNCTION_ARGS)
 	{
 		launcher_ensure();
 		counters_request_flush(buffer->shared, &buffer->table, &key);
+		call_worker(buffer->shared);
 	}
 	PG_RETURN_VOID();
 }

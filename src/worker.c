@@ -14,8 +14,9 @@
  * ends.
  *
  * When a batch fails, what was taken is due again at once.  If it is not
- * known which key was to blame, half as many are tried next, until the one
- * that fails is alone: it backs off, and the others are stored.
+ * known which key was to blame, all are suspects: they come in batches of
+ * their own, of half as many, until the one that fails is alone.  It backs
+ * off, and the others are stored.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -106,7 +107,7 @@ static int	current_nkeys;
 static bool preparing = false;	/* no handler was called yet */
 
 /* how batches go */
-static int	limit = 1;
+static int	suspect_limit = 1;
 static bool mix_failing = false;
 static int	conflicts = 0;
 static int	cancels = 0;
@@ -121,7 +122,7 @@ static TimeoutId handler_timeout_id;
 static TimeoutId watch_timeout_id;
 static volatile sig_atomic_t handler_timed_out = false;
 static volatile sig_atomic_t handler_active = false;
-static volatile int shutdown_msecs = 0;
+static volatile int shutdown_msecs = 5000;
 static volatile TimestampTz stop_at = 0;
 
 static TimestampTz next_reap(void);
@@ -351,7 +352,7 @@ open_definition(void)
 		batch.items = palloc_extended(size * sizeof(BatchItem),
 									  MCXT_ALLOC_HUGE);
 		batch_size = size;
-		limit = size;
+		suspect_limit = size;
 		MemoryContextSwitchTo(oldcontext);
 	}
 	return !buffer->options.stopped;
@@ -455,7 +456,10 @@ judge(ErrorData *edata)
 	else
 	{
 		/* not known which: the one that it was will fail again, alone */
-		limit = Max(batch.nitems / 2, 1);
+		for (int i = 0; i < batch.nitems; i++)
+			if (batch.items[i].count != 0)
+				batch.items[i].verdict = VERDICT_SUSPECT;
+		suspect_limit = Max(batch.nitems / 2, 1);
 		return false;
 	}
 
@@ -654,6 +658,7 @@ flush_batch(TimestampTz now)
 {
 	volatile int ntaken = 0;
 	volatile bool had_failing = false;
+	volatile bool had_suspects = false;
 	ErrorData  *volatile error = NULL;
 	int			nfailed = 0;
 
@@ -670,10 +675,15 @@ flush_batch(TimestampTz now)
 			PushActiveSnapshot(GetTransactionSnapshot());
 			MemoryContextSwitchTo(batch_context);
 			ntaken = counters_take(&batch, &buffer->table,
-								   Min(limit, batch_size), mix_failing, now,
-								   retry_time(INT_MAX));
+								   batch_size, suspect_limit, mix_failing,
+								   now,
+								   TimestampTzPlusMilliseconds(now,
+															   BACKOFF_MAX_MSECS));
 			for (int i = 0; i < ntaken; i++)
 				had_failing |= batch.items[i].counter->failures > 0;
+			had_suspects = ntaken > 0 &&
+				(pg_atomic_read_u32(&batch.items[0].counter->pins) &
+				 COUNTER_SUSPECT) != 0;
 			if (ntaken > 0)
 			{
 				preparing = true;
@@ -709,7 +719,8 @@ flush_batch(TimestampTz now)
 		counters_tidy(&batch, ntaken, NULL);
 		conflicts = 0;
 		cancels = 0;
-		limit = Min((int64) limit * 2, batch_size);
+		if (had_suspects)
+			suspect_limit = Min((int64) suspect_limit * 2, batch_size);
 		mix_failing = mix_failing || had_failing;
 	}
 	if (shared != NULL && batch.nforeign > 0)
@@ -980,7 +991,8 @@ worker_loop(void)
 			{
 				/* nobody may have told us that it was dropped */
 				check_definition();
-				if (leaving || paused_until > now)
+				if (leaving || paused_until > now ||
+					schedule_next(shared) != next)
 					continue;
 				give_memory_back(now);
 			}

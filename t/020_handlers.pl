@@ -870,7 +870,8 @@ SELECT sb_start('gone')});
 	);
 	$filled += sql(
 		"SELECT memory FROM sb_stat_buffers WHERE buffer = 'gone'::regclass");
-	sql("DROP FOREIGN TABLE gone");
+	# the session has to have loaded the module for the worker to be told at once
+	sql("LOAD 'statbuffer'; DROP FOREIGN TABLE gone");
 	$node->poll_query_until('postgres',
 		"SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'statbuffer worker' AND query LIKE 'gone%'",
 		'0')
