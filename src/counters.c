@@ -740,7 +740,7 @@ counters_serve_requests(SharedBuffer *buffer, TimestampTz now)
 			SharedCounter *counter = counter_at(request->counter);
 
 			if (pg_atomic_read_u32(&counter->pins) & COUNTER_LINKED)
-				schedule_make_due(buffer, counter, request->counter, now);
+				schedule_make_due(buffer, counter, request->counter);
 			buffer->flush_taken = request->next;
 			pg_atomic_fetch_sub_u32(&counter->pins, 1);
 			dsa_free(shared_area, pointer);
@@ -822,8 +822,7 @@ counters_take(CounterBatch *batch, const CounterTable *table, int limit,
 		}
 
 		/* cleared, and counted anew meanwhile */
-		if (pg_atomic_read_u64(&counter->counted_at) != 0 &&
-			schedule_due_time(buffer, counter) > now)
+		if (!schedule_is_due(buffer, counter))
 		{
 			schedule_add(buffer, counter, self);
 			continue;
@@ -952,8 +951,7 @@ give_back_item(SharedBuffer *buffer, BatchItem *item)
 		clear_suspect(counter);
 	if (item->verdict != VERDICT_BACK_OFF)
 		counted_at = Min(item->counted_at,
-						 schedule_counted_at(buffer, counter,
-											 GetCurrentTimestamp()));
+						 schedule_due_now(buffer, counter));
 	else
 		counted_at = item->retry_at;
 

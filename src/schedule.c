@@ -45,8 +45,8 @@ static void append_due(SharedSchedule *schedule, SharedCounter *counter,
  * When a counter is due.  One that has nothing counted is due at once, so
  * that the worker finds it to be idle.
  */
-TimestampTz
-schedule_due_time(SharedBuffer *buffer, SharedCounter *counter)
+static TimestampTz
+due_time(SharedBuffer *buffer, SharedCounter *counter)
 {
 	int64		at = (int64) pg_atomic_read_u64(&counter->counted_at);
 
@@ -55,19 +55,10 @@ schedule_due_time(SharedBuffer *buffer, SharedCounter *counter)
 	return at + buffer->schedule.interval;
 }
 
-/* What its `counted_at' is if it is due then. */
-TimestampTz
-schedule_counted_at(SharedBuffer *buffer, SharedCounter *counter,
-					TimestampTz due_at)
-{
-	return counter->failures > 0 ? due_at :
-		due_at - buffer->schedule.interval;
-}
-
 static inline int64
 due_tick(SharedBuffer *buffer, SharedCounter *counter)
 {
-	TimestampTz due = schedule_due_time(buffer, counter);
+	TimestampTz due = due_time(buffer, counter);
 
 	/* an overdue key may lie before the epoch when a clock was set wrong */
 	if (due <= 0)
@@ -75,6 +66,25 @@ due_tick(SharedBuffer *buffer, SharedCounter *counter)
 	if (due > SCHEDULE_NEVER - SCHEDULE_TICK_USECS)
 		return SCHEDULE_NEVER / SCHEDULE_TICK_USECS;
 	return (due + SCHEDULE_TICK_USECS - 1) / SCHEDULE_TICK_USECS;
+}
+
+/*
+ * Is a counter due, as far as the wheel has turned?  What is not is put into
+ * the wheel by schedule_add(), and does not come out before it turns.
+ */
+bool
+schedule_is_due(SharedBuffer *buffer, SharedCounter *counter)
+{
+	return due_tick(buffer, counter) <= buffer->schedule.tick;
+}
+
+/* What a counter's `counted_at' is when it is due just now. */
+TimestampTz
+schedule_due_now(SharedBuffer *buffer, SharedCounter *counter)
+{
+	TimestampTz due = buffer->schedule.tick * SCHEDULE_TICK_USECS;
+
+	return counter->failures > 0 ? due : due - buffer->schedule.interval;
 }
 
 void
@@ -467,7 +477,7 @@ set_counted_at(SharedCounter *counter, uint64 old, int64 new)
 /* Make one key due that is linked somewhere. */
 void
 schedule_make_due(SharedBuffer *buffer, SharedCounter *counter,
-				  dsa_pointer self, TimestampTz now)
+				  dsa_pointer self)
 {
 	SharedSchedule *schedule = &buffer->schedule;
 	SharedSlot *slot;
@@ -491,20 +501,26 @@ schedule_make_due(SharedBuffer *buffer, SharedCounter *counter,
 	}
 	schedule->nscheduled--;
 	at = pg_atomic_read_u64(&counter->counted_at);
-	if (at != 0 && schedule_due_time(buffer, counter) > now)
-		set_counted_at(counter, at,
-					   schedule_counted_at(buffer, counter, now));
+	if (at != 0 && !schedule_is_due(buffer, counter))
+		set_counted_at(counter, at, schedule_due_now(buffer, counter));
 	append_due(schedule, counter, self);
 }
 
+/* What becomes due when the wheel is rebuilt. */
+typedef enum MakeDue
+{
+	MAKE_DUE_NONE,
+	MAKE_DUE_SOUND,				/* all but the keys that fail */
+	MAKE_DUE_ALL
+} MakeDue;
+
 /*
- * Take everything out of the wheel and sort it in again, when the times of
- * keys were changed, or what they mean.  Moves them by so much; what is due
- * later than `latest' becomes due then, failing keys only with `failing_too'.
+ * Take everything out of the wheel, set it to `now', and sort the keys in
+ * again: their times were changed, or what they mean.  Moves them by so much,
+ * or makes them due.
  */
 static void
-rebuild(SharedBuffer *buffer, int64 usecs, TimestampTz latest,
-		bool failing_too, TimestampTz now)
+rebuild(SharedBuffer *buffer, int64 usecs, MakeDue make_due, TimestampTz now)
 {
 	SharedSchedule *schedule = &buffer->schedule;
 	dsa_pointer all = InvalidDsaPointer;
@@ -516,6 +532,7 @@ rebuild(SharedBuffer *buffer, int64 usecs, TimestampTz latest,
 	for (int i = 0; i < lengthof(schedule->slots); i++)
 		map_list(schedule->slots[i].head);
 
+	schedule->tick = now / SCHEDULE_TICK_USECS;
 	for (int i = 0; i < lengthof(schedule->slots); i++)
 	{
 		SharedSlot *slot = &schedule->slots[i];
@@ -531,16 +548,16 @@ rebuild(SharedBuffer *buffer, int64 usecs, TimestampTz latest,
 			all = self;
 			if (at != 0 && usecs != 0)
 				set_counted_at(counter, at, (int64) at + usecs);
-			else if (at != 0 && (failing_too || counter->failures == 0) &&
-					 schedule_due_time(buffer, counter) > latest)
+			else if (at != 0 && !schedule_is_due(buffer, counter) &&
+					 (make_due == MAKE_DUE_ALL ||
+					  (make_due == MAKE_DUE_SOUND && counter->failures == 0)))
 				set_counted_at(counter, at,
-							   schedule_counted_at(buffer, counter, latest));
+							   schedule_due_now(buffer, counter));
 		}
 		slot->earliest = SCHEDULE_NEVER;
 	}
 
 	schedule->nscheduled = 0;
-	schedule->tick = now / SCHEDULE_TICK_USECS;
 	while (DsaPointerIsValid(all))
 	{
 		dsa_pointer self = all;
@@ -555,16 +572,14 @@ rebuild(SharedBuffer *buffer, int64 usecs, TimestampTz latest,
 void
 schedule_make_all_due(SharedBuffer *buffer, bool failing_too, TimestampTz now)
 {
-	/* in whole ticks, so that they come out now and not with the next one */
-	rebuild(buffer, 0,
-			now / SCHEDULE_TICK_USECS * SCHEDULE_TICK_USECS, failing_too, now);
+	rebuild(buffer, 0, failing_too ? MAKE_DUE_ALL : MAKE_DUE_SOUND, now);
 }
 
 /* Sort all keys in again: counts were cleared, and are counted anew. */
 void
 schedule_sort_again(SharedBuffer *buffer, TimestampTz now)
 {
-	rebuild(buffer, 0, SCHEDULE_NEVER, false, now);
+	rebuild(buffer, 0, MAKE_DUE_NONE, now);
 }
 
 /*
@@ -578,7 +593,7 @@ schedule_set_interval(SharedBuffer *buffer, int64 interval, TimestampTz now)
 	if (schedule->interval == interval)
 		return;
 	schedule->interval = interval;
-	rebuild(buffer, 0, SCHEDULE_NEVER, false, now);
+	rebuild(buffer, 0, MAKE_DUE_NONE, now);
 }
 
 /* When the clock was set back, have the wheel and the keys follow. */
@@ -589,7 +604,7 @@ schedule_check_clock(SharedBuffer *buffer, TimestampTz now)
 	int64		ahead = schedule->tick * SCHEDULE_TICK_USECS - now;
 
 	if (ahead > USECS_PER_SEC)
-		rebuild(buffer, -ahead, SCHEDULE_NEVER, false, now);
+		rebuild(buffer, -ahead, MAKE_DUE_NONE, now);
 }
 
 /*

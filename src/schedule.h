@@ -93,8 +93,7 @@ extern void schedule_add_first(struct SharedBuffer *buffer,
 							   struct SharedCounter *counter, dsa_pointer self);
 extern dsa_pointer schedule_pop_due(struct SharedBuffer *buffer);
 extern void schedule_make_due(struct SharedBuffer *buffer,
-							  struct SharedCounter *counter, dsa_pointer self,
-							  TimestampTz now);
+							  struct SharedCounter *counter, dsa_pointer self);
 extern void schedule_make_all_due(struct SharedBuffer *buffer,
 								  bool failing_too, TimestampTz now);
 extern void schedule_sort_again(struct SharedBuffer *buffer, TimestampTz now);
@@ -103,11 +102,10 @@ extern void schedule_set_interval(struct SharedBuffer *buffer, int64 interval,
 								  TimestampTz now);
 extern void schedule_check_clock(struct SharedBuffer *buffer,
 								 TimestampTz now);
-extern TimestampTz schedule_due_time(struct SharedBuffer *buffer,
-									 struct SharedCounter *counter);
-extern TimestampTz schedule_counted_at(struct SharedBuffer *buffer,
-									   struct SharedCounter *counter,
-									   TimestampTz due_at);
+extern bool schedule_is_due(struct SharedBuffer *buffer,
+							struct SharedCounter *counter);
+extern TimestampTz schedule_due_now(struct SharedBuffer *buffer,
+									struct SharedCounter *counter);
 extern TimestampTz schedule_next(struct SharedBuffer *buffer);
 extern bool schedule_sleep_until(struct SharedBuffer *buffer,
 								 TimestampTz next, TimestampTz when);
