@@ -1,5 +1,6 @@
 MODULE_big = statbuffer
 OBJS = \
+	src/batch.o \
 	src/buffer.o \
 	src/counters.o \
 	src/fdw.o \

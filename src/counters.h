@@ -72,6 +72,20 @@ typedef struct SharedCounter
 } SharedCounter;
 
 /*
+ * A key's last attempt did not fail.  Its error is freed by batch_tidy().  For
+ * the worker, or under AccessExclusiveLock.
+ */
+static inline void
+counters_clear_failure(SharedBuffer *buffer, SharedCounter *counter)
+{
+	if (counter->failures > 0)
+	{
+		counter->failures = 0;
+		pg_atomic_fetch_sub_u32(&buffer->failing, 1);
+	}
+}
+
+/*
  * A table of counters as a process is attached to it.
  *
  * When the key columns of a buffer are altered, the counters that it has stay
@@ -98,40 +112,6 @@ typedef struct CounterPin
 	dsa_pointer self;
 	bool		large;			/* we set COUNTER_LARGE */
 } CounterPin;
-
-/* What becomes of a key when the transaction of its batch is rolled back. */
-typedef enum BatchVerdict
-{
-	VERDICT_AGAIN,				/* it is due again, before all others */
-	VERDICT_SUSPECT,			/* the same, and it may be to blame */
-	VERDICT_BACK_OFF,			/* it failed: due again at retry_at */
-	VERDICT_DISCARD				/* it failed: its count is given up */
-} BatchVerdict;
-
-/* One key of a batch. */
-typedef struct BatchItem
-{
-	SharedCounter *counter;
-	dsa_pointer self;
-	int64		count;
-	TimestampTz counted_at;
-	TimestampTz taken_at;
-	BatchVerdict verdict;
-	TimestampTz retry_at;
-} BatchItem;
-
-/*
- * What a worker has taken and not yet settled.  The items stay readable until
- * the next take; `nitems' tells how many of them are in flight.
- */
-typedef struct CounterBatch
-{
-	SharedBuffer *buffer;
-	BatchItem  *items;
-	int			nitems;
-	int64		discarded;		/* sum of the counts given up */
-	int			nforeign;		/* keys of another shape that were due */
-} CounterBatch;
 
 /* What counters_scan() tells of a key. */
 typedef struct CounterInfo
@@ -170,16 +150,9 @@ extern void counters_request_flush(SharedBuffer *buffer,
 extern void counters_scan(SharedBuffer *buffer, const CounterTable *table,
 						  CounterVisitor visit, void *arg);
 
-/* for the buffer's worker */
-extern void counters_serve_requests(SharedBuffer *buffer, TimestampTz now);
-extern int	counters_take(CounterBatch *batch, const CounterTable *table,
-						  int limit, int suspect_limit, bool mix_failing,
-						  TimestampTz now, TimestampTz foreign_retry_at);
-extern void counters_pass_over(CounterBatch *batch, int i);
-extern void counters_settle(CounterBatch *batch);
-extern void counters_give_back(CounterBatch *batch);
-extern void counters_tidy(CounterBatch *batch, int nitems,
-						  const char *message);
+/* for the buffer's worker, or who frees the buffer */
+extern void counters_replace_error(SharedBuffer *buffer,
+								   SharedCounter *counter, dsa_pointer error);
 extern void counters_reap(SharedBuffer *buffer, const CounterTable *table,
 						  TimestampTz idle_before);
 extern void counters_replace_table(SharedBuffer *buffer);

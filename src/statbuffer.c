@@ -12,6 +12,7 @@
  * key.c		a key's stored form
  * pending.c	what the current transaction has counted
  * counters.c	the shared counters
+ * batch.c		the worker's side of them: take, settle, give back
  * schedule.c	which key is due when
  * shared.c		the shared memory area
  * launcher.c	the process that starts workers

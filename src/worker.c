@@ -26,10 +26,10 @@
 
 #include "access/table.h"
 #include "access/xact.h"
+#include "batch.h"
 #include "buffer.h"
 #include "common/int.h"
 #include "compat.h"
-#include "counters.h"
 #include "handler.h"
 #include "libpq/pqsignal.h"
 #include "miscadmin.h"
@@ -197,9 +197,9 @@ static void
 xact_callback(XactEvent event, void *arg)
 {
 	if (event == XACT_EVENT_COMMIT)
-		counters_settle(&batch);
+		batch_settle(&batch);
 	else if (event == XACT_EVENT_ABORT)
-		counters_give_back(&batch);
+		batch_give_back(&batch);
 }
 
 static void
@@ -522,7 +522,7 @@ report_failure(ErrorData *edata, int nitems)
 		pg_atomic_fetch_add_u64(&shared->stats[STAT_FAILURES], 1);
 	}
 	else
-		counters_tidy(&batch, nitems, edata->message);
+		batch_tidy(&batch, nitems, edata->message);
 	shared_set_error(shared, edata->message, nitems == 0);
 	log_failure(edata, nitems);
 	if (batch.discarded != 0)
@@ -588,7 +588,7 @@ arrange_batch(void)
 
 			/* what doesn't fit in one call is left for the next batch */
 			if (pg_add_s64_overflow(last->key.count, next.key.count, &sum))
-				counters_pass_over(&batch, next.first_item);
+				batch_pass_over(&batch, next.first_item);
 			else
 				last->key.count = sum;
 			last->nitems++;
@@ -674,11 +674,11 @@ flush_batch(TimestampTz now)
 			rel = table_open(relid, NoLock);
 			PushActiveSnapshot(GetTransactionSnapshot());
 			MemoryContextSwitchTo(batch_context);
-			ntaken = counters_take(&batch, &buffer->table,
-								   batch_size, suspect_limit, mix_failing,
-								   now,
-								   TimestampTzPlusMilliseconds(now,
-															   BACKOFF_MAX_MSECS));
+			ntaken = batch_take(&batch, &buffer->table,
+								batch_size, suspect_limit, mix_failing,
+								now,
+								TimestampTzPlusMilliseconds(now,
+															BACKOFF_MAX_MSECS));
 			for (int i = 0; i < ntaken; i++)
 				had_failing |= batch.items[i].counter->failures > 0;
 			had_suspects = ntaken > 0 &&
@@ -716,7 +716,7 @@ flush_batch(TimestampTz now)
 
 	if (ntaken > 0)
 	{
-		counters_tidy(&batch, ntaken, NULL);
+		batch_tidy(&batch, ntaken, NULL);
 		conflicts = 0;
 		cancels = 0;
 		if (had_suspects)
@@ -800,7 +800,7 @@ last_flush(void)
 		bool		alone = CountDBConnections(MyDatabaseId) == 0;
 
 		/* keys that fail have their turn when all others are stored */
-		counters_serve_requests(shared, now);
+		batch_serve_requests(shared, now);
 		schedule_advance(shared, now);
 		schedule_make_all_due(shared, was_alone, now);
 		while (now < stop_at &&
@@ -961,7 +961,7 @@ worker_loop(void)
 			pg_atomic_read_u64(&shared->drain_asked) != drain_seen)
 			paused_until = 0;
 		drain_seen = pg_atomic_read_u64(&shared->drain_asked);
-		counters_serve_requests(shared, now);
+		batch_serve_requests(shared, now);
 		schedule_advance(shared, now);
 
 		next = schedule_next(shared);
