@@ -71,6 +71,8 @@ void
 batch_serve_requests(SharedBuffer *buffer, TimestampTz now)
 {
 	uint64		asked;
+	bool		round_is_over;
+	bool		begin_round;
 
 	for (;;)
 	{
@@ -99,24 +101,28 @@ batch_serve_requests(SharedBuffer *buffer, TimestampTz now)
 	/* whoever asks now has published before */
 	asked = pg_atomic_read_u64(&buffer->drain_asked);
 	pg_memory_barrier();
+
+	/*
+	 * Those who wait for a drain do so in rounds.  A round begins when the
+	 * last one is over, so that nobody waits for more than what was there
+	 * before and what was there when he came.  But what he asked for is due
+	 * at once.
+	 */
+	round_is_over = pg_atomic_read_u64(&buffer->drain_keys) == 0;
+	begin_round = round_is_over &&
+		pg_atomic_read_u64(&buffer->drain_round) != asked;
 	if (pg_atomic_exchange_u32(&buffer->flush_all, 0) != 0 ||
-		pg_atomic_read_u64(&buffer->drain_due) != asked)
+		pg_atomic_read_u64(&buffer->drain_due) != asked || begin_round)
 	{
 		schedule_make_all_due(buffer, true, now);
 		pg_atomic_write_u64(&buffer->drain_due, asked);
 	}
 
-	/*
-	 * Those who wait for a drain do so in rounds.  A round begins when the
-	 * last one is over, so that nobody waits for more than what was there
-	 * before and what was there when he came.
-	 */
-	if (pg_atomic_read_u64(&buffer->drain_keys) > 0)
+	if (!round_is_over)
 		return;
-	if (pg_atomic_read_u64(&buffer->drain_round) != asked)
+	if (begin_round)
 	{
 		finish_round(buffer);
-		schedule_make_all_due(buffer, true, now);
 		pg_atomic_write_u64(&buffer->drain_keys,
 							schedule_mark_due(buffer, COUNTER_DRAIN));
 		pg_atomic_write_u64(&buffer->drain_round, asked);
@@ -285,16 +291,20 @@ give_back_item(SharedBuffer *buffer, BatchItem *item)
 	TimestampTz counted_at;
 	uint32		pins;
 
-	/* what is to be tried again may have been taken before it was due */
-	if (item->verdict == VERDICT_SUSPECT)
-		pg_atomic_fetch_or_u32(&counter->pins, COUNTER_SUSPECT);
-	else if (item->verdict != VERDICT_AGAIN)
+	if (item->verdict == VERDICT_BACK_OFF)
+	{
 		clear_suspect(counter);
-	if (item->verdict != VERDICT_BACK_OFF)
+		counted_at = item->retry_at;
+	}
+	else
+	{
+		if (item->verdict == VERDICT_SUSPECT)
+			pg_atomic_fetch_or_u32(&counter->pins, COUNTER_SUSPECT);
+
+		/* it may have been taken before it was due */
 		counted_at = Min(item->counted_at,
 						 schedule_due_now(buffer, counter));
-	else
-		counted_at = item->retry_at;
+	}
 
 	/*
 	 * Somebody may have scheduled the key anew, for what was added since it
@@ -306,10 +316,10 @@ give_back_item(SharedBuffer *buffer, BatchItem *item)
 	pins = pg_atomic_fetch_or_u32(&counter->pins, COUNTER_LINKED);
 	if (pins & COUNTER_LINKED)
 		return;
-	if (item->verdict != VERDICT_BACK_OFF)
-		schedule_add_first(buffer, counter, item->self);
-	else
+	if (item->verdict == VERDICT_BACK_OFF)
 		schedule_add(buffer, counter, item->self);
+	else
+		schedule_add_first(buffer, counter, item->self);
 }
 
 /*

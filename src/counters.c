@@ -597,7 +597,7 @@ counters_clear(SharedBuffer *buffer, CounterPin *pin)
 
 /*
  * Ask the worker for a key's flush.  Nothing happens when the buffer does not
- * hold the key.  May raise an error.
+ * hold the key.  May raise an error.  The caller wakes the worker.
  */
 void
 counters_request_flush(SharedBuffer *buffer, const CounterTable *table,
@@ -614,7 +614,6 @@ counters_request_flush(SharedBuffer *buffer, const CounterTable *table,
 	if (!DsaPointerIsValid(pointer))
 	{
 		pg_atomic_write_u32(&buffer->flush_all, 1);
-		schedule_poke(buffer);
 		return;
 	}
 	request = dsa_get_address(shared_area, pointer);
@@ -636,7 +635,6 @@ counters_request_flush(SharedBuffer *buffer, const CounterTable *table,
 		request->next = head;
 	} while (!pg_atomic_compare_exchange_u64(&buffer->flush_requests, &head,
 											 pointer));
-	schedule_poke(buffer);
 }
 
 /* ------------------------------------------------------------------------

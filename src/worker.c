@@ -203,15 +203,11 @@ xact_callback(XactEvent event, void *arg)
 }
 
 static void
-report_activity(const char *doing, int nkeys)
+report_flushing(int nkeys)
 {
-	char text[	NAMEDATALEN + 128];
+	char	   *text = psprintf("%s: flushing %d keys", NameStr(buffer->name),
+								nkeys);
 
-	if (nkeys > 0)
-		snprintf(text, sizeof(text), "%s: %s %d keys",
-				 NameStr(buffer->name), doing, nkeys);
-	else
-		snprintf(text, sizeof(text), "%s: %s", NameStr(buffer->name), doing);
 	pgstat_report_activity(STATE_RUNNING, text);
 }
 
@@ -317,7 +313,7 @@ open_definition(void)
 		return false;
 	}
 
-	opened = buffer_open(relid, RowShareLock);
+	opened = buffer_open(relid, NoLock);
 	buffer_attach(opened, true);
 	buffer = opened;
 	shutdown_msecs = buffer->options.shutdown;
@@ -690,7 +686,7 @@ flush_batch(TimestampTz now)
 				handler = handler_prepare(buffer->options.handler,
 										  buffer->desc, buffer->owner);
 				preparing = false;
-				report_activity("flushing", ntaken);
+				report_flushing(ntaken);
 				arrange_batch();
 				call_handler(handler);
 			}
