@@ -9,10 +9,12 @@ OBJS = \
 	src/key.o \
 	src/launcher.o \
 	src/pending.o \
+	src/saved.o \
 	src/schedule.o \
 	src/shared.o \
 	src/statbuffer.o \
 	src/stats.o \
+	src/stopping.o \
 	src/worker.o
 
 EXTENSION = statbuffer

@@ -27,6 +27,7 @@
 #include "counters.h"
 #include "fdw.h"
 #include "foreign/foreign.h"
+#include "launcher.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
@@ -574,13 +575,16 @@ buffer_revalidate(SbBuffer *buffer)
 
 /*
  * Find the shared part of an open buffer.  With `create' it is made when it
- * isn't there; otherwise returns false then.
+ * isn't there; otherwise the caller wants to know what is counted, which may
+ * yet have to be loaded, and returns false when there is nothing.
  *
  * Raises an error when memory is out, or the columns were altered too often.
  */
 bool
 buffer_attach(SbBuffer *buffer, bool create)
 {
+	if (!create)
+		(void) launcher_await_saved();
 	if (buffer->shared == NULL)
 	{
 		SharedBuffer *shared;
@@ -590,7 +594,8 @@ buffer_attach(SbBuffer *buffer, bool create)
 			return false;
 		if (create)
 			shared = shared_make_buffer(MyDatabaseId, buffer->relid,
-										buffer->owner);
+										buffer->owner,
+										(int64) buffer->options.interval * 1000);
 		else
 			shared = shared_find_buffer(MyDatabaseId, buffer->relid);
 		if (shared == NULL)

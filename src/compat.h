@@ -19,6 +19,7 @@
 #include "optimizer/pathnode.h"
 #include "pgstat.h"
 #include "utils/acl.h"
+#include "utils/backend_status.h"
 #include "utils/regproc.h"
 #include "utils/varlena.h"
 
@@ -52,6 +53,19 @@ compat_wait_event(const char *name)
 	(void) name;
 	return PG_WAIT_EXTENSION;
 #endif
+}
+
+/* What the server knows of its processes, counted from 1 */
+static inline PgBackendStatus *
+compat_backend_status(int i)
+{
+#if PG_VERSION_NUM >= 160000
+	LocalPgBackendStatus *local = pgstat_get_local_beentry_by_index(i);
+#else
+	LocalPgBackendStatus *local = pgstat_fetch_stat_local_beentry(i);
+#endif
+
+	return local != NULL ? &local->backendStatus : NULL;
 }
 
 static inline List *

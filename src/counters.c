@@ -27,6 +27,7 @@
 #include "miscadmin.h"
 #include "postmaster/postmaster.h"
 #include "shared.h"
+#include "statbuffer.h"
 #include "storage/lock.h"
 #include "storage/lmgr.h"
 #include "utils/memutils.h"
@@ -241,6 +242,35 @@ counters_scan(SharedBuffer *buffer, const CounterTable *table,
  * ------------------------------------------------------------------------
  */
 
+/*
+ * Do the keys take so much memory that they are to be flushed early?  The
+ * tables' buckets and what allocation leaves over come on top of their bytes.
+ */
+bool
+counters_are_crowded(void)
+{
+	return pg_atomic_read_u64(&shared_control->nbytes) >
+		(uint64) statbuffer_max_memory * 1024 / 4 * 3;
+}
+
+static void
+report_crowded(void)
+{
+	if (pg_atomic_exchange_u32(&shared_control->crowded, 1) == 0)
+		shared_wake_launcher();
+}
+
+/* A key has come, or gone. */
+static void
+account(SharedBuffer *buffer, uint16 keylen, int sign)
+{
+	int64		size = sign * (int64) (ENTRY_SIZE + COUNTER_SIZE(keylen));
+
+	pg_atomic_fetch_add_u64(&buffer->nkeys, sign);
+	pg_atomic_fetch_add_u64(&buffer->nbytes, size);
+	pg_atomic_fetch_add_u64(&shared_control->nbytes, size);
+}
+
 /* Make a counter for a key that was not there, and pin it. */
 static void
 create_counter(SharedBuffer *buffer, const CounterTable *table,
@@ -276,13 +306,14 @@ create_counter(SharedBuffer *buffer, const CounterTable *table,
 		 * Both the bound on our memory and a full /dev/shm end here; the
 		 * latter has a message of its own.
 		 */
+		report_crowded();
 		if (edata->sqlerrcode == ERRCODE_OUT_OF_MEMORY)
 			ereport(ERROR,
 					(errcode(ERRCODE_OUT_OF_MEMORY),
 					 errmsg("out of memory for statbuffer keys"),
 					 errdetail("All that \"%s\" allows is in use.",
 							   "statbuffer.max_memory"),
-					 errhint("Raise \"%s\", flush more often, or find out with the view \"%s\" which buffer holds that much.",
+					 errhint("Raise \"%s\", or find out with the view \"%s\" which buffer holds that much and whether it can be flushed.",
 							 "statbuffer.max_memory", "sb_stat_buffers")));
 		if (edata->hint == NULL)
 			edata->hint = pstrdup("The counts are in dynamic shared memory; see the setting \"statbuffer.max_memory\".");
@@ -305,9 +336,7 @@ create_counter(SharedBuffer *buffer, const CounterTable *table,
 		counter->slot = 0;
 		memcpy(counter->key, key->data, KEY_LENGTH(key->len));
 		entry->counter = self;
-		pg_atomic_fetch_add_u64(&buffer->nkeys, 1);
-		pg_atomic_fetch_add_u64(&buffer->nbytes,
-								ENTRY_SIZE + COUNTER_SIZE(key->len));
+		account(buffer, key->len, 1);
 		pin->counter = counter;
 		pin->self = self;
 	}
@@ -322,6 +351,8 @@ create_counter(SharedBuffer *buffer, const CounterTable *table,
 
 	if (found)
 		dsa_free(shared_area, self);
+	else if (unlikely(counters_are_crowded()))
+		report_crowded();
 }
 
 static void
@@ -340,6 +371,28 @@ find_or_create(SharedBuffer *buffer, const CounterTable *table,
 	}
 	else
 		create_counter(buffer, table, key, pin);
+}
+
+/* Are the counts being saved?  To be asked when the counters are pinned. */
+static inline bool
+is_closed(void)
+{
+	return pg_atomic_read_u32(&shared_control->closed) != 0;
+}
+
+/*
+ * After counters are pinned and before anything is added to them: raise an
+ * error when the counts are being saved, because the server stops.  The pins
+ * stay, for the caller's transaction to let go of.
+ */
+void
+counters_check_open(void)
+{
+	if (unlikely(is_closed()))
+		ereport(ERROR,
+				(errcode(ERRCODE_ADMIN_SHUTDOWN),
+				 errmsg("cannot count because the server is shutting down"),
+				 errdetail("The counts that statbuffer holds are being saved.")));
 }
 
 /*
@@ -520,6 +573,11 @@ counters_add_now(SharedBuffer *buffer, const CounterTable *table,
 	bool		large;
 
 	counters_pin(buffer, table, key, delta, &pin);
+	if (unlikely(is_closed()))
+	{
+		counters_unpin(buffer, &pin);
+		counters_check_open();
+	}
 	large = pin.large;
 	counters_add(buffer, &pin, delta, counted_at, due_at);
 
@@ -537,9 +595,10 @@ counters_add_now(SharedBuffer *buffer, const CounterTable *table,
  * Pin every counter of a buffer, for TRUNCATE.  Returns an array in the
  * current memory context.
  *
- * The caller holds AccessExclusiveLock on the relation, so that nobody adds
- * and the worker takes nothing; that also makes room for no failure between
- * here and the return, as the array has to be there when the pins are.
+ * The caller holds AccessExclusiveLock on the relation, and nothing that was
+ * saved is still to be loaded, so that nobody adds keys and the worker takes
+ * nothing; that also makes room for no failure between here and the return,
+ * as the array has to be there when the pins are.
  */
 CounterPin *
 counters_pin_all(const CounterTable *table, int *npins)
@@ -702,9 +761,7 @@ counters_reap(SharedBuffer *buffer, const CounterTable *table,
 		}
 
 		counters_replace_error(buffer, counter, InvalidDsaPointer);
-		pg_atomic_fetch_sub_u64(&buffer->nkeys, 1);
-		pg_atomic_fetch_sub_u64(&buffer->nbytes,
-								ENTRY_SIZE + COUNTER_SIZE(counter->keylen));
+		account(buffer, counter->keylen, -1);
 		dshash_delete_current(&status);
 		dsa_free(shared_area, self);
 	}
@@ -730,30 +787,65 @@ counters_replace_table(SharedBuffer *buffer)
 	dshash_destroy(old_table.dshash);
 }
 
-/*
- * Free all counters and the table of a buffer that nobody can use any more,
- * and return the sum of the counts that go with them.
- */
-int64
-counters_free_all(SharedBuffer *buffer)
+/* Forget what sb_flush() asked for. */
+void
+counters_drop_requests(SharedBuffer *buffer)
 {
+	dsa_pointer pointer;
+
+	while (DsaPointerIsValid(pointer = buffer->flush_taken) ||
+		   DsaPointerIsValid(pointer = pg_atomic_exchange_u64(&buffer->flush_requests,
+															  InvalidDsaPointer)))
+	{
+		SharedFlushRequest *request = dsa_get_address(shared_area, pointer);
+
+		buffer->flush_taken = request->next;
+		pg_atomic_fetch_sub_u32(&counter_at(request->counter)->pins, 1);
+		dsa_free(shared_area, pointer);
+	}
+}
+
+/*
+ * Wait until nobody holds a pin on any counter, now that SharedControl.closed
+ * is set.  False when that takes too long.
+ */
+bool
+counters_wait_unpinned(const CounterTable *table, TimestampTz until)
+{
+	dshash_seq_status status;
+	TableEntry *entry;
+	bool		result = true;
+
+	dshash_seq_init(&status, table->dshash, false);
+	while (result && (entry = dshash_seq_next(&status)) != NULL)
+	{
+		SharedCounter *counter = counter_at(entry->counter);
+
+		/* who lets go of one takes no lock */
+		while ((pg_atomic_read_u32(&counter->pins) & COUNTER_PINS) != 0 &&
+			   (result = GetCurrentTimestamp() < until))
+			pg_usleep(1000);
+	}
+	dshash_seq_term(&status);
+	return result;
+}
+
+/*
+ * Free all that there is of a buffer whose relation is gone, and tell the log
+ * what was lost with it.  The caller has claimed the buffer.
+ */
+void
+counters_drop_buffer(SharedBuffer *buffer, bool with_database)
+{
+	SharedBufferKey key = buffer->key;
+	uint64		nkeys = pg_atomic_read_u64(&buffer->nkeys);
 	CounterTable table = {.dshash = NULL};
 	dshash_seq_status status;
 	TableEntry *entry;
 	uint64		sum = 0;
-	dsa_pointer request;
 
 	counters_attach_table(buffer, &table);
-	while (DsaPointerIsValid(request = buffer->flush_taken) ||
-		   DsaPointerIsValid(request = pg_atomic_exchange_u64(&buffer->flush_requests,
-															  InvalidDsaPointer)))
-	{
-		SharedFlushRequest *r = dsa_get_address(shared_area, request);
-
-		buffer->flush_taken = r->next;
-		dsa_free(shared_area, request);
-	}
-
+	counters_drop_requests(buffer);
 	dshash_seq_init(&status, table.dshash, true);
 	while ((entry = dshash_seq_next(&status)) != NULL)
 	{
@@ -762,10 +854,19 @@ counters_free_all(SharedBuffer *buffer)
 
 		sum += pg_atomic_read_u64(&counter->count);
 		counters_replace_error(buffer, counter, InvalidDsaPointer);
+		account(buffer, counter->keylen, -1);
 		dshash_delete_current(&status);
 		dsa_free(shared_area, self);
 	}
 	dshash_seq_term(&status);
 	dshash_destroy(table.dshash);
-	return (int64) sum;
+	shared_remove_buffer(buffer);
+
+	if (sum != 0)
+		ereport(LOG,
+				(with_database ?
+				 errmsg("statbuffer dropped the counts of a database that does not exist any more") :
+				 errmsg("statbuffer dropped the counts of a buffer that does not exist any more"),
+				 errdetail("Relation %u of database %u had " INT64_FORMAT " in " UINT64_FORMAT " keys.",
+						   key.relid, key.dboid, (int64) sum, nkeys)));
 }

@@ -138,6 +138,7 @@ extern void counters_pin(SharedBuffer *buffer, const CounterTable *table,
 						 const KeyBytes *key, int64 delta, CounterPin *pin);
 extern void counters_add(SharedBuffer *buffer, CounterPin *pin, int64 delta,
 						 TimestampTz counted_at, TimestampTz due_at);
+extern void counters_check_open(void);
 extern void counters_unpin(SharedBuffer *buffer, CounterPin *pin);
 extern void counters_add_now(SharedBuffer *buffer, const CounterTable *table,
 							 const KeyBytes *key, int64 delta,
@@ -150,12 +151,17 @@ extern void counters_request_flush(SharedBuffer *buffer,
 extern void counters_scan(SharedBuffer *buffer, const CounterTable *table,
 						  CounterVisitor visit, void *arg);
 
+extern bool counters_are_crowded(void);
+
 /* for the buffer's worker, or who frees the buffer */
 extern void counters_replace_error(SharedBuffer *buffer,
 								   SharedCounter *counter, dsa_pointer error);
 extern void counters_reap(SharedBuffer *buffer, const CounterTable *table,
 						  TimestampTz idle_before);
 extern void counters_replace_table(SharedBuffer *buffer);
-extern int64 counters_free_all(SharedBuffer *buffer);
+extern void counters_drop_requests(SharedBuffer *buffer);
+extern void counters_drop_buffer(SharedBuffer *buffer, bool with_database);
+extern bool counters_wait_unpinned(const CounterTable *table,
+								   TimestampTz until);
 
 #endif							/* STATBUFFER_COUNTERS_H */

@@ -20,6 +20,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_database.h"
 #include "compat.h"
@@ -29,8 +30,10 @@
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
+#include "saved.h"
 #include "shared.h"
 #include "statbuffer.h"
+#include "stopping.h"
 #include "storage/ipc.h"
 #include "storage/proc.h"
 #include "storage/procarray.h"
@@ -56,6 +59,15 @@
 #define EVICTION_MSECS			60000
 #define EVICTION_WAIT_MSECS		5000
 
+/* how long who wants to see counts waits for saved ones to be loaded */
+#define LOAD_WAIT_MSECS			10000
+
+/* memory that is short is looked after so often */
+#define RELIEVE_AGAIN_MSECS		1000
+
+/* after what was saved could not be loaded for now */
+#define LOAD_RETRY_MSECS		1000
+
 /* A worker that this process has started and that may still be there. */
 typedef struct StartedWorker
 {
@@ -73,7 +85,6 @@ typedef struct Candidate
 } Candidate;
 
 static List *started = NIL;
-static SharedBuffer *removing = NULL;	/* a dropped one that we have claimed */
 static TimestampTz register_after = 0;
 static int	register_failures = 0;
 
@@ -115,6 +126,8 @@ launcher_ensure(void)
 {
 	BackgroundWorker worker;
 
+	/* who counts sees to it, too, that counts are saved without one */
+	stopping_stand_by();
 	if (likely(!shared_needs_launcher()))
 		return;
 
@@ -125,6 +138,53 @@ launcher_ensure(void)
 				 errmsg("could not register the statbuffer launcher"),
 				 errdetail("Counts are kept, but nothing is flushed."),
 				 errhint("You might need to increase max_worker_processes.")));
+}
+
+/*
+ * See to it that what the last shutdown saved is in memory, before somebody
+ * looks at counts.  Waits for the launcher to load it; returns false, after a
+ * warning, when that takes too long.
+ */
+bool
+launcher_await_saved(void)
+{
+	static bool warned = false;
+	TimestampTz until = 0;
+	bool		loaded;
+
+	if (shared_control == NULL)
+		shared_attach(false);
+	if (likely(!saved_is_pending()))
+		return true;
+
+	/* a standby has no launcher, and no counts */
+	if (RecoveryInProgress())
+		return false;
+	shared_attach(true);
+	launcher_ensure();
+
+	ConditionVariablePrepareToSleep(&shared_control->saved_cv);
+	while (!(loaded = !saved_is_pending()))
+	{
+		TimestampTz now = GetCurrentTimestamp();
+
+		if (until == 0)
+			until = TimestampTzPlusMilliseconds(now, warned ? 0 : LOAD_WAIT_MSECS);
+		if (now >= until)
+			break;
+		(void) ConditionVariableTimedSleep(&shared_control->saved_cv,
+										   (until - now) / 1000 + 1,
+										   compat_wait_event("StatbufferLoad"));
+	}
+	ConditionVariableCancelSleep();
+	if (!loaded && !warned)
+	{
+		warned = true;
+		ereport(WARNING,
+				(errmsg("counts that were saved when the server was stopped are not loaded yet"),
+				 errhint("They are not lost; the server log may tell what they wait for.")));
+	}
+	return loaded;
 }
 
 /* Wake the workers of a database, or InvalidOid: all workers. */
@@ -218,8 +278,7 @@ static void
 launcher_exit(int code, Datum arg)
 {
 	LWLockReleaseAll();
-	if (removing != NULL)
-		shared_release_worker(removing, code);
+	shared_release_claims(code);
 	pg_atomic_write_u32(&shared_control->waiting, 0);
 	shared_release_launcher();
 }
@@ -310,8 +369,6 @@ remove_database(Oid dboid)
 		dshash_seq_status status;
 		SharedBuffer *buffer;
 		SharedBufferKey key = {InvalidOid, InvalidOid};
-		uint64		nkeys;
-		int64		lost;
 
 		dshash_seq_init(&status, shared_registry, false);
 		while ((buffer = dshash_seq_next(&status)) != NULL)
@@ -321,18 +378,9 @@ remove_database(Oid dboid)
 
 		if (!OidIsValid(key.dboid))
 			break;
-		removing = shared_claim_worker(key.dboid, key.relid);
-		if (removing == NULL)
-			continue;
-		nkeys = pg_atomic_read_u64(&removing->nkeys);
-		lost = counters_free_all(removing);
-		shared_remove_buffer(removing);
-		removing = NULL;
-		if (lost != 0)
-			ereport(LOG,
-					(errmsg("statbuffer dropped the counts of a database that does not exist any more"),
-					 errdetail("Relation %u of database %u had " INT64_FORMAT " in " UINT64_FORMAT " keys.",
-							   key.relid, key.dboid, lost, nkeys)));
+		buffer = shared_claim_worker(key.dboid, key.relid);
+		if (buffer != NULL)
+			counters_drop_buffer(buffer, true);
 	}
 }
 
@@ -442,6 +490,50 @@ start_worker(Candidate *candidate)
 	return registered;
 }
 
+/*
+ * Memory is short: have buffers flush what they hold, due or not, and free
+ * the keys.  Those that take less than half of the average are left alone,
+ * so that many small ones need not have workers.  Returns when to look again.
+ */
+static TimestampTz
+relieve_buffers(void)
+{
+	static TimestampTz again = 0;
+	uint64		total = pg_atomic_read_u64(&shared_control->nbytes);
+	uint64		nbuffers = 0;
+	dshash_seq_status status;
+	SharedBuffer *buffer;
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (pg_atomic_read_u32(&shared_control->crowded) == 0 &&
+		!counters_are_crowded())
+		return SCHEDULE_NEVER;
+	if (now < again)
+		return again;
+	pg_atomic_write_u32(&shared_control->crowded, 0);
+
+	dshash_seq_init(&status, shared_registry, false);
+	while ((buffer = dshash_seq_next(&status)) != NULL)
+		if (pg_atomic_read_u64(&buffer->nkeys) > 0)
+			nbuffers++;
+	dshash_seq_term(&status);
+
+	dshash_seq_init(&status, shared_registry, false);
+	while ((buffer = dshash_seq_next(&status)) != NULL)
+	{
+		Latch	   *latch = *(Latch *volatile *) &buffer->worker_latch;
+		uint64		nbytes = pg_atomic_read_u64(&buffer->nbytes);
+
+		if (nbytes == 0 || nbytes < total / nbuffers / 2)
+			continue;
+		pg_atomic_write_u32(&buffer->relieve, 1);
+		if (latch != NULL)
+			SetLatch(latch);
+	}
+	dshash_seq_term(&status);
+	return again = TimestampTzPlusMilliseconds(now, RELIEVE_AGAIN_MSECS);
+}
+
 static int
 compare_candidates(const void *a, const void *b)
 {
@@ -536,10 +628,11 @@ find_candidates(int *ncandidates, int *nworkers)
 
 /*
  * Start the workers that are needed and possible.  Returns when to look
- * again if nothing happens before.
+ * again if nothing happens before.  While saved counts are still to be loaded
+ * workers take turns, because that takes a buffer without one.
  */
 static TimestampTz
-start_workers(void)
+start_workers(bool loading)
 {
 	TimestampTz next = SCHEDULE_NEVER;
 	Candidate  *candidates;
@@ -594,12 +687,11 @@ start_workers(void)
 	}
 	pfree(candidates);
 
-	pg_atomic_write_u32(&shared_control->waiting, nwaiting);
+	pg_atomic_write_u32(&shared_control->waiting, nwaiting + loading);
 	if (nwaiting > 0)
-	{
 		report_full(nwaiting, full || register_after > now);
+	if (nwaiting > 0 || loading)
 		tell_workers(InvalidOid);
-	}
 	return next;
 }
 
@@ -607,6 +699,8 @@ void
 statbuffer_launcher_main(Datum main_arg)
 {
 	MemoryContext context;
+	TimestampTz load_at = 0;
+	SavedProgress progress;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
@@ -627,10 +721,13 @@ statbuffer_launcher_main(Datum main_arg)
 									ALLOCSET_DEFAULT_SIZES);
 	shared_set_limit();
 	MemoryContextSwitchTo(context);
+	progress = saved_load();
 	remove_gone_databases();
 	while (!ShutdownRequestPending)
 	{
+		TimestampTz now;
 		TimestampTz next;
+		TimestampTz relieve_at;
 		long		timeout = -1;
 		int			events = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH;
 
@@ -645,7 +742,19 @@ statbuffer_launcher_main(Datum main_arg)
 		}
 
 		MemoryContextSwitchTo(context);
-		next = start_workers();
+		relieve_at = relieve_buffers();
+		now = GetCurrentTimestamp();
+		if (progress == SAVED_BLOCKED ||
+			(progress == SAVED_FAILED && now >= load_at))
+		{
+			progress = saved_load();
+			if (progress == SAVED_LOADED)
+				remove_gone_databases();
+			load_at = TimestampTzPlusMilliseconds(now, LOAD_RETRY_MSECS);
+		}
+		next = Min(start_workers(progress != SAVED_LOADED), relieve_at);
+		if (progress == SAVED_FAILED)
+			next = Min(next, load_at);
 		MemoryContextReset(context);
 
 		if (next != SCHEDULE_NEVER)
@@ -660,9 +769,12 @@ statbuffer_launcher_main(Datum main_arg)
 						 compat_wait_event("StatbufferLauncherMain"));
 	}
 
-	/*
-	 * When it isn't the server that stops, it is to be started again, which
-	 * the postmaster does for this exit code.
-	 */
+	if (stopping_server())
+	{
+		stopping_save();
+		proc_exit(0);
+	}
+
+	/* the postmaster starts it again for this exit code */
 	proc_exit(1);
 }

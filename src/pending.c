@@ -32,6 +32,7 @@
 #include "launcher.h"
 #include "miscadmin.h"
 #include "pending.h"
+#include "saved.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -536,6 +537,14 @@ prepare_to_publish(void)
 		{
 			MemoryContext oldcontext;
 
+			if (!launcher_await_saved())
+				ereport(ERROR,
+						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						 errmsg("cannot truncate buffer \"%s\" now",
+								NameStr(buffer->name)),
+						 errdetail("Counts that were saved when the server was stopped are still being loaded."),
+						 errhint("Try again when \"%s\" is gone from the data directory.",
+								 SAVED_LOADING_FILE)));
 			oldcontext = MemoryContextSwitchTo(TopTransactionContext);
 			pending->truncate_pins = counters_pin_all(&buffer->table,
 													  &pending->ntruncate_pins);
@@ -566,6 +575,7 @@ prepare_to_publish(void)
 		counters_pin(buffer->shared, &buffer->table, &key->key, key->delta,
 					 &key->pin);
 	}
+	counters_check_open();
 	if (any)
 		launcher_ensure();
 }

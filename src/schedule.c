@@ -88,12 +88,12 @@ schedule_due_now(SharedBuffer *buffer, SharedCounter *counter)
 }
 
 void
-schedule_init(SharedSchedule *schedule, TimestampTz now)
+schedule_init(SharedSchedule *schedule, int64 interval, TimestampTz now)
 {
 	pg_atomic_init_u64(&schedule->inbox, InvalidDsaPointer);
 	pg_atomic_init_u64(&schedule->wake_at, SCHEDULE_NEVER);
 	pg_atomic_init_u64(&schedule->first_due, SCHEDULE_NEVER);
-	schedule->interval = 0;
+	schedule->interval = interval;
 	schedule->drained = InvalidDsaPointer;
 	schedule->tick = now / SCHEDULE_TICK_USECS;
 	schedule->due_head = InvalidDsaPointer;
@@ -181,6 +181,7 @@ schedule_has_requests(SharedBuffer *buffer)
 	return pg_atomic_read_u32(&buffer->recheck) != 0 ||
 		pg_atomic_read_u32(&buffer->flush_all) != 0 ||
 		pg_atomic_read_u32(&buffer->truncated) != 0 ||
+		pg_atomic_read_u32(&buffer->relieve) != 0 ||
 		DsaPointerIsValid(buffer->flush_taken) ||
 		DsaPointerIsValid(pg_atomic_read_u64(&buffer->flush_requests)) ||
 		pg_atomic_read_u64(&buffer->drain_asked) !=

@@ -75,7 +75,8 @@ typedef struct SharedSchedule
 	SharedSlot	slots[SCHEDULE_LEVELS * SCHEDULE_SLOTS];	/* (w) */
 } SharedSchedule;
 
-extern void schedule_init(SharedSchedule *schedule, TimestampTz now);
+extern void schedule_init(SharedSchedule *schedule, int64 interval,
+						  TimestampTz now);
 
 /* for everyone */
 extern void schedule_push(struct SharedBuffer *buffer,

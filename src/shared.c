@@ -37,6 +37,9 @@ SharedControl *shared_control = NULL;
 dsa_area   *shared_area = NULL;
 dshash_table *shared_registry = NULL;
 
+/* the buffers that this process acts as the worker of: its own, and another */
+static SharedBuffer *claims[2];
+
 /* Reserve room in the main segment, from shmem_request_hook. */
 void
 shared_request(void)
@@ -62,6 +65,11 @@ attach_control(void)
 		control->tranche_buffer = LWLockNewTrancheId();
 		LWLockInitialize(&control->lock, control->tranche_control);
 		pg_atomic_init_u32(&control->waiting, 0);
+		pg_atomic_init_u32(&control->closed, 0);
+		pg_atomic_init_u64(&control->nbytes, 0);
+		pg_atomic_init_u32(&control->crowded, 0);
+		pg_atomic_init_u32(&control->saved_state, 0);
+		ConditionVariableInit(&control->saved_cv);
 	}
 	LWLockRelease(AddinShmemInitLock);
 
@@ -169,11 +177,13 @@ shared_find_buffer(Oid dboid, Oid relid)
 }
 
 /*
- * Find a buffer in the registry, or make it.  The caller holds RowShareLock
- * or more on the relation.  Raises an error when memory is out.
+ * Find a buffer in the registry, or make it, with the owner and the interval
+ * (in microseconds) that it has at the moment.  The caller holds RowShareLock
+ * or more on the relation, which keeps the buffer; the launcher, which can't,
+ * must claim it before it touches it.  Raises an error when memory is out.
  */
 SharedBuffer *
-shared_make_buffer(Oid dboid, Oid relid, Oid owner)
+shared_make_buffer(Oid dboid, Oid relid, Oid owner, int64 interval)
 {
 	SharedBufferKey key = {dboid, relid};
 	SharedBuffer *buffer;
@@ -214,6 +224,7 @@ shared_make_buffer(Oid dboid, Oid relid, Oid owner)
 		pg_atomic_init_u32(&buffer->truncated, 0);
 		pg_atomic_init_u32(&buffer->recheck, 0);
 		pg_atomic_init_u32(&buffer->parked, 0);
+		pg_atomic_init_u32(&buffer->relieve, 0);
 		pg_atomic_init_u64(&buffer->drain_asked, 0);
 		pg_atomic_init_u64(&buffer->drain_done, 0);
 		pg_atomic_init_u64(&buffer->drain_due, 0);
@@ -229,7 +240,7 @@ shared_make_buffer(Oid dboid, Oid relid, Oid owner)
 			pg_atomic_init_u64(&buffer->stats[i], 0);
 		LWLockInitialize(&buffer->lock, shared_control->tranche_buffer);
 		buffer->stats_reset = now;
-		schedule_init(&buffer->schedule, now);
+		schedule_init(&buffer->schedule, interval, now);
 	}
 	dshash_release_lock(shared_registry, buffer);
 
@@ -260,6 +271,15 @@ shared_shape_number(SharedBuffer *buffer, uint64 shape)
 	return number;
 }
 
+/* Note that this process has ceased to act as the worker of a buffer. */
+static void
+forget_claim(SharedBuffer *buffer)
+{
+	for (int i = 0; i < lengthof(claims); i++)
+		if (claims[i] == buffer)
+			claims[i] = NULL;
+}
+
 /*
  * Remove a buffer that the caller has claimed as its worker would, and whose
  * counters and table it has freed.
@@ -270,20 +290,31 @@ shared_remove_buffer(SharedBuffer *buffer)
 	SharedBufferKey key = buffer->key;
 
 	Assert(buffer->worker_pid == MyProcPid);
+	forget_claim(buffer);
 	dshash_delete_key(shared_registry, &key);
+	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
+	shared_control->nclaimed--;
+	LWLockRelease(&shared_control->lock);
 }
 
 /*
  * Become the worker of a buffer.  Returns NULL when it is gone, or has a
- * worker.  The caller sees to it that shared_release_worker() is called or
- * the buffer removed, however the process ends.
+ * worker, or the counts are being saved by another process.
+ *
+ * The caller sees to it that shared_release_worker() is called or the buffer
+ * removed; shared_release_claims() does so when the process ends.
  */
 SharedBuffer *
 shared_claim_worker(Oid dboid, Oid relid)
 {
 	SharedBufferKey key = {dboid, relid};
 	SharedBuffer *buffer;
+	int			i = 0;
 	bool		claimed = false;
+
+	while (claims[i] != NULL)
+		i++;
+	Assert(i < lengthof(claims));
 
 	/* the partition's lock keeps the buffer until it is ours */
 	buffer = dshash_find(shared_registry, &key, false);
@@ -291,11 +322,15 @@ shared_claim_worker(Oid dboid, Oid relid)
 		return NULL;
 
 	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
-	if (buffer->worker_pid == 0)
+	if (buffer->worker_pid == 0 &&
+		(pg_atomic_read_u32(&shared_control->closed) == 0 ||
+		 shared_control->launcher_pid == MyProcPid))
 	{
 		buffer->worker_pid = MyProcPid;
 		buffer->worker_latch = MyLatch;
 		buffer->worker_connected = false;
+		shared_control->nclaimed++;
+		claims[i] = buffer;
 		claimed = true;
 	}
 	LWLockRelease(&shared_control->lock);
@@ -310,6 +345,7 @@ shared_claim_worker(Oid dboid, Oid relid)
 void
 shared_release_worker(SharedBuffer *buffer, int code)
 {
+	forget_claim(buffer);
 	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
 	Assert(buffer->worker_pid == MyProcPid);
 	buffer->worker_pid = 0;
@@ -319,9 +355,44 @@ shared_release_worker(SharedBuffer *buffer, int code)
 		buffer->start_after = Max(buffer->start_after,
 								  TimestampTzPlusMilliseconds(buffer->left_at,
 															  WORKER_FAILED_MSECS));
+	shared_control->nclaimed--;
 	LWLockRelease(&shared_control->lock);
 
-	shared_wake_launcher();
+	if (shared_control->launcher_pid != MyProcPid)
+		shared_wake_launcher();
+}
+
+/* Cease to be the worker of every buffer; also when the process ends. */
+void
+shared_release_claims(int code)
+{
+	for (int i = 0; i < lengthof(claims); i++)
+		if (claims[i] != NULL)
+			shared_release_worker(claims[i], code);
+}
+
+/*
+ * Have nobody count or flush any more, because the counts are about to be
+ * saved.  Returns false, and changes nothing, when buffers have workers.  The
+ * caller is the launcher, or acts as it.
+ */
+bool
+shared_close(void)
+{
+	bool		closed = false;
+
+	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
+	Assert(shared_control->launcher_pid == MyProcPid);
+	if (shared_control->nclaimed == 0)
+	{
+		pg_atomic_write_u32(&shared_control->closed, 1);
+		closed = true;
+	}
+	LWLockRelease(&shared_control->lock);
+
+	/* what is closed is known before anyone looks at pins */
+	pg_memory_barrier();
+	return closed;
 }
 
 /* Become the launcher; false when there is one. */

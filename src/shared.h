@@ -61,9 +61,9 @@ typedef struct SharedBufferKey
  * or the launcher.  The address stays good as long as the entry does.
  *
  * Who reads or writes the table of counters holds RowShareLock or more on the
- * relation, to the end of its transaction.  So the worker may replace an
- * empty table under ExclusiveLock, and nobody works in a table that is being
- * destroyed with its relation.
+ * relation, to the end of its transaction, or has claimed the buffer as its
+ * worker does.  So the worker may replace an empty table under ExclusiveLock,
+ * and nobody works in a table that is being destroyed with its relation.
  */
 typedef struct SharedBuffer
 {
@@ -91,6 +91,7 @@ typedef struct SharedBuffer
 	pg_atomic_uint32 truncated;
 	pg_atomic_uint32 recheck;	/* the definition may have changed */
 	pg_atomic_uint32 parked;	/* stopped: no worker is wanted (w) */
+	pg_atomic_uint32 relieve;	/* memory is short: flush early, and reap */
 	pg_atomic_uint64 drain_asked;	/* number of the last sb_drain() */
 	pg_atomic_uint64 drain_done;	/* the last one that is satisfied */
 	pg_atomic_uint64 drain_due; /* (w) the last one that made keys due */
@@ -151,6 +152,23 @@ typedef struct SharedControl
 {
 	LWLock		lock;			/* protects all that isn't said otherwise */
 
+	/*
+	 * How many buffers have somebody who acts as their worker.  Once `closed'
+	 * is set, which happens when nobody does and the server is about to stop,
+	 * what is counted has been or is being saved: only the process that saves
+	 * acts as a worker, and nobody adds to a count.  Read without the lock by
+	 * those who add, after they have pinned the counter; so who closes and
+	 * then finds a counter without pins knows that its count is final.
+	 */
+	int			nclaimed;
+	pg_atomic_uint32 closed;
+
+	/* what became of the file that the last shutdown left; see saved.c */
+	pg_atomic_uint32 saved_state;
+	int64		saved_section;	/* only the launcher's */
+	int64		saved_offset;	/* only the launcher's */
+	ConditionVariable saved_cv; /* broadcast when it is loaded */
+
 	/* constant once made */
 	int			tranche_control;
 	int			tranche_area;
@@ -167,6 +185,14 @@ typedef struct SharedControl
 	pid_t		launcher_pid;	/* 0: none */
 	Latch	   *launcher_latch;
 	TimestampTz launcher_asked; /* when one was last registered */
+
+	/*
+	 * The bytes that the keys of all buffers take.  Who finds that they come
+	 * near the bound, or meets it, sets `crowded' and wakes the launcher,
+	 * which has buffers relieved until they don't.
+	 */
+	pg_atomic_uint64 nbytes;
+	pg_atomic_uint32 crowded;
 
 	/* buffers with due keys and no free slot; written by the launcher */
 	pg_atomic_uint32 waiting;
@@ -197,12 +223,15 @@ extern bool shared_attach(bool create);
 extern void shared_set_limit(void);
 
 extern SharedBuffer *shared_find_buffer(Oid dboid, Oid relid);
-extern SharedBuffer *shared_make_buffer(Oid dboid, Oid relid, Oid owner);
+extern SharedBuffer *shared_make_buffer(Oid dboid, Oid relid, Oid owner,
+										int64 interval);
 extern int	shared_shape_number(SharedBuffer *buffer, uint64 shape);
 extern void shared_remove_buffer(SharedBuffer *buffer);
 
 extern SharedBuffer *shared_claim_worker(Oid dboid, Oid relid);
 extern void shared_release_worker(SharedBuffer *buffer, int code);
+extern void shared_release_claims(int code);
+extern bool shared_close(void);
 
 extern bool shared_claim_launcher(void);
 extern void shared_release_launcher(void);

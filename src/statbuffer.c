@@ -168,7 +168,7 @@ _PG_init(void)
 {
 	DefineCustomIntVariable("statbuffer.max_memory",
 							"Sets the most dynamic shared memory that counts may take.",
-							"At it increments of new keys are errors; those of keys already held still work.",
+							"Near it keys are flushed before they are due. At it increments of new keys are errors; those of keys already held still work.",
 							&statbuffer_max_memory,
 							256 * 1024,
 							4 * 1024, MAX_KILOBYTES,

@@ -20,6 +20,7 @@
 #include "counters.h"
 #include "funcapi.h"
 #include "functions.h"
+#include "launcher.h"
 #include "miscadmin.h"
 #include "shared.h"
 #include "utils/acl.h"
@@ -110,6 +111,8 @@ sb_stat_get_buffer(PG_FUNCTION_ARGS)
 		elog(ERROR, "return type must be a row type");
 	desc = BlessTupleDesc(desc);
 	memset(isnull, true, sizeof(isnull));
+
+	(void) launcher_await_saved();
 
 	/* its lock in the registry keeps the buffer where it is */
 	if (shared_attach(false))

@@ -36,18 +36,16 @@
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
-#include "storage/fd.h"
+#include "stopping.h"
 #include "storage/ipc.h"
 #include "storage/lmgr.h"
 #include "storage/proc.h"
-#include "storage/procarray.h"
 #include "storage/procsignal.h"
 #include "tcop/tcopprot.h"
 #include "utils/backend_status.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
-#include "utils/pidfile.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timeout.h"
@@ -80,7 +78,6 @@
 
 static SharedBuffer *shared = NULL;
 static SbBuffer *buffer = NULL;
-static SharedBuffer *removing = NULL;	/* another one, that was dropped */
 static Oid	relid;
 static bool leaving = false;	/* the main loop ends */
 static TimestampTz started;
@@ -178,18 +175,16 @@ watch(void)
 static void
 worker_exit(int code, Datum arg)
 {
-	if (shared == NULL)
-		return;
-
 	LWLockReleaseAll();
-	if (removing != NULL)
-		shared_release_worker(removing, code);
 	Assert(batch.nitems == 0);
-	shared->reap_at = shared->nidle > 0 && buffer != NULL ? next_reap() :
-		SCHEDULE_NEVER;
-	if (!schedule_told)
-		schedule_leave(shared);
-	shared_release_worker(shared, code);
+	if (shared != NULL)
+	{
+		shared->reap_at = shared->nidle > 0 && buffer != NULL ? next_reap() :
+			SCHEDULE_NEVER;
+		if (!schedule_told)
+			schedule_leave(shared);
+	}
+	shared_release_claims(code);
 	shared = NULL;
 }
 
@@ -241,22 +236,6 @@ commit_transaction(void)
  * ------------------------------------------------------------------------
  */
 
-/* A buffer's relation is gone, and so are the counts. */
-static void
-drop_buffer(SharedBuffer *dropped)
-{
-	Oid			dropped_relid = dropped->key.relid;
-	uint64		nkeys = pg_atomic_read_u64(&dropped->nkeys);
-	int64		lost = counters_free_all(dropped);
-
-	if (lost != 0)
-		ereport(LOG,
-				(errmsg("statbuffer dropped the counts of a buffer that does not exist any more"),
-				 errdetail("Relation %u of database %u had " INT64_FORMAT " in " UINT64_FORMAT " keys.",
-						   dropped_relid, MyDatabaseId, lost, nkeys)));
-	shared_remove_buffer(dropped);
-}
-
 /*
  * Other buffers of this database that have no worker may have been dropped by
  * sessions that don't know of us.  Free what is left of them.
@@ -285,10 +264,9 @@ remove_dropped_buffers(void)
 			!ConditionalLockRelationOid(other_relid, RowShareLock) ||
 			SearchSysCacheExists1(RELOID, ObjectIdGetDatum(other_relid)))
 			continue;
-		removing = shared_claim_worker(MyDatabaseId, other_relid);
-		if (removing != NULL)
-			drop_buffer(removing);
-		removing = NULL;
+		other = shared_claim_worker(MyDatabaseId, other_relid);
+		if (other != NULL)
+			counters_drop_buffer(other, false);
 	}
 	commit_transaction();
 }
@@ -308,7 +286,7 @@ open_definition(void)
 	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relid)))
 	{
 		leaving = true;
-		drop_buffer(shared);
+		counters_drop_buffer(shared, false);
 		shared = NULL;
 		return false;
 	}
@@ -753,27 +731,6 @@ check_definition(void)
 }
 
 /*
- * Is the server being shut down, and not only this process?  The postmaster
- * writes that to its lock file before it signals anyone.
- */
-static bool
-server_is_stopping(void)
-{
-	FILE	   *file = AllocateFile("postmaster.pid", "r");
-	char		line[MAXPGPATH];
-	bool		stopping = false;
-
-	if (file == NULL)
-		return false;
-	for (int i = 1; fgets(line, sizeof(line), file) != NULL; i++)
-		if (i == LOCK_FILE_LINE_PM_STATUS)
-			stopping = strncmp(line, PM_STATUS_STOPPING,
-							   strlen(PM_STATUS_STOPPING)) == 0;
-	FreeFile(file);
-	return stopping;
-}
-
-/*
  * The server stops: flush what there is, and what sessions that are just
  * being terminated still publish, until the time is up.
  */
@@ -793,7 +750,7 @@ last_flush(void)
 	for (;;)
 	{
 		/* who isn't there any more has published */
-		bool		alone = CountDBConnections(MyDatabaseId) == 0;
+		bool		alone = stopping_sessions(MyDatabaseId) == 0;
 
 		/* keys that fail have their turn when all others are stored */
 		batch_serve_requests(shared, now);
@@ -877,10 +834,23 @@ give_memory_back(TimestampTz now)
 		buffer->table.number == shared->table_number)
 	{
 		counters_replace_table(shared);
-		buffer_attach(buffer_open(relid, NoLock), false);
+		buffer_attach(buffer_open(relid, NoLock), true);
 		most_keys = 0;
 	}
 	commit_transaction();
+}
+
+/*
+ * Memory is short: free what is idle, whether it is worth the effort by
+ * itself or not.  While there is more to come, looking at every key that is
+ * held has to be worth it.  Returns whether there is.
+ */
+static bool
+relieve(TimestampTz now, bool more)
+{
+	if (shared->nidle > (more ? pg_atomic_read_u64(&shared->nkeys) / 4 : 0))
+		reap(now, now);
+	return more;
 }
 
 /* ------------------------------------------------------------------------
@@ -913,6 +883,7 @@ worker_loop(void)
 	TimestampTz last_work = started;
 	uint64		drain_seen = pg_atomic_read_u64(&shared->drain_asked);
 	bool		flushed = false;
+	bool		relieving = false;
 
 	while (!leaving)
 	{
@@ -931,7 +902,7 @@ worker_loop(void)
 		}
 		if (ShutdownRequestPending)
 		{
-			if (server_is_stopping())
+			if (stopping_server())
 				last_flush();
 			break;
 		}
@@ -959,9 +930,16 @@ worker_loop(void)
 		drain_seen = pg_atomic_read_u64(&shared->drain_asked);
 		batch_serve_requests(shared, now);
 		schedule_advance(shared, now);
+		if (pg_atomic_exchange_u32(&shared->relieve, 0) != 0)
+		{
+			schedule_make_all_due(shared, false, now);
+			relieving = true;
+		}
 
 		next = schedule_next(shared);
 		due = next == 0;
+		if (relieving && buffer != NULL)
+			relieving = relieve(now, due && now >= paused_until);
 		if (due && now >= paused_until)
 		{
 			flush_batch(now);
@@ -1050,6 +1028,7 @@ statbuffer_worker_main(Datum main_arg)
 
 	if (!shared_attach(false))
 		proc_exit(0);
+	stopping_stand_by();
 	shared = shared_claim_worker(argument.dboid, relid);
 	if (shared == NULL)
 		proc_exit(0);

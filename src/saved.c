@@ -1,0 +1,738 @@
+/*-------------------------------------------------------------------------
+ *
+ * saved.c
+ *	  The file of counts that were not stored at shutdown.
+ *
+ * A clean shutdown writes what is counted and not yet stored to a file in the
+ * data directory, and the launcher of the next start reads it.  Each count is
+ * to be found in one place at any time: in the file, or in memory.
+ *
+ * Writing: to a temporary name, with a header that tells the length and the
+ * checksum, synced, then renamed.
+ *
+ * Reading: the file is checked as a whole.  If it is good, it is renamed
+ * before anything in it is counted; under the new name nobody reads it after
+ * a crash, when some of it may have been flushed already.  (What a crash costs
+ * is what was not yet stored.)  How far it was read stands in shared memory,
+ * so that another launcher can go on, and what was not read when the server
+ * stops is copied to the next file.  A file that is not good is set aside
+ * under a name of its own, and counting begins without it.
+ *
+ * The file belongs to one timeline of one database cluster.  A standby, or a
+ * restored backup, that came by a copy of the file may have received by
+ * replication what the primary has meanwhile stored of it.
+ *
+ * Only the launcher, or who acts as it, calls saved_load() and saved_write().
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "counters.h"
+#include "key.h"
+#include "miscadmin.h"
+#include "port/pg_crc32c.h"
+#include "saved.h"
+#include "shared.h"
+#include "storage/fd.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#define SAVED_TEMP_FILE		"statbuffer.saved.tmp"
+
+#define SAVED_MAGIC			0x53425346
+#define SAVED_VERSION		1
+
+/* how long to wait for transactions that are just about to commit */
+#define UNPIN_WAIT_MSECS	10000
+
+/* what is told in the log again only after so long */
+#define LOG_AGAIN_MSECS		60000
+
+/* SharedControl.saved_state */
+#define STATE_UNKNOWN		0	/* nobody has looked whether there is a file */
+#define STATE_LOADING		1	/* it has the other name now */
+#define STATE_DONE			2	/* what was in it is in memory */
+
+typedef struct SavedHeader
+{
+	uint32		magic;
+	uint32		version;
+	uint64		system_identifier;
+	uint64		length;			/* of all that follows the header */
+	uint64		nkeys;
+	TimestampTz saved_at;
+	TimeLineID	timeline;
+	uint32		nsections;
+	pg_crc32c	crc;			/* of what follows, and the fields above */
+} SavedHeader;
+
+/*
+ * What follows the header are records.  A section tells to which buffer, and
+ * to which shape of it, the keys belong that come after it.
+ */
+#define RECORD_SECTION		1
+#define RECORD_KEY			2
+
+typedef struct SavedSection
+{
+	uint32		kind;
+	Oid			dboid;
+	Oid			relid;
+	Oid			owner;
+	uint64		shape;
+	int64		interval;		/* in microseconds */
+} SavedSection;
+
+/* Followed by the key. */
+typedef struct SavedKey
+{
+	uint32		kind;
+	uint32		keylen;			/* as in KeyBytes */
+	int64		count;
+	TimestampTz counted_at;		/* 0: due at once */
+} SavedKey;
+
+typedef union SavedRecord
+{
+	uint32		kind;
+	SavedSection section;
+	SavedKey	key;
+} SavedRecord;
+
+StaticAssertDecl(offsetof(SavedHeader, crc) % 8 == 0 &&
+				 sizeof(SavedSection) == 32 && sizeof(SavedKey) == 24,
+				 "what is written must have no holes");
+
+/* A file that is being written. */
+typedef struct SavedWriter
+{
+	FILE	   *file;
+	SavedHeader header;
+	SavedSection section;
+	bool		section_written;
+} SavedWriter;
+
+/* ------------------------------------------------------------------------
+ * Taking a file over
+ * ------------------------------------------------------------------------
+ */
+
+static void
+set_state(uint32 state)
+{
+	pg_atomic_write_u32(&shared_control->saved_state, state);
+	if (state == STATE_DONE)
+		ConditionVariableBroadcast(&shared_control->saved_cv);
+}
+
+static bool
+file_exists(const char *name)
+{
+	return access(name, F_OK) == 0 || errno != ENOENT;
+}
+
+static void
+remove_file(const char *name)
+{
+	if (file_exists(name))
+		(void) durable_unlink(name, WARNING);
+}
+
+/* What is wrong with an open file, or NULL; see check_file(). */
+static const char *
+check_open_file(FILE *file, SavedHeader *header)
+{
+	struct stat st;
+	pg_crc32c	crc;
+
+	if (fstat(fileno(file), &st) != 0 ||
+		(fread(header, 1, sizeof(SavedHeader), file) != sizeof(SavedHeader) &&
+		 ferror(file)))
+		return psprintf(_("It could not be read: %s."), strerror(errno));
+	if (st.st_size < sizeof(SavedHeader))
+		return _("It is too short.");
+	if (header->magic != SAVED_MAGIC)
+		return _("It does not contain saved counts.");
+	if (header->version != SAVED_VERSION)
+		return psprintf(_("Its version is %u, but this statbuffer reads version %u."),
+						header->version, SAVED_VERSION);
+	if ((uint64) st.st_size != sizeof(SavedHeader) + header->length)
+		return psprintf(_("It has %llu bytes instead of %llu."),
+						(unsigned long long) st.st_size,
+						(unsigned long long) (sizeof(SavedHeader) +
+											  header->length));
+
+	INIT_CRC32C(crc);
+	for (uint64 left = header->length; left > 0;)
+	{
+		char		data[8192];
+		size_t		size = Min(left, sizeof(data));
+
+		if (fread(data, 1, size, file) != size)
+			return psprintf(_("It could not be read: %s."), strerror(errno));
+		COMP_CRC32C(crc, data, size);
+		left -= size;
+	}
+	COMP_CRC32C(crc, header, offsetof(SavedHeader, crc));
+	FIN_CRC32C(crc);
+	if (!EQ_CRC32C(crc, header->crc))
+		return _("Its checksum is wrong.");
+
+	if (header->system_identifier != GetSystemIdentifier())
+		return _("It belongs to another database cluster.");
+	if (header->timeline != GetWALInsertionTimeLine())
+		return psprintf(_("It belongs to timeline %u, but the server is on timeline %u."),
+						header->timeline, GetWALInsertionTimeLine());
+	return NULL;
+}
+
+/* Check a file as a whole.  Returns what is wrong with it, or NULL. */
+static const char *
+check_file(const char *name, SavedHeader *header)
+{
+	FILE	   *file = AllocateFile(name, PG_BINARY_R);
+	const char *reason;
+
+	if (file == NULL)
+		return psprintf(_("It could not be read: %s."), strerror(errno));
+	reason = check_open_file(file, header);
+	FreeFile(file);
+	return reason;
+}
+
+/* Give a file that can't be used a name under which nobody reads it. */
+static void
+set_aside(const char *name, const char *reason)
+{
+	char		aside[MAXPGPATH];
+	long		number = (long) time(NULL);
+
+	do
+		snprintf(aside, sizeof(aside), "%s.%ld", name, number++);
+	while (file_exists(aside));
+
+	/* not durably, which takes reading it */
+	if (rename(name, aside) != 0)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not rename file \"%s\" to \"%s\": %m",
+						name, aside),
+				 errdetail("%s", reason)));
+	ereport(WARNING,
+			(errcode(ERRCODE_DATA_CORRUPTED),
+			 errmsg("file \"%s\" with counts of the last shutdown can't be used",
+					name),
+			 errdetail("%s", reason),
+			 errhint("It has been renamed to \"%s\"; the counts in it are not stored.",
+					 aside)));
+}
+
+/*
+ * If there is a file that can be used, take it over, so that it is to be
+ * read.  Returns whether there is something to read.
+ */
+static bool
+take_over(void)
+{
+	uint32		state = pg_atomic_read_u32(&shared_control->saved_state);
+	SavedHeader header;
+	const char *reason;
+
+	if (state == STATE_LOADING)
+		return true;
+
+	/* only a crash leaves these */
+	remove_file(SAVED_TEMP_FILE);
+	remove_file(SAVED_LOADING_FILE);
+
+	if (!file_exists(SAVED_FILE))
+		return false;
+	reason = check_file(SAVED_FILE, &header);
+	if (reason != NULL)
+	{
+		set_aside(SAVED_FILE, reason);
+		return false;
+	}
+
+	/* known before the name is gone: see saved_is_pending() */
+	shared_control->saved_section = 0;
+	shared_control->saved_offset = sizeof(SavedHeader);
+	set_state(STATE_LOADING);
+	if (durable_rename(SAVED_FILE, SAVED_LOADING_FILE, LOG) != 0)
+	{
+		set_state(state);
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not rename file \"%s\" to \"%s\"",
+						SAVED_FILE, SAVED_LOADING_FILE)));
+	}
+	return true;
+}
+
+/*
+ * Is there a file that has not, or not wholly, been read?  Called by any
+ * process that is attached to SharedControl.
+ */
+bool
+saved_is_pending(void)
+{
+	uint32		state = pg_atomic_read_u32(&shared_control->saved_state);
+
+	if (likely(state == STATE_DONE))
+		return false;
+	if (state == STATE_LOADING || file_exists(SAVED_FILE))
+		return true;
+	return !pg_atomic_compare_exchange_u32(&shared_control->saved_state,
+										   &state, STATE_DONE) &&
+		state != STATE_DONE;
+}
+
+/* ------------------------------------------------------------------------
+ * Loading
+ * ------------------------------------------------------------------------
+ */
+
+static void
+read_exactly(FILE *file, void *data, size_t size)
+{
+	if (fread(data, 1, size, file) != size)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not read file \"%s\": %m",
+						SAVED_LOADING_FILE)));
+}
+
+static FILE *
+open_loading(int64 offset)
+{
+	FILE	   *file = AllocateFile(SAVED_LOADING_FILE, PG_BINARY_R);
+
+	if (file == NULL || fseeko(file, (off_t) offset, SEEK_SET) != 0)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not open file \"%s\": %m",
+						SAVED_LOADING_FILE)));
+	return file;
+}
+
+/* Read the next record up to the key; false at the end of the file. */
+static bool
+read_record(FILE *file, SavedRecord *record)
+{
+	size_t		size;
+
+	if (fread(&record->kind, 1, sizeof(record->kind), file) == 0 &&
+		feof(file))
+		return false;
+	size = record->kind == RECORD_SECTION ? sizeof(SavedSection) :
+		sizeof(SavedKey);
+	read_exactly(file, (char *) record + sizeof(record->kind),
+				 size - sizeof(record->kind));
+	return true;
+}
+
+/* Count a key, as if it had just been committed. */
+static void
+load_key(SharedBuffer *buffer, CounterTable *table, SavedSection *section,
+		 SavedKey *saved, const char *data, int64 clock_moved)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz counted_at = saved->counted_at - clock_moved;
+	KeyBytes	key = {data, saved->keylen, key_hash(data, saved->keylen)};
+	CounterPin	pin;
+
+	if (saved->counted_at == 0)
+		counted_at = now - section->interval;
+	counters_pin(buffer, table, &key, saved->count, &pin);
+
+	/* before the key, so that the sums never show less than was stored */
+	pg_atomic_fetch_add_u64(&buffer->stats[STAT_PUBLISHED],
+							(uint64) saved->count);
+	counters_add(buffer, &pin, saved->count, Max(counted_at, 1),
+				 counted_at + section->interval);
+}
+
+/*
+ * Go on with the open file.  Stops when a buffer has a worker: only who acts
+ * as the worker may work in a table without a lock on the relation.
+ */
+static SavedProgress
+load_records(FILE *file, CounterTable *table)
+{
+	SavedHeader header;
+	SavedRecord record;
+	SavedSection section = {0};
+	SharedBuffer *buffer = NULL;
+	int64		offset = shared_control->saved_offset;
+	int64		clock_moved;
+	bool		in_section = shared_control->saved_section != 0;
+	int			n = 0;
+
+	read_exactly(file, &header, sizeof(header));
+	clock_moved = Max(header.saved_at - GetCurrentTimestamp(), 0);
+
+	if (fseeko(file, in_section ? shared_control->saved_section : offset,
+			   SEEK_SET) != 0)
+		elog(ERROR, "could not seek in file \"%s\"", SAVED_LOADING_FILE);
+	while (read_record(file, &record))
+	{
+		KeySpace	space;
+
+		if (record.kind == RECORD_SECTION)
+		{
+			int			shape;
+
+			shared_release_claims(0);
+			if (table->dshash != NULL)
+				dshash_detach(table->dshash);
+			table->dshash = NULL;
+
+			section = record.section;
+			shared_make_buffer(section.dboid, section.relid, section.owner,
+							   section.interval);
+			buffer = shared_claim_worker(section.dboid, section.relid);
+			if (buffer == NULL)
+				return SAVED_BLOCKED;
+			shape = shared_shape_number(buffer, section.shape);
+			if (shape < 0)
+				elog(ERROR, "too many shapes of buffer %u", section.relid);
+			counters_attach_table(buffer, table);
+			table->shape = shape;
+
+			if (in_section)
+			{
+				/* where the one before us stopped */
+				in_section = false;
+				if (fseeko(file, offset, SEEK_SET) != 0)
+					elog(ERROR, "could not seek in file \"%s\"",
+						 SAVED_LOADING_FILE);
+				continue;
+			}
+			shared_control->saved_section = offset;
+			offset += sizeof(SavedSection);
+			shared_control->saved_offset = offset;
+			continue;
+		}
+
+		if (record.kind != RECORD_KEY || buffer == NULL ||
+			KEY_LENGTH(record.key.keylen) > sizeof(space.data))
+			elog(ERROR, "unexpected record in file \"%s\"",
+				 SAVED_LOADING_FILE);
+		read_exactly(file, space.data, KEY_LENGTH(record.key.keylen));
+		load_key(buffer, table, &section, &record.key, space.data,
+				 clock_moved);
+
+		/* nothing between the two can fail or be interrupted */
+		offset += sizeof(SavedKey) + KEY_LENGTH(record.key.keylen);
+		shared_control->saved_offset = offset;
+		if (++n % 1000 == 0)
+			CHECK_FOR_INTERRUPTS();
+	}
+
+	ereport(LOG,
+			(errmsg("statbuffer has loaded the counts that were saved at the last shutdown"),
+			 errdetail_plural("They were of %llu key.", "They were of %llu keys.",
+							  header.nkeys,
+							  (unsigned long long) header.nkeys)));
+	return SAVED_LOADED;
+}
+
+/* Load what there is, as far as that goes. */
+static SavedProgress
+load(CounterTable *table)
+{
+	SavedProgress progress;
+	FILE	   *file;
+
+	if (!take_over())
+		return SAVED_LOADED;
+	file = open_loading(0);
+	progress = load_records(file, table);
+	FreeFile(file);
+	if (progress == SAVED_LOADED)
+		remove_file(SAVED_LOADING_FILE);
+	return progress;
+}
+
+/*
+ * Load the counts that the last shutdown has saved.  When that is not
+ * possible, or not all of it, it is to be called again: if it is blocked, when
+ * a worker has left, or when it has failed, later, as memory may be out.  What
+ * has gone wrong is in the log.
+ */
+SavedProgress
+saved_load(void)
+{
+	static TimestampTz last_logged = 0;
+	MemoryContext context = CurrentMemoryContext;
+	CounterTable table = {.dshash = NULL};
+	volatile SavedProgress progress = SAVED_FAILED;
+
+	if (pg_atomic_read_u32(&shared_control->saved_state) == STATE_DONE)
+		return SAVED_LOADED;
+
+	StartTransactionCommand();
+	PG_TRY();
+	{
+		progress = load(&table);
+		if (progress == SAVED_LOADED)
+			set_state(STATE_DONE);
+		CommitTransactionCommand();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+		TimestampTz now = GetCurrentTimestamp();
+
+		MemoryContextSwitchTo(context);
+		edata = CopyErrorData();
+		FlushErrorState();
+		AbortCurrentTransaction();
+		LWLockReleaseAll();
+		if (last_logged == 0 ||
+			TimestampDifferenceExceeds(last_logged, now, LOG_AGAIN_MSECS))
+		{
+			ereport(LOG,
+					(errcode(edata->sqlerrcode),
+					 errmsg("statbuffer could not load all counts of the last shutdown yet: %s",
+							edata->message),
+					 edata->detail ?
+					 errdetail_internal("%s", edata->detail) : 0,
+					 edata->hint ? errhint("%s", edata->hint) : 0));
+			last_logged = now;
+		}
+		FreeErrorData(edata);
+	}
+	PG_END_TRY();
+	if (table.dshash != NULL)
+		dshash_detach(table.dshash);
+	shared_release_claims(0);
+	MemoryContextSwitchTo(context);
+	return progress;
+}
+
+/* ------------------------------------------------------------------------
+ * Saving
+ * ------------------------------------------------------------------------
+ */
+
+static void
+put(SavedWriter *writer, const void *data, size_t size)
+{
+	if (writer->file == NULL)
+	{
+		writer->file = AllocateFile(SAVED_TEMP_FILE, PG_BINARY_W);
+		if (writer->file == NULL)
+			ereport(ERROR,
+					(errcode_for_file_access(),
+					 errmsg("could not create file \"%s\": %m",
+							SAVED_TEMP_FILE)));
+
+		/* the header comes last */
+		if (fseeko(writer->file, sizeof(SavedHeader), SEEK_SET) != 0)
+			elog(ERROR, "could not seek in file \"%s\"", SAVED_TEMP_FILE);
+	}
+	if (fwrite(data, 1, size, writer->file) != size)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not write to file \"%s\": %m",
+						SAVED_TEMP_FILE)));
+	COMP_CRC32C(writer->header.crc, data, size);
+	writer->header.length += size;
+}
+
+/* Called under a partition lock. */
+static void
+write_key(const CounterInfo *info, void *arg)
+{
+	SavedWriter *writer = arg;
+	SavedKey	key = {
+		.kind = RECORD_KEY,
+		.keylen = info->keylen,
+		.count = info->count,
+		/* a restart is a reason to try a failing key again */
+		.counted_at = info->failures > 0 ? 0 : info->counted_at
+	};
+
+	Assert(info->in_flight == 0);
+	if (info->count == 0)
+		return;
+	if (!writer->section_written)
+	{
+		put(writer, &writer->section, sizeof(SavedSection));
+		writer->section_written = true;
+		writer->header.nsections++;
+	}
+	put(writer, &key, sizeof(key));
+	put(writer, info->key, KEY_LENGTH(info->keylen));
+	writer->header.nkeys++;
+}
+
+static void
+write_buffer(SavedWriter *writer, SharedBufferKey key)
+{
+	SharedBuffer *buffer = shared_claim_worker(key.dboid, key.relid);
+	CounterTable table = {.dshash = NULL};
+
+	if (buffer == NULL)
+		return;
+	counters_attach_table(buffer, &table);
+	counters_drop_requests(buffer);
+	if (!counters_wait_unpinned(&table,
+								TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+															UNPIN_WAIT_MSECS)))
+		ereport(WARNING,
+				(errmsg("a transaction that is about to commit keeps statbuffer from saving counts"),
+				 errdetail("What it has counted is lost if it commits.")));
+	for (int shape = 0; shape < buffer->nshapes; shape++)
+	{
+		writer->section.kind = RECORD_SECTION;
+		writer->section.dboid = key.dboid;
+		writer->section.relid = key.relid;
+		writer->section.owner = pg_atomic_read_u32(&buffer->owner);
+		writer->section.shape = buffer->shapes[shape];
+		writer->section.interval = buffer->schedule.interval;
+		writer->section_written = false;
+		table.shape = shape;
+		counters_scan(buffer, &table, write_key, writer);
+	}
+	dshash_detach(table.dshash);
+	shared_release_worker(buffer, 0);
+}
+
+/* Copy what is left of a file that could not be loaded completely. */
+static void
+copy_rest(SavedWriter *writer)
+{
+	SavedRecord record;
+	FILE	   *file;
+
+	if (shared_control->saved_section != 0)
+	{
+		file = open_loading(shared_control->saved_section);
+		(void) read_record(file, &record);
+		FreeFile(file);
+		put(writer, &record, sizeof(SavedSection));
+		writer->header.nsections++;
+	}
+	file = open_loading(shared_control->saved_offset);
+	while (read_record(file, &record))
+	{
+		KeySpace	space;
+
+		if (record.kind == RECORD_SECTION)
+		{
+			put(writer, &record, sizeof(SavedSection));
+			writer->header.nsections++;
+			continue;
+		}
+		read_exactly(file, space.data, KEY_LENGTH(record.key.keylen));
+		put(writer, &record, sizeof(SavedKey));
+		put(writer, space.data, KEY_LENGTH(record.key.keylen));
+		writer->header.nkeys++;
+	}
+	FreeFile(file);
+}
+
+/* The header, and the name. */
+static void
+finish_file(SavedWriter *writer)
+{
+	SavedHeader *header = &writer->header;
+
+	COMP_CRC32C(header->crc, header, offsetof(SavedHeader, crc));
+	FIN_CRC32C(header->crc);
+	if (fseeko(writer->file, 0, SEEK_SET) != 0 ||
+		fwrite(header, 1, sizeof(SavedHeader), writer->file) != sizeof(SavedHeader) ||
+		fflush(writer->file) != 0)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not write to file \"%s\": %m",
+						SAVED_TEMP_FILE)));
+	if (pg_fsync(fileno(writer->file)) != 0)
+		ereport(data_sync_elevel(ERROR),
+				(errcode_for_file_access(),
+				 errmsg("could not fsync file \"%s\": %m", SAVED_TEMP_FILE)));
+	if (FreeFile(writer->file) != 0)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not close file \"%s\": %m", SAVED_TEMP_FILE)));
+	(void) durable_rename(SAVED_TEMP_FILE, SAVED_FILE, ERROR);
+}
+
+static void
+saving_context(void *arg)
+{
+	errcontext("saving counts that are not yet stored; they are lost if it fails");
+}
+
+/*
+ * Save all that is held, and what is left of the last file.  Writes no file
+ * when there is nothing.  The caller has closed the counters, and ends.
+ */
+void
+saved_write(void)
+{
+	ErrorContextCallback callback = {
+		.previous = error_context_stack,
+		.callback = saving_context
+	};
+	SavedWriter *writer;
+	List	   *keys = NIL;
+	ListCell   *lc;
+	dshash_seq_status status;
+	SharedBuffer *buffer;
+	bool		rest;
+
+	Assert(pg_atomic_read_u32(&shared_control->closed) != 0);
+	MemoryContextSwitchTo(AllocSetContextCreate(TopMemoryContext,
+												"statbuffer saving",
+												ALLOCSET_DEFAULT_SIZES));
+	error_context_stack = &callback;
+
+	writer = palloc0(sizeof(SavedWriter));
+	writer->header.magic = SAVED_MAGIC;
+	writer->header.version = SAVED_VERSION;
+	writer->header.system_identifier = GetSystemIdentifier();
+	writer->header.timeline = GetWALInsertionTimeLine();
+	writer->header.saved_at = GetCurrentTimestamp();
+	INIT_CRC32C(writer->header.crc);
+
+	/* a file that was never read must not be overwritten */
+	rest = take_over();
+
+	dshash_seq_init(&status, shared_registry, false);
+	while ((buffer = dshash_seq_next(&status)) != NULL)
+	{
+		SharedBufferKey *key = palloc(sizeof(SharedBufferKey));
+
+		*key = buffer->key;
+		keys = lappend(keys, key);
+	}
+	dshash_seq_term(&status);
+	foreach(lc, keys)
+		write_buffer(writer, *(SharedBufferKey *) lfirst(lc));
+	if (rest)
+		copy_rest(writer);
+
+	if (writer->file != NULL)
+		finish_file(writer);
+	if (rest)
+		remove_file(SAVED_LOADING_FILE);
+	error_context_stack = callback.previous;
+
+	if (writer->file != NULL)
+		ereport(LOG,
+				(errmsg("statbuffer has saved counts that are not yet stored"),
+				 errdetail_plural("They are of %llu key.", "They are of %llu keys.",
+								  writer->header.nkeys,
+								  (unsigned long long) writer->header.nkeys)));
+}

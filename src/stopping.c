@@ -1,0 +1,182 @@
+/*-------------------------------------------------------------------------
+ *
+ * stopping.c
+ *	  What is done when the server stops.
+ *
+ * The postmaster tells sessions, workers and the launcher to end at the same
+ * time, and waits for all of them.  Workers flush until no session is left
+ * that could count; then the launcher saves what could not be stored.  When
+ * there is no launcher just then, because somebody has terminated it, another
+ * process that knows of counts does it before it exits.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "compat.h"
+#include "miscadmin.h"
+#include "saved.h"
+#include "shared.h"
+#include "stopping.h"
+#include "storage/fd.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "utils/backend_status.h"
+#include "utils/pidfile.h"
+#include "utils/timestamp.h"
+
+#define POLL_MSECS			10
+
+/*
+ * How long to wait for processes that are not ours and may themselves wait
+ * for all others to end.
+ */
+#define OTHERS_WAIT_MSECS	10000
+
+/*
+ * Is the server being shut down, and not only this process?  The postmaster
+ * writes that to its lock file before it signals anyone.
+ */
+bool
+stopping_server(void)
+{
+	FILE	   *file = AllocateFile("postmaster.pid", "r");
+	char		line[MAXPGPATH];
+	bool		stopping = false;
+
+	if (file == NULL)
+		return false;
+	for (int i = 1; fgets(line, sizeof(line), file) != NULL; i++)
+		if (i == LOCK_FILE_LINE_PM_STATUS)
+			stopping = strncmp(line, PM_STATUS_STOPPING,
+							   strlen(PM_STATUS_STOPPING)) == 0;
+	FreeFile(file);
+	return stopping;
+}
+
+/*
+ * How many sessions of clients are there in a database, or InvalidOid: in
+ * all?  And how many other processes that could run transactions?  Those that
+ * send WAL are not among them: they stay until everybody else is gone.
+ */
+static void
+count_processes(Oid dboid, int *sessions, int *others)
+{
+	int			n;
+
+	*sessions = 0;
+	*others = 0;
+	pgstat_clear_backend_activity_snapshot();
+	n = pgstat_fetch_stat_numbackends();
+	for (int i = 1; i <= n; i++)
+	{
+		PgBackendStatus *status = compat_backend_status(i);
+
+		/* a session that acts as the launcher waits for us */
+		if (status == NULL || status->st_procpid == MyProcPid ||
+			status->st_procpid == *(volatile pid_t *) &shared_control->launcher_pid ||
+			(OidIsValid(dboid) && status->st_databaseid != dboid))
+			continue;
+		if (status->st_backendType == B_BACKEND)
+			(*sessions)++;
+		else if (status->st_backendType == B_BG_WORKER ||
+				 status->st_backendType == B_AUTOVAC_WORKER)
+			(*others)++;
+	}
+	pgstat_clear_backend_activity_snapshot();
+}
+
+/*
+ * How many sessions are left that may still publish something?  One that is
+ * not there any more has published all that it had.
+ */
+int
+stopping_sessions(Oid dboid)
+{
+	int			sessions;
+	int			others;
+
+	count_processes(dboid, &sessions, &others);
+	return sessions;
+}
+
+/*
+ * Wait until nobody is left who could count or flush, and save what there is.
+ * The caller is the launcher, or acts as it, and ends afterwards.
+ *
+ * The postmaster waits for sessions without a limit, and so do we.  Workers
+ * have their own.  Others, which may be doing just what we do, are waited for
+ * a while.  Who counts after all gets an error at commit.
+ */
+void
+stopping_save(void)
+{
+	TimestampTz since = 0;
+
+	/* cancelling this would lose what it saves */
+	HOLD_CANCEL_INTERRUPTS();
+	for (;;)
+	{
+		TimestampTz now = GetCurrentTimestamp();
+		int			sessions;
+		int			others;
+
+		count_processes(InvalidOid, &sessions, &others);
+		if (sessions > 0)
+			since = 0;
+		else
+		{
+			if (since == 0)
+				since = now;
+			if ((others == 0 ||
+				 TimestampDifferenceExceeds(since, now, OTHERS_WAIT_MSECS)) &&
+				shared_close())
+				break;
+		}
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 POLL_MSECS, compat_wait_event("StatbufferShutdown"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	saved_write();
+	RESUME_CANCEL_INTERRUPTS();
+}
+
+/*
+ * At the end of a process that has counted: when the server stops without a
+ * launcher, be the launcher.
+ */
+static void
+save_without_launcher(int code, Datum arg)
+{
+	/* the usual case, without a lock */
+	if (*(volatile pid_t *) &shared_control->launcher_pid != 0 ||
+		pg_atomic_read_u32(&shared_control->closed) != 0 ||
+		!stopping_server())
+		return;
+
+	/* what this process has taken or pinned must be given back first */
+	LWLockReleaseAll();
+	AbortOutOfAnyTransaction();
+	shared_release_claims(code);
+	if (!shared_claim_launcher())
+		return;
+	stopping_save();
+	shared_release_launcher();
+}
+
+/* Have this process look when it ends whether there is a launcher to save. */
+void
+stopping_stand_by(void)
+{
+	static bool done = false;
+
+	if (done)
+		return;
+	before_shmem_exit(save_without_launcher, (Datum) 0);
+	done = true;
+}

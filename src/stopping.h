@@ -1,0 +1,18 @@
+/*-------------------------------------------------------------------------
+ *
+ * stopping.h
+ *	  What is done when the server stops.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef STATBUFFER_STOPPING_H
+#define STATBUFFER_STOPPING_H
+
+extern bool stopping_server(void);
+extern int	stopping_sessions(Oid dboid);
+extern void stopping_save(void);
+extern void stopping_stand_by(void);
+
+#endif							/* STATBUFFER_STOPPING_H */
