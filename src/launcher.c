@@ -407,13 +407,17 @@ remove_gone_databases(void)
 
 /*
  * Can a worker be started for a buffer, as far as the shared catalogs tell?
+ *
+ * Only in the database can it be seen whether the owner that we know of is
+ * the owner still, and whether the relation is there: a session without the
+ * library tells nobody.  So where no worker can be the owner, one is sent as
+ * the bootstrap superuser to have a look.
  */
 static bool
 check_catalogs(Candidate *candidate)
 {
 	HeapTuple	tuple;
 	bool		can_login;
-	bool		result = false;
 
 	StartTransactionCommand();
 	if (!SearchSysCacheExists1(DATABASEOID,
@@ -426,18 +430,22 @@ check_catalogs(Candidate *candidate)
 
 	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(candidate->owner));
 	if (!HeapTupleIsValid(tuple))
+	{
 		start_failed(&candidate->key, _("The role that owns the buffer does not exist."));
+		candidate->owner = InvalidOid;
+	}
 	else
 	{
 		can_login = ((Form_pg_authid) GETSTRUCT(tuple))->rolcanlogin;
 		ReleaseSysCache(tuple);
 		if (COMPAT_OWNER_NEEDS_LOGIN && !can_login)
+		{
 			start_failed(&candidate->key, _("The role that owns the buffer does not have the LOGIN privilege."));
-		else
-			result = true;
+			candidate->owner = InvalidOid;
+		}
 	}
 	CommitTransactionCommand();
-	return result;
+	return true;
 }
 
 /* Start a worker.  Returns false when the postmaster has no room for it. */

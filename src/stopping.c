@@ -15,13 +15,15 @@
  */
 #include "postgres.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include "access/xact.h"
 #include "compat.h"
 #include "miscadmin.h"
 #include "saved.h"
 #include "shared.h"
 #include "stopping.h"
-#include "storage/fd.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "utils/backend_status.h"
@@ -39,22 +41,35 @@
 /*
  * Is the server being shut down, and not only this process?  The postmaster
  * writes that to its lock file before it signals anyone.
+ *
+ * Called by signal handlers, too: makes nothing but system calls.
  */
 bool
 stopping_server(void)
 {
-	FILE	   *file = AllocateFile("postmaster.pid", "r");
-	char		line[MAXPGPATH];
-	bool		stopping = false;
+	char		content[BLCKSZ];
+	char	   *line = content;
+	ssize_t		len = 0;
+	int			save_errno = errno;
+	int			fd = open("postmaster.pid", O_RDONLY | PG_BINARY, 0);
 
-	if (file == NULL)
+	if (fd >= 0)
+	{
+		len = read(fd, content, sizeof(content) - 1);
+		close(fd);
+	}
+	errno = save_errno;
+	if (len <= 0)
 		return false;
-	for (int i = 1; fgets(line, sizeof(line), file) != NULL; i++)
-		if (i == LOCK_FILE_LINE_PM_STATUS)
-			stopping = strncmp(line, PM_STATUS_STOPPING,
-							   strlen(PM_STATUS_STOPPING)) == 0;
-	FreeFile(file);
-	return stopping;
+	content[len] = '\0';
+	for (int i = 1; i < LOCK_FILE_LINE_PM_STATUS && line != NULL; i++)
+	{
+		line = strchr(line, '\n');
+		if (line != NULL)
+			line++;
+	}
+	return line != NULL && strncmp(line, PM_STATUS_STOPPING,
+								   strlen(PM_STATUS_STOPPING)) == 0;
 }
 
 /*

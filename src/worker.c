@@ -143,8 +143,9 @@ handler_timeout_expired(void)
 
 /*
  * Comes by during transactions, which may wait for a lock or for a handler.
- * When the worker was told to stop, they have as long as the option
- * "shutdown" says.
+ * When the server stops, they have as long as the option "shutdown" says.
+ * When only this worker shall go, somebody waits for that, DROP DATABASE for
+ * example, and the next worker can do it all again.
  */
 static void
 watch(void)
@@ -152,8 +153,11 @@ watch(void)
 	if (!ShutdownRequestPending)
 		return;
 	if (stop_at == 0)
-		stop_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-											  shutdown_msecs);
+	{
+		stop_at = GetCurrentTimestamp();
+		if (stopping_server())
+			stop_at = TimestampTzPlusMilliseconds(stop_at, shutdown_msecs);
+	}
 	if (GetCurrentTimestamp() >= stop_at)
 	{
 		ProcDiePending = true;
@@ -280,6 +284,7 @@ remove_dropped_buffers(void)
 static bool
 open_definition(void)
 {
+	Oid			known_owner = pg_atomic_read_u32(&shared->owner);
 	SbBuffer   *opened;
 
 	LockRelationOid(relid, RowShareLock);
@@ -296,9 +301,14 @@ open_definition(void)
 	buffer = opened;
 	shutdown_msecs = buffer->options.shutdown;
 
-	/* a role that is not this one any more must not run the handler */
+	/*
+	 * A role that is not this one any more must not run the handler.  If it
+	 * was not known before who the owner is, its worker can come now.
+	 */
 	if (buffer->owner != GetSessionUserId())
 	{
+		if (buffer->owner != known_owner)
+			shared->start_after = 0;
 		leaving = true;
 		return false;
 	}
@@ -1037,7 +1047,8 @@ statbuffer_worker_main(Datum main_arg)
 
 	BackgroundWorkerInitializeConnectionByOid(argument.dboid, argument.owner,
 											  COMPAT_WORKER_FLAGS);
-	shared->start_failures = 0;
+	if (OidIsValid(argument.owner))
+		shared->start_failures = 0;
 	shared->worker_connected = true;
 
 	handler_timeout_id = RegisterTimeout(USER_TIMEOUT,

@@ -21,7 +21,7 @@ typedef struct WorkerArgument
 {
 	Oid			dboid;
 	Oid			relid;
-	Oid			owner;
+	Oid			owner;			/* InvalidOid: only see who it is */
 } WorkerArgument;
 
 extern PGDLLEXPORT void statbuffer_worker_main(Datum main_arg);
