@@ -63,7 +63,7 @@ finish_round(SharedBuffer *buffer)
 	if (pg_atomic_read_u64(&buffer->drain_done) == round)
 		return;
 	pg_atomic_write_u64(&buffer->drain_done, round);
-	ConditionVariableBroadcast(&buffer->drain_cv);
+	ConditionVariableBroadcast(&shared_control->drain_cv);
 }
 
 /* Do what sb_flush(), sb_flush_all() and sb_drain() asked for. */

@@ -18,6 +18,7 @@
 #include "nodes/pathnodes.h"
 #include "optimizer/pathnode.h"
 #include "pgstat.h"
+#include "storage/lock.h"
 #include "utils/acl.h"
 #include "utils/backend_status.h"
 #include "utils/regproc.h"
@@ -95,6 +96,17 @@ compat_create_foreignscan_path(PlannerInfo *root, RelOptInfo *rel,
 	return create_foreignscan_path(root, rel, NULL, rows, startup_cost,
 								   total_cost, NIL, rel->lateral_relids,
 								   NULL, NIL);
+#endif
+}
+
+/* 17 can look for stronger locks, too */
+static inline bool
+compat_lock_held(const LOCKTAG *tag, LOCKMODE lockmode)
+{
+#if PG_VERSION_NUM >= 170000
+	return LockHeldByMe(tag, lockmode, false);
+#else
+	return LockHeldByMe(tag, lockmode);
 #endif
 }
 

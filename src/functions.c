@@ -28,6 +28,7 @@
 #include "miscadmin.h"
 #include "pending.h"
 #include "storage/lmgr.h"
+#include "storage/proc.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -396,20 +397,70 @@ sb_flush_all(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
+/* How it stands with a drain. */
+typedef enum DrainState
+{
+	DRAIN_WAITING,
+	DRAIN_DONE,
+	DRAIN_TIMED_OUT,
+	DRAIN_PARKED,				/* no worker comes while it is stopped */
+	DRAIN_BLOCKED				/* the worker can't lock the relation */
+} DrainState;
+
+static DrainState
+look_at_drain(const SharedBufferKey *key, uint64 ticket)
+{
+	SharedBuffer *shared = dshash_find(shared_registry, key, false);
+	DrainState	state = DRAIN_WAITING;
+
+	if (shared == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("relation with OID %u does not exist", key->relid)));
+	if (pg_atomic_read_u64(&shared->drain_done) >= ticket)
+		state = DRAIN_DONE;
+	else if (pg_atomic_read_u32(&shared->parked) != 0)
+		state = DRAIN_PARKED;
+	else if (pg_atomic_read_u32(&shared->locked_out) != 0)
+		state = DRAIN_BLOCKED;
+	dshash_release_lock(shared_registry, shared);
+	return state;
+}
+
+/* Has the transaction a lock on the relation? */
+static bool
+has_locked(Oid relid)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_RELATION(tag, MyDatabaseId, relid);
+	for (LOCKMODE mode = AccessShareLock; mode <= MaxLockMode; mode++)
+		if (compat_lock_held(&tag, mode))
+			return true;
+	return false;
+}
+
 /*
  * Have everything flushed that was published so far, and wait until it is.
- * Returns false when that takes longer than so many milliseconds; negative:
- * no limit.
+ * Gives up after so many milliseconds; negative: no limit.
+ *
+ * The caller has opened the buffer with RowShareLock, which is given back for
+ * the wait.  Otherwise whoever wants to alter the buffer would wait for us,
+ * the worker for him, and we for the worker; and as we don't wait for a lock,
+ * nobody would notice.  When the transaction has other locks, that is what
+ * DRAIN_BLOCKED tells.
  */
-static bool
+static DrainState
 drain(SbBuffer *buffer, int64 timeout)
 {
 	TimestampTz start = GetCurrentTimestamp();
+	TimestampTz blocked_since = 0;
 	SharedBuffer *shared;
+	SharedBufferKey key;
 	Relation	rel;
 	bool		locked;
 	uint64		ticket;
-	bool		done;
+	DrainState	state;
 
 	/* the worker could not get at it while we wait for the worker */
 	rel = table_open(buffer->relid, NoLock);
@@ -423,8 +474,9 @@ drain(SbBuffer *buffer, int64 timeout)
 				 errhint("Drain it before it is altered or truncated, or after that is committed.")));
 
 	if (!buffer_attach(buffer, false))
-		return true;
+		return DRAIN_DONE;
 	shared = buffer->shared;
+	key = shared->key;
 	if (shared->worker_pid == MyProcPid)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),
@@ -434,23 +486,48 @@ drain(SbBuffer *buffer, int64 timeout)
 	ticket = pg_atomic_add_fetch_u64(&shared->drain_asked, 1);
 	call_worker(shared);
 
-	ConditionVariablePrepareToSleep(&shared->drain_cv);
-	while (!(done = pg_atomic_read_u64(&shared->drain_done) >= ticket))
+	UnlockRelationOid(key.relid, RowShareLock);
+	locked = has_locked(key.relid);
+
+	ConditionVariablePrepareToSleep(&shared_control->drain_cv);
+	while ((state = look_at_drain(&key, ticket)) != DRAIN_DONE)
 	{
+		TimestampTz now = GetCurrentTimestamp();
 		int64		left = -1;
 
 		if (timeout >= 0)
 		{
-			left = timeout - (GetCurrentTimestamp() - start) / 1000;
+			left = timeout - (now - start) / 1000;
 			if (left <= 0)
+			{
+				state = DRAIN_TIMED_OUT;
 				break;
+			}
 			left = Min(left, INT_MAX);
 		}
-		(void) ConditionVariableTimedSleep(&shared->drain_cv, left,
+
+		/* it may just have been started again */
+		if (state == DRAIN_PARKED)
+		{
+			buffer_check_running(buffer_open(key.relid, RowShareLock));
+			UnlockRelationOid(key.relid, RowShareLock);
+		}
+
+		/* who has locked it for a moment is not to blame */
+		if (state != DRAIN_BLOCKED || !locked)
+			blocked_since = 0;
+		else if (blocked_since == 0)
+			blocked_since = now;
+		else if (TimestampDifferenceExceeds(blocked_since, now, DeadlockTimeout))
+			break;
+		if (blocked_since != 0)
+			left = left < 0 ? DeadlockTimeout : Min(left, DeadlockTimeout);
+
+		(void) ConditionVariableTimedSleep(&shared_control->drain_cv, left,
 										   compat_wait_event("StatbufferDrain"));
 	}
 	ConditionVariableCancelSleep();
-	return done;
+	return state;
 }
 
 Datum
@@ -459,6 +536,7 @@ sb_drain(PG_FUNCTION_ARGS)
 	Oid			relid = function_buffer_argument(fcinfo, 0);
 	SbBuffer   *buffer;
 	int64		timeout = -1;
+	DrainState	state;
 
 	if (!PG_ARGISNULL(1))
 	{
@@ -479,7 +557,15 @@ sb_drain(PG_FUNCTION_ARGS)
 	check_not_standby();
 	buffer = buffer_open(relid, RowShareLock);
 	buffer_check_running(buffer);
-	PG_RETURN_BOOL(drain(buffer, timeout));
+	state = drain(buffer, timeout);
+	if (state == DRAIN_BLOCKED)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_DEADLOCK_DETECTED),
+				 errmsg("cannot drain buffer \"%s\" while another session waits to alter it",
+						NameStr(buffer->name)),
+				 errdetail("That session waits for this transaction, which has locked the buffer before, and the flush for that session."),
+				 errhint("Drain the buffer in a transaction of its own.")));
+	PG_RETURN_BOOL(state == DRAIN_DONE);
 }
 
 /* ------------------------------------------------------------------------
@@ -611,12 +697,15 @@ sb_stop(PG_FUNCTION_ARGS)
 		PG_RETURN_VOID();
 
 	/* before the option is set, because that keeps the worker out */
-	if (buffer->options.shutdown > 0 &&
-		!drain(buffer, buffer->options.shutdown))
-		ereport(NOTICE,
-				(errmsg("not everything in buffer \"%s\" could be flushed within %d ms",
-						NameStr(buffer->name), buffer->options.shutdown),
-				 errdetail("What is left is kept, and flushed after sb_start().")));
+	if (buffer->options.shutdown > 0)
+	{
+		LockRelationOid(relid, RowShareLock);
+		if (drain(buffer, buffer->options.shutdown) != DRAIN_DONE)
+			ereport(NOTICE,
+					(errmsg("not everything in buffer \"%s\" could be flushed within %d ms",
+							NameStr(buffer->name), buffer->options.shutdown),
+					 errdetail("What is left is kept, and flushed after sb_start().")));
+	}
 	set_stopped(buffer, true);
 	PG_RETURN_VOID();
 }

@@ -70,6 +70,7 @@ attach_control(void)
 		pg_atomic_init_u32(&control->crowded, 0);
 		pg_atomic_init_u32(&control->saved_state, 0);
 		ConditionVariableInit(&control->saved_cv);
+		ConditionVariableInit(&control->drain_cv);
 	}
 	LWLockRelease(AddinShmemInitLock);
 
@@ -230,7 +231,7 @@ shared_make_buffer(Oid dboid, Oid relid, Oid owner, int64 interval)
 		pg_atomic_init_u64(&buffer->drain_due, 0);
 		pg_atomic_init_u64(&buffer->drain_round, 0);
 		pg_atomic_init_u64(&buffer->drain_keys, 0);
-		ConditionVariableInit(&buffer->drain_cv);
+		pg_atomic_init_u32(&buffer->locked_out, 0);
 		buffer->oldest_idle = SCHEDULE_NEVER;
 		buffer->reap_at = SCHEDULE_NEVER;
 		pg_atomic_init_u64(&buffer->in_flight, 0);
@@ -295,6 +296,7 @@ shared_remove_buffer(SharedBuffer *buffer)
 	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
 	shared_control->nclaimed--;
 	LWLockRelease(&shared_control->lock);
+	ConditionVariableBroadcast(&shared_control->drain_cv);
 }
 
 /*

@@ -97,7 +97,7 @@ typedef struct SharedBuffer
 	pg_atomic_uint64 drain_due; /* (w) the last one that made keys due */
 	pg_atomic_uint64 drain_round;	/* (w) the one that is worked on */
 	pg_atomic_uint64 drain_keys;	/* (w) keys still to flush for it */
-	ConditionVariable drain_cv; /* broadcast when drain_done changes */
+	pg_atomic_uint32 locked_out;	/* the worker waits for the relation (w) */
 
 	/*
 	 * The worker.  Written under SharedControl.lock; read without it only to
@@ -196,6 +196,13 @@ typedef struct SharedControl
 
 	/* buffers with due keys and no free slot; written by the launcher */
 	pg_atomic_uint32 waiting;
+
+	/*
+	 * Where sb_drain() waits.  Broadcast when a buffer's drain_done, parked
+	 * or locked_out changes, and when a buffer is removed: who waits has no
+	 * lock that would keep it.
+	 */
+	ConditionVariable drain_cv;
 
 	/* databases that workers must keep out of for a while */
 	struct

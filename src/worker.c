@@ -183,6 +183,7 @@ worker_exit(int code, Datum arg)
 	Assert(batch.nitems == 0);
 	if (shared != NULL)
 	{
+		pg_atomic_write_u32(&shared->locked_out, 0);
 		shared->reap_at = shared->nidle > 0 && buffer != NULL ? next_reap() :
 			SCHEDULE_NEVER;
 		if (!schedule_told)
@@ -276,6 +277,21 @@ remove_dropped_buffers(void)
 }
 
 /*
+ * Lock the relation.  When somebody else has locked it, or waits to, those who
+ * wait for a drain are told: they may be the ones whom he waits for.
+ */
+static void
+lock_relation(void)
+{
+	if (ConditionalLockRelationOid(relid, RowShareLock))
+		return;
+	pg_atomic_write_u32(&shared->locked_out, 1);
+	ConditionVariableBroadcast(&shared_control->drain_cv);
+	LockRelationOid(relid, RowShareLock);
+	pg_atomic_write_u32(&shared->locked_out, 0);
+}
+
+/*
  * Within a transaction: lock the relation, and see what has changed.  Returns
  * false when there is nothing to flush, or not by this process.
  *
@@ -287,7 +303,7 @@ open_definition(void)
 	Oid			known_owner = pg_atomic_read_u32(&shared->owner);
 	SbBuffer   *opened;
 
-	LockRelationOid(relid, RowShareLock);
+	lock_relation();
 	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relid)))
 	{
 		leaving = true;
@@ -315,6 +331,7 @@ open_definition(void)
 	if (buffer->options.stopped)
 	{
 		pg_atomic_write_u32(&shared->parked, 1);
+		ConditionVariableBroadcast(&shared_control->drain_cv);
 		leaving = true;
 	}
 	else
@@ -479,6 +496,8 @@ roll_back(int *nitems)
 	handler_active = false;
 	disable_all_timeouts(false);
 	QueryCancelPending = false;
+	if (shared != NULL)
+		pg_atomic_write_u32(&shared->locked_out, 0);
 	*nitems = preparing ? 0 : batch.nitems;
 	preparing = false;
 	if (*nitems > 0)
