@@ -65,6 +65,9 @@
 /* deadlocks and serialization failures in a row that are no failure yet */
 #define CONFLICTS_MAX			10
 
+/* what was cancelled is left be for so long, if not less */
+#define CANCEL_PAUSE_MSECS		1000
+
 /* a lasting failure is told in the log so often */
 #define LOG_AGAIN_MSECS			60000
 #define LOG_OTHER_MSECS			1000
@@ -107,7 +110,6 @@ static bool preparing = false;	/* no handler was called yet */
 static int	suspect_limit = 1;
 static bool mix_failing = false;
 static int	conflicts = 0;
-static int	cancels = 0;
 static TimestampTz paused_until = 0;
 
 /* when idle keys were reaped, and the most keys that the table has had */
@@ -119,6 +121,7 @@ static TimeoutId handler_timeout_id;
 static TimeoutId watch_timeout_id;
 static volatile sig_atomic_t handler_timed_out = false;
 static volatile sig_atomic_t handler_active = false;
+static volatile sig_atomic_t cancelled = false;
 static volatile int shutdown_msecs = 5000;
 static volatile TimestampTz stop_at = 0;
 
@@ -128,6 +131,17 @@ static TimestampTz next_reap(void);
  * Signals and timeouts
  * ------------------------------------------------------------------------
  */
+
+/*
+ * Somebody cancels what the worker does.  That is not the handler's failure,
+ * which may raise the same error by itself.
+ */
+static void
+cancel_requested(SIGNAL_ARGS)
+{
+	cancelled = true;
+	StatementCancelHandler(postgres_signal_arg);
+}
 
 /* A call of the handler takes longer than the option allows. */
 static void
@@ -433,19 +447,6 @@ judge(ErrorData *edata)
 	}
 	conflicts = 0;
 
-	/*
-	 * An operator's cancel is not the keys' fault: leave it be for a while.
-	 * But a handler can raise the same error itself.
-	 */
-	if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED && !handler_timed_out &&
-		cancels < STEADY_ATTEMPTS)
-	{
-		cancels++;
-		paused_until = retry_time(1);
-		return false;
-	}
-	cancels = 0;
-
 	mix_failing = false;
 	if (batch.nitems == 1)
 		nfailed = 1;
@@ -500,8 +501,18 @@ roll_back(int *nitems)
 		pg_atomic_write_u32(&shared->locked_out, 0);
 	*nitems = preparing ? 0 : batch.nitems;
 	preparing = false;
-	if (*nitems > 0)
+	if (cancelled && !handler_timed_out &&
+		edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
+	{
+		int			msecs = buffer ? buffer->options.backoff : 1000;
+
+		paused_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+												   Min(msecs, CANCEL_PAUSE_MSECS));
+		counts = false;
+	}
+	else if (*nitems > 0)
 		counts = judge(edata);
+	cancelled = false;
 	RESUME_INTERRUPTS();
 
 	AbortOutOfAnyTransaction();
@@ -721,7 +732,6 @@ flush_batch(TimestampTz now)
 	{
 		batch_tidy(&batch, ntaken, NULL);
 		conflicts = 0;
-		cancels = 0;
 		if (had_suspects)
 			suspect_limit = Min((int64) suspect_limit * 2, batch_size);
 		mix_failing = mix_failing || had_failing;
@@ -922,6 +932,7 @@ worker_loop(void)
 		bool		due;
 
 		ResetLatch(MyLatch);
+		cancelled = false;
 		QueryCancelPending = false; /* nothing is running */
 		CHECK_FOR_INTERRUPTS();
 		if (ConfigReloadPending)
@@ -1052,6 +1063,7 @@ statbuffer_worker_main(Datum main_arg)
 	relid = argument.relid;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGINT, cancel_requested);
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
 	BackgroundWorkerUnblockSignals();
 
