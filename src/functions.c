@@ -27,6 +27,7 @@
 #include "launcher.h"
 #include "miscadmin.h"
 #include "pending.h"
+#include "storage/ipc.h"
 #include "storage/lmgr.h"
 #include "storage/proc.h"
 #include "utils/acl.h"
@@ -684,10 +685,21 @@ sb_start(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
+/* The worker need not make way any more, however that has ended. */
+static void
+cancel_halt(int code, Datum arg)
+{
+	SharedBuffer *shared = (SharedBuffer *) DatumGetPointer(arg);
+
+	pg_atomic_write_u64(&shared->halt_at, 0);
+}
+
 Datum
 sb_stop(PG_FUNCTION_ARGS)
 {
 	Oid			relid = function_buffer_argument(fcinfo, 0);
+	TimestampTz start = GetCurrentTimestamp();
+	SharedBuffer *shared;
 	SbBuffer   *buffer;
 
 	function_check_owner(relid);
@@ -706,6 +718,25 @@ sb_stop(PG_FUNCTION_ARGS)
 							NameStr(buffer->name), buffer->options.shutdown),
 					 errdetail("What is left is kept, and flushed after sb_start().")));
 	}
-	set_stopped(buffer, true);
+
+	/*
+	 * To set the option takes a lock for which a call of the handler must be
+	 * over: it has what is left of the time.
+	 */
+	if (!buffer_attach(buffer, false))
+	{
+		set_stopped(buffer, true);
+		PG_RETURN_VOID();
+	}
+	shared = buffer->shared;
+	PG_ENSURE_ERROR_CLEANUP(cancel_halt, PointerGetDatum(shared));
+	{
+		pg_atomic_write_u64(&shared->halt_at,
+							(uint64) TimestampTzPlusMilliseconds(start,
+																 buffer->options.shutdown));
+		set_stopped(buffer, true);
+	}
+	PG_END_ENSURE_ERROR_CLEANUP(cancel_halt, PointerGetDatum(shared));
+	cancel_halt(0, PointerGetDatum(shared));
 	PG_RETURN_VOID();
 }

@@ -226,6 +226,7 @@ shared_make_buffer(Oid dboid, Oid relid, Oid owner, int64 interval)
 		pg_atomic_init_u32(&buffer->recheck, 0);
 		pg_atomic_init_u32(&buffer->parked, 0);
 		pg_atomic_init_u32(&buffer->relieve, 0);
+		pg_atomic_init_u64(&buffer->halt_at, 0);
 		pg_atomic_init_u64(&buffer->drain_asked, 0);
 		pg_atomic_init_u64(&buffer->drain_done, 0);
 		pg_atomic_init_u64(&buffer->drain_due, 0);

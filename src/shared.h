@@ -92,6 +92,13 @@ typedef struct SharedBuffer
 	pg_atomic_uint32 recheck;	/* the definition may have changed */
 	pg_atomic_uint32 parked;	/* stopped: no worker is wanted (w) */
 	pg_atomic_uint32 relieve;	/* memory is short: flush early, and reap */
+
+	/*
+	 * sb_stop() waits for the relation's lock: the worker ends what it does
+	 * when this time has come; 0: does not.  Written under
+	 * ShareUpdateExclusiveLock on the relation.
+	 */
+	pg_atomic_uint64 halt_at;
 	pg_atomic_uint64 drain_asked;	/* number of the last sb_drain() */
 	pg_atomic_uint64 drain_done;	/* the last one that is satisfied */
 	pg_atomic_uint64 drain_due; /* (w) the last one that made keys due */

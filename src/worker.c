@@ -124,6 +124,7 @@ static volatile sig_atomic_t handler_active = false;
 static volatile sig_atomic_t cancelled = false;
 static volatile int shutdown_msecs = 5000;
 static volatile TimestampTz stop_at = 0;
+static SharedBuffer *volatile watched_buffer = NULL;	/* or it is going away */
 
 static TimestampTz next_reap(void);
 
@@ -159,11 +160,25 @@ handler_timeout_expired(void)
  * Comes by during transactions, which may wait for a lock or for a handler.
  * When the server stops, they have as long as the option "shutdown" says.
  * When only this worker shall go, somebody waits for that, DROP DATABASE for
- * example, and the next worker can do it all again.
+ * example, and the next worker can do it all again.  When the buffer is being
+ * stopped, what it does is cancelled.
  */
 static void
 watch(void)
 {
+	SharedBuffer *watched = watched_buffer;
+	TimestampTz halt_at = 0;
+
+	if (watched != NULL)
+		halt_at = (TimestampTz) pg_atomic_read_u64(&watched->halt_at);
+	if (halt_at != 0 && GetCurrentTimestamp() >= halt_at)
+	{
+		cancelled = true;
+		QueryCancelPending = true;
+		InterruptPending = true;
+		SetLatch(MyLatch);
+	}
+
 	if (!ShutdownRequestPending)
 		return;
 	if (stop_at == 0)
@@ -193,6 +208,7 @@ watch(void)
 static void
 worker_exit(int code, Datum arg)
 {
+	watched_buffer = NULL;
 	LWLockReleaseAll();
 	Assert(batch.nitems == 0);
 	if (shared != NULL)
@@ -321,6 +337,7 @@ open_definition(void)
 	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relid)))
 	{
 		leaving = true;
+		watched_buffer = NULL;
 		counters_drop_buffer(shared, false);
 		shared = NULL;
 		return false;
@@ -1075,6 +1092,7 @@ statbuffer_worker_main(Datum main_arg)
 		proc_exit(0);
 	before_shmem_exit(worker_exit, (Datum) 0);
 	batch.buffer = shared;
+	watched_buffer = shared;
 
 	BackgroundWorkerInitializeConnectionByOid(argument.dboid, argument.owner,
 											  COMPAT_WORKER_FLAGS);
