@@ -14,6 +14,7 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/parallel.h"
 #include "access/relation.h"
 #include "access/xact.h"
 #include "buffer.h"
@@ -522,6 +523,17 @@ buffer_open(Oid relid, LOCKMODE lockmode)
 {
 	SbBuffer   *buffer;
 	Relation	rel;
+
+	/*
+	 * What a parallel worker adds would be gone with it, and what the
+	 * transaction has added is in the leader's memory.  Our functions don't
+	 * get here, unless by one that is declared to be parallel safe.
+	 */
+	if (IsParallelWorker())
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_TRANSACTION_STATE),
+				 errmsg("cannot use a buffer in a parallel worker"),
+				 errhint("Declare functions that use buffers as PARALLEL RESTRICTED or PARALLEL UNSAFE.")));
 
 	/* this also takes in what others have changed */
 	if (lockmode != NoLock)

@@ -694,7 +694,7 @@ xact_callback(XactEvent event, void *arg)
 		case XACT_EVENT_PARALLEL_PRE_COMMIT:
 		case XACT_EVENT_PARALLEL_COMMIT:
 		case XACT_EVENT_PARALLEL_ABORT:
-			/* the functions are parallel restricted */
+			/* buffer_open() refuses to work in a parallel worker */
 			break;
 	}
 }
