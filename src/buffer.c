@@ -301,6 +301,13 @@ xact_callback(XactEvent event, void *arg)
 			}
 			break;
 		case XACT_EVENT_COMMIT:
+		case XACT_EVENT_PREPARE:
+
+			/*
+			 * Who looks at a buffer that was changed by a prepared
+			 * transaction waits for its lock, until it is committed or rolled
+			 * back.
+			 */
 			foreach(lc, changed)
 			{
 				ChangedBuffer *entry = lfirst(lc);
@@ -315,7 +322,6 @@ xact_callback(XactEvent event, void *arg)
 			changed = NIL;
 			break;
 		case XACT_EVENT_ABORT:
-		case XACT_EVENT_PREPARE:
 			changed = NIL;
 			break;
 		default:
