@@ -447,6 +447,37 @@ log_failure(ErrorData *edata, int nkeys)
 	suppressed = 0;
 }
 
+/*
+ * Tell the log what was given up.  What isn't told because it was told a
+ * while ago is told later, at the latest when the worker leaves.
+ */
+static void
+log_discarded(bool at_once)
+{
+	static TimestampTz last_logged = 0;
+	static uint64 sum = 0;
+	static bool untold = false;
+	TimestampTz now;
+
+	sum += (uint64) batch.discarded;
+	untold |= batch.discarded != 0;
+	batch.discarded = 0;
+	if (!untold)
+		return;
+	now = GetCurrentTimestamp();
+	if (!at_once && last_logged != 0 &&
+		!TimestampDifferenceExceeds(last_logged, now, LOG_AGAIN_MSECS))
+		return;
+	last_logged = now;
+
+	ereport(LOG,
+			(errmsg("discarded counts of buffer \"%s\": " INT64_FORMAT,
+					NameStr(buffer->name), (int64) sum),
+			 errdetail("The handler failed, and the buffer's option \"restart\" is \"temporary\".")));
+	sum = 0;
+	untold = false;
+}
+
 /* Before the transaction is rolled back: say what becomes of each key. */
 static bool
 judge(ErrorData *edata)
@@ -556,12 +587,6 @@ report_failure(ErrorData *edata, int nitems)
 		batch_tidy(&batch, nitems, edata->message);
 	shared_set_error(shared, edata->message, nitems == 0);
 	log_failure(edata, nitems);
-	if (batch.discarded != 0)
-		ereport(LOG,
-				(errmsg("discarded counts of buffer \"%s\": " INT64_FORMAT,
-						NameStr(buffer->name), batch.discarded),
-				 errdetail("The handler failed, and the buffer's option \"restart\" is \"temporary\".")));
-	batch.discarded = 0;
 }
 
 /* ------------------------------------------------------------------------
@@ -744,6 +769,7 @@ flush_batch(TimestampTz now)
 	}
 	PG_END_TRY();
 	report_failure(error, nfailed);
+	log_discarded(false);
 
 	if (ntaken > 0)
 	{
@@ -1112,6 +1138,7 @@ statbuffer_worker_main(Datum main_arg)
 	remove_dropped_buffers();
 
 	worker_loop();
+	log_discarded(true);
 
 	/* one that was stopped needs no memory for idle keys at all */
 	if (shared != NULL && buffer != NULL && shared->nidle > 0)
