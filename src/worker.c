@@ -681,8 +681,12 @@ begin_call(int first_key, int nkeys, void *arg)
 	current_key = first_key;
 	current_nkeys = nkeys;
 	pg_atomic_fetch_add_u64(&shared->stats[STAT_HANDLER_CALLS], 1);
+
+	/* again and again, for a handler that catches the error and goes on */
 	if (buffer->options.handler_timeout > 0)
-		enable_timeout_after(handler_timeout_id,
+		enable_timeout_every(handler_timeout_id,
+							 TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+														 buffer->options.handler_timeout),
 							 buffer->options.handler_timeout);
 }
 
