@@ -82,7 +82,9 @@ batch_serve_requests(SharedBuffer *buffer, TimestampTz now)
 			SharedFlushRequest *request = dsa_get_address(shared_area, pointer);
 			SharedCounter *counter = counter_at(request->counter);
 
-			if (pg_atomic_read_u32(&counter->pins) & COUNTER_LINKED)
+			/* who asks from here on is heard again */
+			if (pg_atomic_fetch_and_u32(&counter->pins, ~COUNTER_ASKED) &
+				COUNTER_LINKED)
 				schedule_make_due(buffer, counter, request->counter);
 			buffer->flush_taken = request->next;
 			pg_atomic_fetch_sub_u32(&counter->pins, 1);

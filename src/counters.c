@@ -665,6 +665,8 @@ counters_request_flush(SharedBuffer *buffer, const CounterTable *table,
 	TableEntry *entry;
 	dsa_pointer pointer;
 	SharedFlushRequest *request;
+	SharedCounter *counter;
+	bool		asked;
 	uint64		head;
 
 	/* where memory is out, flushing is just what is needed: flush all */
@@ -684,8 +686,19 @@ counters_request_flush(SharedBuffer *buffer, const CounterTable *table,
 		return;
 	}
 	request->counter = entry->counter;
-	pg_atomic_fetch_add_u32(&counter_at(entry->counter)->pins, 1);
+	counter = counter_at(entry->counter);
+
+	/* one request a key will do: the worker may be busy for long */
+	asked = (pg_atomic_fetch_or_u32(&counter->pins, COUNTER_ASKED) &
+			 COUNTER_ASKED) != 0;
+	if (!asked)
+		pg_atomic_fetch_add_u32(&counter->pins, 1);
 	dshash_release_lock(table->dshash, entry);
+	if (asked)
+	{
+		dsa_free(shared_area, pointer);
+		return;
+	}
 
 	/* as in schedule_push(); the worker unpins it */
 	head = pg_atomic_read_u64(&buffer->flush_requests);

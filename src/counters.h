@@ -20,7 +20,9 @@
 #define COUNTER_LARGE		(((uint32) 1) << 29)	/* see counters_pin() */
 #define COUNTER_SUSPECT		((uint32) 1 << 28)	/* was in a batch that failed
 												 * (w) */
-#define COUNTER_PINS		(COUNTER_SUSPECT - 1)
+#define COUNTER_ASKED		((uint32) 1 << 27)	/* a SharedFlushRequest is
+												 * there */
+#define COUNTER_PINS		(COUNTER_ASKED - 1)
 
 /* Why a key failed; shared by keys that failed with the same words. */
 typedef struct SharedError
