@@ -811,9 +811,11 @@ counters_drop_requests(SharedBuffer *buffer)
 															  InvalidDsaPointer)))
 	{
 		SharedFlushRequest *request = dsa_get_address(shared_area, pointer);
+		SharedCounter *counter = counter_at(request->counter);
 
 		buffer->flush_taken = request->next;
-		pg_atomic_fetch_sub_u32(&counter_at(request->counter)->pins, 1);
+		pg_atomic_fetch_and_u32(&counter->pins, ~COUNTER_ASKED);
+		pg_atomic_fetch_sub_u32(&counter->pins, 1);
 		dsa_free(shared_area, pointer);
 	}
 }
