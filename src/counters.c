@@ -53,10 +53,20 @@ typedef struct TableEntry
 	dsa_pointer counter;		/* InvalidDsaPointer: the key searched for */
 } TableEntry;
 
-/* what a key costs: the entry with dshash's header, and the counter */
-#define ENTRY_SIZE			(MAXALIGN(sizeof(TableEntry)) + 16)
+/* who frees so many keys at once gives empty blocks back to the system */
+#define TRIM_MIN_KEYS		1000
+
 #define COUNTER_SIZE(keylen) \
 	(offsetof(SharedCounter, key) + KEY_LENGTH(keylen))
+
+/*
+ * What a key costs: the entry with dshash's header, its share of the table's
+ * buckets, of which there are 1.3 to 2.7 a key, and the counter, for which
+ * dsa.c has sizes of 16 bytes more each (or somewhat coarser).
+ */
+#define KEY_COST(keylen) \
+	(MAXALIGN(sizeof(TableEntry)) + 16 + 2 * sizeof(dsa_pointer) + \
+	 TYPEALIGN(16, COUNTER_SIZE(keylen)))
 
 /* The key searched for; entries without a counter compare as this one. */
 static const KeyBytes *searched = NULL;
@@ -243,8 +253,9 @@ counters_scan(SharedBuffer *buffer, const CounterTable *table,
  */
 
 /*
- * Do the keys take so much memory that they are to be flushed early?  The
- * tables' buckets and what allocation leaves over come on top of their bytes.
+ * Do the keys take so much memory that they are to be flushed early?  What
+ * allocation leaves over, and a table's new buckets while it has the old ones,
+ * come on top of what they cost.
  */
 bool
 counters_are_crowded(void)
@@ -264,7 +275,7 @@ report_crowded(void)
 static void
 account(SharedBuffer *buffer, uint16 keylen, int sign)
 {
-	int64		size = sign * (int64) (ENTRY_SIZE + COUNTER_SIZE(keylen));
+	int64		size = sign * (int64) KEY_COST(keylen);
 
 	pg_atomic_fetch_add_u64(&buffer->nkeys, sign);
 	pg_atomic_fetch_add_u64(&buffer->nbytes, size);
@@ -302,12 +313,10 @@ create_counter(SharedBuffer *buffer, const CounterTable *table,
 		if (DsaPointerIsValid(self))
 			dsa_free(shared_area, self);
 
-		/*
-		 * Both the bound on our memory and a full /dev/shm end here; the
-		 * latter has a message of its own.
-		 */
+		/* what dsa.c says when it meets the bound; else it is the system's */
 		report_crowded();
-		if (edata->sqlerrcode == ERRCODE_OUT_OF_MEMORY)
+		if (edata->sqlerrcode == ERRCODE_OUT_OF_MEMORY &&
+			strcmp(edata->message, _("out of memory")) == 0)
 			ereport(ERROR,
 					(errcode(ERRCODE_OUT_OF_MEMORY),
 					 errmsg("out of memory for statbuffer keys"),
@@ -316,7 +325,7 @@ create_counter(SharedBuffer *buffer, const CounterTable *table,
 					 errhint("Raise \"%s\", or find out with the view \"%s\" which buffer holds that much and whether it can be flushed.",
 							 "statbuffer.max_memory", "sb_stat_buffers")));
 		if (edata->hint == NULL)
-			edata->hint = pstrdup("The counts are in dynamic shared memory; see the setting \"statbuffer.max_memory\".");
+			edata->hint = pstrdup("Counts are kept in dynamic shared memory, of which the system has less than the setting \"statbuffer.max_memory\" allows.");
 		ReThrowError(edata);
 	}
 	PG_END_TRY();
@@ -751,6 +760,7 @@ counters_reap(SharedBuffer *buffer, const CounterTable *table,
 {
 	dshash_seq_status status;
 	TableEntry *entry;
+	uint64		nfreed = 0;
 
 	buffer->nidle = 0;
 	buffer->oldest_idle = SCHEDULE_NEVER;
@@ -777,8 +787,11 @@ counters_reap(SharedBuffer *buffer, const CounterTable *table,
 		account(buffer, counter->keylen, -1);
 		dshash_delete_current(&status);
 		dsa_free(shared_area, self);
+		nfreed++;
 	}
 	dshash_seq_term(&status);
+	if (nfreed >= TRIM_MIN_KEYS)
+		dsa_trim(shared_area);
 }
 
 /*
@@ -798,6 +811,7 @@ counters_replace_table(SharedBuffer *buffer)
 	buffer->table_number++;
 	dshash_detach(new_table);
 	dshash_destroy(old_table.dshash);
+	dsa_trim(shared_area);
 }
 
 /* Forget what sb_flush() asked for. */
@@ -876,6 +890,7 @@ counters_drop_buffer(SharedBuffer *buffer, bool with_database)
 	dshash_seq_term(&status);
 	dshash_destroy(table.dshash);
 	shared_remove_buffer(buffer);
+	dsa_trim(shared_area);
 
 	if (sum != 0)
 		ereport(LOG,

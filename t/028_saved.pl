@@ -319,7 +319,7 @@ foreach my $preloaded (0, 1)
 	make_buffer($node, 'gone', 'hourly', q{interval '1h'});
 	increment($node, 'gone', 'hourly', 'a', 41);
 	increment($node, 'gone', 'hourly', 'b', 1);
-	make_buffer($node, $db, 'fleeting', q{interval '1s', shutdown '0'});
+	make_buffer($node, $db, 'fleeting', q{interval '4s', shutdown '0'});
 	increment($node, $db, 'fleeting', 'a', 43);
 	$node->safe_psql($db, q{INSERT INTO failing_bad VALUES ('x')});
 	increment($node, $db, 'failing', 'x', 47);
