@@ -272,7 +272,7 @@ batch_settle(CounterBatch *batch)
 		sum += (uint64) item->count;
 		nkeys++;
 	}
-	pg_atomic_fetch_sub_u64(&buffer->in_flight, sum);
+	pg_atomic_fetch_add_u64(&buffer->in_flight, -sum);
 	pg_atomic_fetch_add_u64(&buffer->stats[STAT_FLUSHED_COUNT], sum);
 	pg_atomic_fetch_add_u64(&buffer->stats[STAT_FLUSHED_KEYS], nkeys);
 	pg_atomic_write_u64(&buffer->last_flush,
@@ -369,7 +369,7 @@ batch_give_back(CounterBatch *batch)
 		}
 	}
 	batch->nitems = 0;
-	pg_atomic_fetch_sub_u64(&buffer->in_flight, sum);
+	pg_atomic_fetch_add_u64(&buffer->in_flight, -sum);
 	pg_atomic_fetch_add_u64(&buffer->stats[STAT_DISCARDED],
 							(uint64) batch->discarded);
 }
@@ -383,7 +383,7 @@ batch_pass_over(CounterBatch *batch, int i)
 	BatchItem  *item = &batch->items[i];
 
 	Assert(item->count != 0 && item->verdict == VERDICT_AGAIN);
-	pg_atomic_fetch_sub_u64(&batch->buffer->in_flight, (uint64) item->count);
+	pg_atomic_fetch_add_u64(&batch->buffer->in_flight, -(uint64) item->count);
 	give_back_item(batch->buffer, item);
 	item->count = 0;
 }
