@@ -18,6 +18,8 @@
  * launcher.c	the process that starts workers
  * worker.c		the process that flushes a busy buffer
  * handler.c	the user's function that stores counts
+ * saved.c		the file of counts that were not stored at shutdown
+ * stopping.c	what is done when the server stops
  *
  * Copyright (c) 2026, statbuffer developers
  *
