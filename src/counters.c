@@ -253,15 +253,29 @@ counters_scan(SharedBuffer *buffer, const CounterTable *table,
  */
 
 /*
- * Do the keys take so much memory that they are to be flushed early?  What
- * allocation leaves over, and a table's new buckets while it has the old ones,
- * come on top of what they cost.
+ * Keys may take so much of statbuffer.max_memory, and are flushed early from
+ * so much on.  The rest is for a table's new buckets while it has the old
+ * ones, for the registry, and for what allocation leaves over.
+ *
+ * It is ours to refuse a key before dsa.c does, which costs memory: it loses
+ * the descriptor of the block that it could not get, and with it a segment
+ * that could be given back.
  */
+#define KEY_MEMORY_EIGHTHS		7
+#define CROWDED_EIGHTHS			5
+
+static inline uint64
+memory_eighths(int eighths)
+{
+	return (uint64) statbuffer_max_memory * 1024 / 8 * eighths;
+}
+
+/* Do the keys take so much memory that they are to be flushed early? */
 bool
 counters_are_crowded(void)
 {
 	return pg_atomic_read_u64(&shared_control->nbytes) >
-		(uint64) statbuffer_max_memory * 1024 / 4 * 3;
+		memory_eighths(CROWDED_EIGHTHS);
 }
 
 static void
@@ -269,6 +283,18 @@ report_crowded(void)
 {
 	if (pg_atomic_exchange_u32(&shared_control->crowded, 1) == 0)
 		shared_wake_launcher();
+}
+
+static void
+report_out_of_memory(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OUT_OF_MEMORY),
+			 errmsg("out of memory for statbuffer keys"),
+			 errdetail("All that \"%s\" allows is in use.",
+					   "statbuffer.max_memory"),
+			 errhint("Raise \"%s\", or find out with the view \"%s\" which buffer holds that much and whether it can be flushed.",
+					 "statbuffer.max_memory", "sb_stat_buffers")));
 }
 
 /* A key has come, or gone. */
@@ -292,6 +318,13 @@ create_counter(SharedBuffer *buffer, const CounterTable *table,
 	TableEntry	probe = {InvalidDsaPointer};
 	TableEntry *entry;
 	bool		found;
+
+	if (pg_atomic_read_u64(&shared_control->nbytes) + KEY_COST(key->len) >
+		memory_eighths(KEY_MEMORY_EIGHTHS))
+	{
+		report_crowded();
+		report_out_of_memory();
+	}
 
 	PG_TRY();
 	{
@@ -317,13 +350,7 @@ create_counter(SharedBuffer *buffer, const CounterTable *table,
 		report_crowded();
 		if (edata->sqlerrcode == ERRCODE_OUT_OF_MEMORY &&
 			strcmp(edata->message, _("out of memory")) == 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_OUT_OF_MEMORY),
-					 errmsg("out of memory for statbuffer keys"),
-					 errdetail("All that \"%s\" allows is in use.",
-							   "statbuffer.max_memory"),
-					 errhint("Raise \"%s\", or find out with the view \"%s\" which buffer holds that much and whether it can be flushed.",
-							 "statbuffer.max_memory", "sb_stat_buffers")));
+			report_out_of_memory();
 		if (edata->hint == NULL)
 			edata->hint = pstrdup("Counts are kept in dynamic shared memory, of which the system has less than the setting \"statbuffer.max_memory\" allows.");
 		ReThrowError(edata);

@@ -522,6 +522,7 @@ static void
 prepare_to_publish(void)
 {
 	bool		any = false;
+	bool		pinned = false;
 
 	for (PendingBuffer *pending = pending_buffers; pending;
 		 pending = pending->next)
@@ -549,6 +550,7 @@ prepare_to_publish(void)
 			pending->truncate_pins = counters_pin_all(&buffer->table,
 													  &pending->ntruncate_pins);
 			MemoryContextSwitchTo(oldcontext);
+			pinned = true;
 		}
 	}
 
@@ -574,8 +576,10 @@ prepare_to_publish(void)
 		CHECK_FOR_INTERRUPTS();
 		counters_pin(buffer->shared, &buffer->table, &key->key, key->delta,
 					 &key->pin);
+		pinned = true;
 	}
-	counters_check_open();
+	if (pinned)
+		counters_check_open();
 	if (any)
 		launcher_ensure();
 }

@@ -199,6 +199,17 @@ foreach my $preloaded (0, 1)
 	is($node->safe_psql($db, 'SELECT coalesce(sum(pending), 0) FROM sb_stat_buffers'), '0',
 		"$how: nor is anything left to store");
 
+	# Nothing is touched, and nothing goes wrong, when all is undone.
+	$node->restart;
+	is($node->safe_psql($db, q{
+			BEGIN;
+			SAVEPOINT s;
+			SELECT sb_increment('undone', 1, 'hourly');
+			ROLLBACK TO s;
+			COMMIT;
+			SELECT sb_count('undone', 'hourly') IS NULL}), "\nt",
+		"$how: a first increment that is undone");
+
 	# A key keeps the time at which it is due.
 	$node->safe_psql($db, q{ALTER FOREIGN TABLE hourly OPTIONS (SET interval '2h')});
 	increment($node, $db, 'hourly', 'due');
@@ -242,6 +253,21 @@ foreach my $preloaded (0, 1)
 	$node->restart;
 	is($node->safe_psql($db, q{SELECT sb_count('b', 'hourly')}), '1', "$how: counting went on");
 	is(files($node), '', "$how: what a crash has left is removed");
+
+	# When it can't be saved, that is told; the server stops, and starts.
+	$node->safe_psql($db, q{TRUNCATE hourly; ALTER FOREIGN TABLE hourly OPTIONS (ADD shutdown '0')});
+	increment($node, $db, 'hourly', 'lost');
+	mkdir saved_file($node, 'saved.tmp') or die $!;
+	$offset = -s $node->logfile;
+	$node->stop;
+	rmdir saved_file($node, 'saved.tmp') or die $!;
+	like(slurp_file($node->logfile, $offset),
+		qr/ERROR: .*could not create file "statbuffer.saved.tmp": Is a directory\n.*CONTEXT: .*they are lost if it fails/,
+		"$how: when counts can't be saved, the log tells that they are lost");
+	is(files($node), '', "$how: and there is no file");
+	$node->start;
+	increment($node, $db, 'hourly', 'b');
+	is($node->safe_psql($db, 'SELECT * FROM hourly'), 'b|1', "$how: the server counts");
 
 	# A file that can't be used is set aside, whatever is wrong with it.  The
 	# server starts and counts.
