@@ -532,7 +532,7 @@ relieve_buffers(void)
 		Latch	   *latch = *(Latch *volatile *) &buffer->worker_latch;
 		uint64		nbytes = pg_atomic_read_u64(&buffer->nbytes);
 
-		if (nbytes == 0 || nbytes < total / nbuffers / 2)
+		if (nbytes == 0 || nbytes < total / Max(nbuffers, 1) / 2)
 			continue;
 		pg_atomic_write_u32(&buffer->relieve, 1);
 		if (latch != NULL)
