@@ -829,7 +829,7 @@ last_flush(void)
 	/* it had no time to look at it */
 	if (buffer == NULL)
 		check_definition();
-	if (buffer == NULL || shared == NULL)
+	if (buffer == NULL || shared == NULL || shutdown_msecs == 0)
 		return;
 	if (stop_at == 0)
 		stop_at = TimestampTzPlusMilliseconds(now, shutdown_msecs);
