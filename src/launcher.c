@@ -703,6 +703,58 @@ start_workers(bool loading)
 	return next;
 }
 
+/*
+ * The launcher was told to end.  When the server stops, it saves what is held,
+ * and does.  When it alone was told, it is replaced by another one first, so
+ * that there is no time at which nobody would save: the server may be stopped
+ * before the postmaster starts it again.  Returns when that is not possible.
+ */
+static void
+end_or_hand_over(void)
+{
+	BackgroundWorker worker;
+	bool		offered = false;
+
+	for (;;)
+	{
+		ResetLatch(MyLatch);
+		if (ShutdownRequestPending)
+		{
+			/* before looking: the postmaster writes first and signals then */
+			ShutdownRequestPending = false;
+			pg_memory_barrier();
+			if (stopping_server())
+				break;
+		}
+		if (!offered)
+		{
+			fill_launcher(&worker);
+			(void) shared_offer_launcher(true);
+			if (!RegisterDynamicBackgroundWorker(&worker, NULL))
+			{
+				if (!shared_offer_launcher(false))
+					proc_exit(0);
+				ereport(LOG,
+						(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+						 errmsg("the statbuffer launcher was told to end, but stays"),
+						 errdetail("There is no background worker slot for another one.")));
+				return;
+			}
+			offered = true;
+		}
+		else if (!shared_offer_launcher(true))
+			proc_exit(0);
+		QueryCancelPending = false;
+		CHECK_FOR_INTERRUPTS();
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH, -1,
+						 compat_wait_event("StatbufferLauncherMain"));
+	}
+
+	if (shared_offer_launcher(false))
+		stopping_save();
+	proc_exit(0);
+}
+
 void
 statbuffer_launcher_main(Datum main_arg)
 {
@@ -731,7 +783,7 @@ statbuffer_launcher_main(Datum main_arg)
 	MemoryContextSwitchTo(context);
 	progress = saved_load();
 	remove_gone_databases();
-	while (!ShutdownRequestPending)
+	for (;;)
 	{
 		TimestampTz now;
 		TimestampTz next;
@@ -742,6 +794,8 @@ statbuffer_launcher_main(Datum main_arg)
 		ResetLatch(MyLatch);
 		QueryCancelPending = false; /* nothing is running */
 		CHECK_FOR_INTERRUPTS();
+		if (ShutdownRequestPending)
+			end_or_hand_over();
 		if (ConfigReloadPending)
 		{
 			ConfigReloadPending = false;
@@ -776,13 +830,4 @@ statbuffer_launcher_main(Datum main_arg)
 		(void) WaitLatch(MyLatch, events, timeout,
 						 compat_wait_event("StatbufferLauncherMain"));
 	}
-
-	if (stopping_server())
-	{
-		stopping_save();
-		proc_exit(0);
-	}
-
-	/* the postmaster starts it again for this exit code */
-	proc_exit(1);
 }

@@ -398,31 +398,55 @@ shared_close(void)
 	return closed;
 }
 
-/* Become the launcher; false when there is one. */
+/* Become the launcher; false when there is one that is to stay. */
 bool
 shared_claim_launcher(void)
 {
 	bool		claimed = false;
 
 	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
-	if (shared_control->launcher_pid == 0)
+	if (shared_control->launcher_pid == 0 || shared_control->launcher_leaving)
 	{
+		if (shared_control->launcher_pid != 0)
+			SetLatch(shared_control->launcher_latch);
 		shared_control->launcher_pid = MyProcPid;
 		shared_control->launcher_latch = MyLatch;
+		shared_control->launcher_leaving = false;
 		claimed = true;
 	}
 	LWLockRelease(&shared_control->lock);
 	return claimed;
 }
 
+/*
+ * Called by the launcher: may another one take its place from now on?  Returns
+ * false when one has.
+ */
+bool
+shared_offer_launcher(bool leaving)
+{
+	bool		is_launcher;
+
+	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
+	is_launcher = shared_control->launcher_pid == MyProcPid;
+	if (is_launcher)
+		shared_control->launcher_leaving = leaving;
+	LWLockRelease(&shared_control->lock);
+	return is_launcher;
+}
+
+/* Cease to be the launcher, unless another one has taken the place. */
 void
 shared_release_launcher(void)
 {
 	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
-	Assert(shared_control->launcher_pid == MyProcPid);
-	shared_control->launcher_pid = 0;
-	shared_control->launcher_latch = NULL;
-	shared_control->launcher_asked = 0;
+	if (shared_control->launcher_pid == MyProcPid)
+	{
+		shared_control->launcher_pid = 0;
+		shared_control->launcher_latch = NULL;
+		shared_control->launcher_leaving = false;
+		shared_control->launcher_asked = 0;
+	}
 	LWLockRelease(&shared_control->lock);
 }
 

@@ -191,6 +191,7 @@ typedef struct SharedControl
 	/* the launcher; the latch is read without the lock as the worker's is */
 	pid_t		launcher_pid;	/* 0: none */
 	Latch	   *launcher_latch;
+	bool		launcher_leaving;	/* waits for the next one to replace it */
 	TimestampTz launcher_asked; /* when one was last registered */
 
 	/*
@@ -248,6 +249,7 @@ extern void shared_release_claims(int code);
 extern bool shared_close(void);
 
 extern bool shared_claim_launcher(void);
+extern bool shared_offer_launcher(bool leaving);
 extern void shared_release_launcher(void);
 extern void shared_wake_launcher(void);
 extern bool shared_needs_launcher(void);
