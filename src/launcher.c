@@ -223,11 +223,11 @@ has_workers(Oid dboid)
 
 /*
  * Ask the workers of a database to leave, and to keep out until
- * launcher_admit() is called.  Waits until they are gone, but not for long: a
- * handler may be at work.
+ * launcher_admit() is called.  If `wait', waits until they are gone, but not
+ * for long: a handler may be at work.
  */
 void
-launcher_evict(Oid dboid)
+launcher_evict(Oid dboid, bool wait)
 {
 	TimestampTz start = GetCurrentTimestamp();
 
@@ -237,7 +237,7 @@ launcher_evict(Oid dboid)
 	shared_evict_database(dboid,
 						  TimestampTzPlusMilliseconds(start, EVICTION_MSECS));
 	tell_workers(dboid);
-	while (has_workers(dboid) &&
+	while (wait && has_workers(dboid) &&
 		   !TimestampDifferenceExceeds(start, GetCurrentTimestamp(),
 									   EVICTION_WAIT_MSECS))
 	{

@@ -74,17 +74,22 @@ object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId,
 
 /*
  * The database that a statement needs for itself, without other processes
- * connected to it; InvalidOid for none.
+ * connected to it; InvalidOid for none.  `force' is set when it terminates
+ * them.
  */
 static Oid
-database_wanted_alone(Node *statement)
+database_wanted_alone(Node *statement, bool *force)
 {
 	const char *template;
 	ListCell   *lc;
 
+	*force = false;
 	switch (nodeTag(statement))
 	{
 		case T_DropdbStmt:
+			foreach(lc, castNode(DropdbStmt, statement)->options)
+				if (strcmp(lfirst_node(DefElem, lc)->defname, "force") == 0)
+					*force = true;
 			return get_database_oid(castNode(DropdbStmt, statement)->dbname,
 									true);
 		case T_RenameStmt:
@@ -141,7 +146,8 @@ process_utility(PlannedStmt *pstmt, const char *query_string,
 				ParamListInfo params, QueryEnvironment *query_env,
 				DestReceiver *dest, QueryCompletion *qc)
 {
-	Oid			dboid = database_wanted_alone(pstmt->utilityStmt);
+	bool		force;
+	Oid			dboid = database_wanted_alone(pstmt->utilityStmt, &force);
 
 	/* who may not do it must not have workers leave for it */
 	if (!OidIsValid(dboid) || dboid == MyDatabaseId ||
@@ -154,7 +160,7 @@ process_utility(PlannedStmt *pstmt, const char *query_string,
 
 	PG_TRY();
 	{
-		launcher_evict(dboid);
+		launcher_evict(dboid, !force);
 		next_process_utility(pstmt, query_string, read_only_tree, context,
 							 params, query_env, dest, qc);
 	}
