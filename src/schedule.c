@@ -512,6 +512,7 @@ typedef enum MakeDue
 {
 	MAKE_DUE_NONE,
 	MAKE_DUE_SOUND,				/* all but the keys that fail */
+	MAKE_DUE_FAILING,			/* only these */
 	MAKE_DUE_ALL
 } MakeDue;
 
@@ -551,7 +552,8 @@ rebuild(SharedBuffer *buffer, int64 usecs, MakeDue make_due, TimestampTz now)
 				set_counted_at(counter, at, (int64) at + usecs);
 			else if (at != 0 && !schedule_is_due(buffer, counter) &&
 					 (make_due == MAKE_DUE_ALL ||
-					  (make_due == MAKE_DUE_SOUND && counter->failures == 0)))
+					  make_due == (counter->failures == 0 ? MAKE_DUE_SOUND :
+								   MAKE_DUE_FAILING)))
 				set_counted_at(counter, at,
 							   schedule_due_now(buffer, counter));
 		}
@@ -574,6 +576,13 @@ void
 schedule_make_all_due(SharedBuffer *buffer, bool failing_too, TimestampTz now)
 {
 	rebuild(buffer, 0, failing_too ? MAKE_DUE_ALL : MAKE_DUE_SOUND, now);
+}
+
+/* Try keys that fail again now: what they fail for may have gone. */
+void
+schedule_retry(SharedBuffer *buffer, TimestampTz now)
+{
+	rebuild(buffer, 0, MAKE_DUE_FAILING, now);
 }
 
 /* Sort all keys in again: counts were cleared, and are counted anew. */

@@ -97,6 +97,7 @@ extern void schedule_make_due(struct SharedBuffer *buffer,
 							  struct SharedCounter *counter, dsa_pointer self);
 extern void schedule_make_all_due(struct SharedBuffer *buffer,
 								  bool failing_too, TimestampTz now);
+extern void schedule_retry(struct SharedBuffer *buffer, TimestampTz now);
 extern void schedule_sort_again(struct SharedBuffer *buffer, TimestampTz now);
 extern uint64 schedule_mark_due(struct SharedBuffer *buffer, uint32 flag);
 extern void schedule_set_interval(struct SharedBuffer *buffer, int64 interval,

@@ -126,6 +126,8 @@ typedef struct SharedBuffer
 	TimestampTz oldest_idle;	/* (w) */
 	TimestampTz reap_at;		/* (w) */
 
+	uint8		seen_shape;		/* (w) the one that the worker saw last */
+
 	/* taken and not settled: written by the worker, read by anyone */
 	pg_atomic_uint64 in_flight;
 	pg_atomic_uint32 failing;	/* keys whose last attempt failed */

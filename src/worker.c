@@ -372,6 +372,13 @@ open_definition(void)
 	schedule_set_interval(shared, (int64) buffer->options.interval * 1000,
 						  GetCurrentTimestamp());
 
+	/* and those that did not fit the key columns may fit them now */
+	if (shared->seen_shape != buffer->table.shape)
+	{
+		shared->seen_shape = buffer->table.shape;
+		schedule_retry(shared, GetCurrentTimestamp());
+	}
+
 	if (buffer->options.batch_size != batch_size)
 	{
 		MemoryContext oldcontext = MemoryContextSwitchTo(TopMemoryContext);
