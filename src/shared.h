@@ -116,6 +116,9 @@ typedef struct SharedBuffer
 	int			start_failures; /* how many in a row didn't */
 	TimestampTz start_after;	/* no worker is started before this */
 	int			breakdowns;		/* (w) failures of the buffer itself, in a row */
+	int			failure_logged; /* (w) the SQLSTATE that the log was told last */
+	TimestampTz failure_logged_at;	/* (w) when; 0: never */
+	uint64		failures_untold;	/* (w) since then */
 	TimestampTz left_at;		/* when the last worker left */
 
 	/*

@@ -414,25 +414,27 @@ retry_time(int failures)
 									   Min(msecs, most));
 }
 
-/* Tell the log of a failure, unless it was told a while ago. */
+/*
+ * Tell the log of a failure, unless it was told a while ago, if by another
+ * worker of the buffer.
+ */
 static void
 log_failure(ErrorData *edata, int nkeys)
 {
-	static int	last_sqlstate = 0;
-	static TimestampTz last_logged = 0;
-	static uint64 suppressed = 0;
 	TimestampTz now = GetCurrentTimestamp();
+	uint64		suppressed = shared->failures_untold;
 
-	if (last_logged != 0 &&
-		!TimestampDifferenceExceeds(last_logged, now,
-									edata->sqlerrcode == last_sqlstate ?
+	if (shared->failure_logged_at != 0 &&
+		!TimestampDifferenceExceeds(shared->failure_logged_at, now,
+									edata->sqlerrcode == shared->failure_logged ?
 									LOG_AGAIN_MSECS : LOG_OTHER_MSECS))
 	{
-		suppressed++;
+		shared->failures_untold++;
 		return;
 	}
-	last_sqlstate = edata->sqlerrcode;
-	last_logged = now;
+	shared->failure_logged = edata->sqlerrcode;
+	shared->failure_logged_at = now;
+	shared->failures_untold = 0;
 
 	ereport(LOG,
 			(errcode(edata->sqlerrcode),
@@ -451,7 +453,6 @@ log_failure(ErrorData *edata, int nkeys)
 			 suppressed > 0 ?
 			 errcontext("%llu failures since the last such message",
 						(unsigned long long) suppressed) : 0));
-	suppressed = 0;
 }
 
 /*
