@@ -81,6 +81,11 @@ static const OptionDef option_defs[] = {
 
 static HTAB *buffers = NULL;
 
+/* with so many, look for those whose relations are gone */
+#define FORGET_MIN			32
+
+static long forget_at = FORGET_MIN;
+
 /* of all buffers, so that no two definitions have the same */
 static uint32 last_version = 0;
 
@@ -519,6 +524,46 @@ build(SbBuffer *buffer, Relation rel)
 }
 
 /*
+ * Forget the definitions of relations that are gone, or a session that makes
+ * and drops buffers would grow without end.  What the transaction has counted
+ * in stays, and what is being read can't be dropped.
+ */
+static void
+forget_dropped(void)
+{
+	HASH_SEQ_STATUS status;
+	SbBuffer   *buffer;
+	List	   *relids = NIL;
+	ListCell   *lc;
+
+	/* looking at catalogs may call invalidate(), so first the candidates */
+	hash_seq_init(&status, buffers);
+	while ((buffer = hash_seq_search(&status)) != NULL)
+		if (!buffer->valid && buffer->pending == NULL)
+			relids = lappend_oid(relids, buffer->relid);
+
+	foreach(lc, relids)
+	{
+		Oid			relid = lfirst_oid(lc);
+
+		if (SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relid)))
+			continue;
+		buffer = hash_search(buffers, &relid, HASH_FIND, NULL);
+		if (buffer->table.dshash != NULL)
+			dshash_detach(buffer->table.dshash);
+		if (buffer->shape_context)
+			MemoryContextDelete(buffer->shape_context);
+		if (buffer->options_context)
+			MemoryContextDelete(buffer->options_context);
+		(void) hash_search(buffers, &relid, HASH_REMOVE, NULL);
+	}
+	list_free(relids);
+
+	/* the effort stays in proportion to the buffers that were opened */
+	forget_at = Max(FORGET_MIN, 2 * hash_get_num_entries(buffers));
+}
+
+/*
  * Lock a relation and get what is known of it as a buffer.  The lock is kept
  * to the end of the transaction; with NoLock the caller has one.
  *
@@ -562,6 +607,8 @@ buffer_open(Oid relid, LOCKMODE lockmode)
 
 	if (buffer == NULL)
 	{
+		if (hash_get_num_entries(buffers) >= forget_at)
+			forget_dropped();
 		buffer = hash_search(buffers, &relid, HASH_ENTER, NULL);
 		memset((char *) buffer + sizeof(Oid), 0,
 			   sizeof(SbBuffer) - sizeof(Oid));

@@ -33,9 +33,10 @@ typedef struct BufferOptions
 struct PendingBuffer;
 
 /*
- * A buffer as this backend knows it.  The struct is never freed; what is in
- * it is good from buffer_open() to the end of the transaction, or until the
- * transaction itself alters the relation, which clears `valid'.  `version'
+ * A buffer as this backend knows it.  What is in it is good from
+ * buffer_open() to the end of the transaction, or until the transaction
+ * itself alters the relation, which clears `valid'.  The struct is there as
+ * long as the relation is, or is counted in.  `version'
  * changes with the shape; who keeps something made for `desc' remembers it.
  */
 typedef struct SbBuffer
