@@ -89,7 +89,7 @@ database_wanted_alone(Node *statement, bool *force)
 		case T_DropdbStmt:
 			foreach(lc, castNode(DropdbStmt, statement)->options)
 				if (strcmp(lfirst_node(DefElem, lc)->defname, "force") == 0)
-					*force = true;
+				*force = true;
 			return get_database_oid(castNode(DropdbStmt, statement)->dbname,
 									true);
 		case T_RenameStmt:
