@@ -17,6 +17,10 @@ work=${SB_WORK:-}
 keep=${SB_KEEP:-}
 server_log=
 
+# A server refuses to run as root; Debian's server package made this user.
+tester=()
+[ "$(id -u)" != 0 ] || tester=(setpriv --reuid=postgres --regid=postgres --init-groups)
+
 say() {
 	printf '== %s\n' "$*"
 }
@@ -117,13 +121,14 @@ sandbox() {
 		return
 	fi
 
-	tester=()
-	if [ "$(id -u)" = 0 ]; then
-		# Debian's server package made this user.
-		tester=(setpriv --reuid=postgres --regid=postgres --init-groups)
-	fi
 	# Sockets live in here, and the path of a socket must be short.
 	work=$(mktemp -d "${TMPDIR:-/tmp}/sb.XXXXXX")
+	# For a PostgreSQL that was built with sanitizers: what they find ends the
+	# process as a crash and is told in a file of its own.  Memory that a
+	# process does not free before it ends is no leak to PostgreSQL; and it
+	# measures the depth of its stack, so locals must be on the stack.
+	export ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0:abort_on_error=1:log_path=$work/log/san
+	export UBSAN_OPTIONS=print_stacktrace=1:abort_on_error=1:log_path=$work/log/san
 	trap leave_sandbox EXIT
 	copy_sources
 	[ "$(id -u)" != 0 ] || chown -R postgres:postgres "$work"
@@ -137,6 +142,7 @@ sandbox() {
 		exec "${tester[@]}" env -i \
 			PATH=/usr/local/bin:/usr/bin:/bin HOME="$work" TMPDIR="$work/tmp" \
 			LC_ALL=C.UTF-8 TERM="${TERM:-dumb}" PG_CONFIG="$PG_CONFIG" \
+			ASAN_OPTIONS="$ASAN_OPTIONS" UBSAN_OPTIONS="$UBSAN_OPTIONS" \
 			SB_WORK="$work" SB_KEEP="$keep" bash "$script" "$@"
 	) </dev/null &
 	child=$!
