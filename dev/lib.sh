@@ -16,6 +16,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 work=${SB_WORK:-}
 keep=${SB_KEEP:-}
 server_log=
+# How long the tests and pg_ctl wait for what should happen, in seconds.
+patience=180
 
 # A server refuses to run as root; Debian's server package made this user.
 tester=()
@@ -142,6 +144,7 @@ sandbox() {
 		exec "${tester[@]}" env -i \
 			PATH=/usr/local/bin:/usr/bin:/bin HOME="$work" TMPDIR="$work/tmp" \
 			LC_ALL=C.UTF-8 TERM="${TERM:-dumb}" PG_CONFIG="$PG_CONFIG" \
+			PG_TEST_TIMEOUT_DEFAULT="$patience" PGCTLTIMEOUT="$patience" \
 			ASAN_OPTIONS="$ASAN_OPTIONS" UBSAN_OPTIONS="$UBSAN_OPTIONS" \
 			SB_WORK="$work" SB_KEEP="$keep" bash "$script" "$@"
 	) </dev/null &
