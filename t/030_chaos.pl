@@ -97,6 +97,7 @@ sub any { return $_[ int rand @_ ]; }
 
 my $is_preloaded;
 my $log_read = 0;
+my $stored_besides;			# see reckon()
 
 sub write_settings
 {
@@ -119,6 +120,7 @@ sub start_server
 	write_settings(2 + int rand 10);
 	record('start, ' . ($is_preloaded ? 'preloaded' : 'not preloaded'));
 	$node->start;
+	$stored_besides = undef;
 	$done{ $is_preloaded ? 'starts, preloaded' : 'starts, not preloaded' }++;
 	return;
 }
@@ -646,7 +648,7 @@ sub cause_event
 # The reckoning
 #
 
-my $exact = 1;
+my $keys_off = 0;
 
 # Compares each key, while everything goes on.
 sub reckon
@@ -664,10 +666,22 @@ sub reckon
 	}
 	die "cannot reckon: $err" if $status != 0;
 
+	# what was stored when the server started is not in its statistics
+	my @lines = split /\n/, $out;
+	my $besides = join "\n", grep { /^=/ } @lines;
+	my @off = grep { !/^=/ } @lines;
+
+	$stored_besides //= $besides;
 	$done{reckonings}++;
-	record("reckoning $when: " . ($out eq '' ? 'exact' : "OFF\n$out"));
-	is($out, '', "$when, each key has what the ledger says, to the last one");
-	$exact = 0 if $out ne '';
+	record("reckoning $when: "
+		  . (@off ? 'OFF' : $besides ne $stored_besides ? 'statistics are off' : 'exact'));
+	record("  $_") foreach @off;
+	$keys_off += @off;
+	$#off = 19 if @off > 20;
+	is(join("\n", @off),
+		'', "$when, each key has what the ledger says, to the last one");
+	is($besides, $stored_besides, 'and the statistics agree')
+	  if $besides ne $stored_besides;
 	return;
 }
 
@@ -898,7 +912,7 @@ my $next_reckoning = time + 3;
 my $next_note = time + 10;
 
 start_load($end - time);
-while (time < $end && $exact)
+while (time < $end && !$keys_off)
 {
 	start_struck();
 	undo_due();
@@ -915,10 +929,10 @@ while (time < $end && $exact)
 		reckon(sprintf 'after %d s', time - $started);
 		$next_reckoning = time + 2 + rand 8;
 	}
-	if ($restarts && $exact && time >= $next_restart && time < $end - 3)
+	if ($restarts && !$keys_off && time >= $next_restart && time < $end - 3)
 	{
 		restart_server();
-		last if !$exact;
+		last if $keys_off;
 		start_load($end - time);
 		$next_restart = time + 5 + rand 20;
 	}
@@ -936,7 +950,7 @@ while (time < $end && $exact)
 #
 
 record('peace');
-finish_load($exact);
+finish_load(!$keys_off);
 sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE $is_session");
 finish_struck();
 $node->poll_query_until('postgres',
@@ -945,12 +959,11 @@ $node->poll_query_until('postgres',
 add_statistics();
 
 # What is off is looked at as it is.
-make_peace() if $exact;
+make_peace() if !$keys_off;
 
 read_log();
 
 # What the chaos was like
-my $off = $exact ? 0 : 'some, see above';
 my ($sum, $entries, $keys) = split /\|/,
   sql('SELECT sum(n), sum(entries), count(*) FROM books');
 my ($attempts, $doubtful) = split /\|/, sql(doubtful_sql());
@@ -966,7 +979,7 @@ my @figures = (
 	[ 'in so many keys', $keys ],
 	[ 'asynchronous increments reconciled', $attempts ],
 	[ '  sessions cut off in the middle of one', $doubtful ],
-	[ 'keys off', $off ],
+	[ 'keys off', $keys_off ],
 	(map { [ $_, $done{$_} ] } sort keys %done),
 	(map { [ "handlers failed: $_", $failures{$_} ] } @failure_kinds));
 my $table = join '', map { sprintf "%-52s %s\n", @$_ } @figures;
@@ -975,16 +988,20 @@ note($_) foreach split /\n/, $table;
 append_to_file($report, $table) if $report;
 
 # and was it one?
-foreach my $what (
-	'workers terminated', 'workers cancelled', 'launchers terminated',
-	'sessions cancelled', 'sessions terminated', $restarts ? 'restarts' : ())
+if (!$keys_off)
 {
-	cmp_ok($done{$what}, '>', 0, "there were $what: $done{$what}");
-}
-foreach my $kind ('deadlock', 'serialization', 'refused_at_commit', 'returned_false')
-{
-	cmp_ok($failures{$kind}, '>', 0,
-		"there were handlers that failed: $kind");
+	foreach my $what (
+		'workers terminated', 'workers cancelled', 'launchers terminated',
+		'sessions cancelled', 'sessions terminated', $restarts ? 'restarts' : ())
+	{
+		cmp_ok($done{$what}, '>', 0, "there were $what: $done{$what}");
+	}
+	# A short run on a slow machine may not have everything.
+	foreach my $kind ($seconds >= 100 ? @failure_kinds : ())
+	{
+		cmp_ok($failures{$kind}, '>', 0,
+			"there were handlers that failed: $kind");
+	}
 }
 
 $node->stop('fast');
