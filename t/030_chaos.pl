@@ -851,13 +851,16 @@ sub make_peace
 	{
 		is(sql("SELECT sb_drain('$buffer', '180s')"), 't', "$buffer is drained");
 	}
-	foreach my $type ('int', 'bigint')
+	# As long as keys of one type are held, those of the other can't be stored.
+	my $drained = 'f';
+	foreach my $attempt (1 .. 60)
 	{
 		insist('key columns altered',
-			"ALTER FOREIGN TABLE shifty ALTER key TYPE $type");
-		is(sql("SELECT sb_drain('shifty', '180s')"),
-			't', "shifty is drained of its keys of type $type");
+			'ALTER FOREIGN TABLE shifty ALTER key TYPE ' . ($attempt % 2 ? 'int' : 'bigint'));
+		$drained = sql("SELECT sb_drain('shifty', '3s')");
+		last if $drained eq 't';
 	}
+	is($drained, 't', 'shifty is drained of its keys of either type');
 	is(sql('SELECT count(*) FROM held'), '0', 'nothing is held after the drains');
 	reckon('in the end');
 	is( sql(
