@@ -297,18 +297,24 @@ sub undo_later
 	return;
 }
 
+# Undoes what is to be undone by now, or all.  One thing may be in the way of
+# another, so what does not work is tried again.
 sub undo_due
 {
 	my ($all) = @_;
 
-	foreach my $name (sort keys %undo)
+	foreach my $attempt (1 .. ($all ? 100 : 1))
 	{
-		my ($when, $how) = @{ $undo{$name} };
+		foreach my $name (sort keys %undo)
+		{
+			my ($when, $how) = @{ $undo{$name} };
 
-		next if !$all && time < $when;
-		delete $undo{$name};
-		$how->();
+			delete $undo{$name} if ($all || time >= $when) && $how->();
+		}
+		return if !%undo;
+		usleep(100_000) if $all;
 	}
+	die 'cannot undo: ' . join(', ', sort keys %undo) if $all;
 	return;
 }
 
@@ -374,7 +380,7 @@ sub change_handler
 {
 	my $name = handler_sql();
 	my $plain_name = $name =~ s/\(.*//r;
-	my $restore = sub { insist('handlers made again', handler_sql($name)) };
+	my $restore = sub { try('handlers made again', handler_sql($name)) };
 	my $way = int rand 5;
 
 	return if exists $undo{$name};
@@ -396,7 +402,7 @@ sub change_handler
 		  and undo_later(
 			$name,
 			sub {
-				insist('handlers taken back',
+				try('handlers taken back',
 					"ALTER FUNCTION $name OWNER TO $owner");
 			});
 	}
@@ -406,7 +412,7 @@ sub change_handler
 		  and undo_later(
 			$name,
 			sub {
-				insist('handlers allowed',
+				try('handlers allowed',
 					"GRANT EXECUTE ON FUNCTION $name TO PUBLIC");
 			});
 	}
@@ -420,7 +426,7 @@ sub change_handler
 		  and undo_later(
 			'wide_arrays',
 			sub {
-				insist('handlers that take arrays dropped',
+				try('handlers that take arrays dropped',
 					'DROP FUNCTION store_wide(int[], bigint[])');
 			});
 	}
@@ -452,7 +458,7 @@ sub change_role
 		return if exists $undo{"$role login"};
 		try('roles locked out', "ALTER ROLE $role $out");
 		undo_later("$role login",
-			sub { insist('roles let in again', "ALTER ROLE $role $in") });
+			sub { try('roles let in again', "ALTER ROLE $role $in") });
 	}
 	else
 	{
@@ -460,7 +466,7 @@ sub change_role
 		undo_later(
 			"$role settings",
 			sub {
-				insist('settings of roles reset', "ALTER ROLE $role RESET ALL;"
+				try('settings of roles reset', "ALTER ROLE $role RESET ALL;"
 					  . ( $role eq 'repeater' ? "ALTER ROLE $role SET default_transaction_isolation = 'repeatable read'"
 						: $role eq 'serializer' ? "ALTER ROLE $role SET default_transaction_isolation = 'serializable'"
 						: ''));
@@ -571,7 +577,7 @@ my @events = (
 			return if exists $undo{stopped};
 			try('buffers stopped', "SELECT sb_stop('rough')");
 			undo_later('stopped',
-				sub { insist('buffers started', "SELECT sb_start('rough')") });
+				sub { try('buffers started', "SELECT sb_start('rough')") });
 		}
 	],
 	[
@@ -582,7 +588,7 @@ my @events = (
 			  and undo_later(
 				'renamed',
 				sub {
-					insist('buffers renamed',
+					try('buffers renamed',
 						'ALTER FOREIGN TABLE smooth RENAME TO rough');
 				},
 				0.5);
@@ -601,7 +607,7 @@ my @events = (
 			return if exists $undo{gate};
 			try('gates closed', 'BEGIN; DELETE FROM passed; DELETE FROM gate; COMMIT')
 			  and undo_later('gate',
-				sub { insist('gates opened', 'INSERT INTO gate VALUES (1)') });
+				sub { try('gates opened', 'INSERT INTO gate VALUES (1)') });
 		}
 	],
 	[
@@ -613,7 +619,7 @@ my @events = (
 			undo_later(
 				'mood',
 				sub {
-					insist('moods changed',
+					try('moods changed',
 						'UPDATE mood SET failing = 0.05, slow = 0.01');
 				});
 		}
