@@ -192,7 +192,9 @@ sub start_load
 	my @command = (
 		$node->installed_command('pgbench'), '-n',
 		'-M', any('simple', 'extended', 'prepared'),
-		'-c', '6', '-j', '1',
+		# Each its own thread: preparing a statement blocks all of a thread's
+		# sessions, and one that waits may wait for another one of them.
+		'-c', '6', '-j', '6',
 		'-T', int($duration) || 1,
 		'--random-seed', $seed + $load_number++,
 		'-h', $node->host, '-p', $node->port);
@@ -670,7 +672,11 @@ sub reckon
 		last if $status == 0 || $err !~ /deadlock detected/;
 		record('deadlock at the reckoning');
 	}
-	die "cannot reckon: $err" if $status != 0;
+	if ($status != 0)
+	{
+		record(sql('SELECT pid, backend_type, pg_blocking_pids(pid), state, wait_event, query FROM pg_stat_activity'));
+		die "cannot reckon: $err";
+	}
 
 	# what was stored when the server started is not in its statistics
 	my @lines = split /\n/, $out;
@@ -772,6 +778,20 @@ my @stops = (
 		sub {
 			begin_stop('fast');
 			strike_while_stopping(time + rand 3);
+			complete_stop('fast');
+		}
+	],
+	[
+		# nobody is left who knows of the counts
+		'fast, just after everybody of ours was terminated',
+		1,
+		sub {
+			end_clients();
+			sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+				 WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()");
+			strike('workers terminated', 'pg_terminate_backend', $is_worker, 20);
+			strike('launchers terminated', 'pg_terminate_backend', $is_launcher);
+			usleep(int rand 100_000) if int rand 2;
 			complete_stop('fast');
 		}
 	],
@@ -912,7 +932,8 @@ sql(q{
 $done{$_} = 0
   foreach ('workers terminated', 'workers cancelled', 'launchers terminated',
 	'launchers cancelled', 'sessions terminated', 'sessions cancelled',
-	'struck while the server stopped', 'restarts', 'deadlocks in workers');
+	'struck while the server stopped', 'reckonings', 'restarts',
+	'deadlocks in workers');
 
 my $end = time + $seconds;
 my $strike_launcher = time + 5;
@@ -947,8 +968,8 @@ while (time < $end && !$keys_off)
 	}
 	if (time >= $next_note)
 	{
-		note(sprintf '%d s: %d reckonings, %d restarts',
-			time - $started, $done{reckonings} // 0, $done{restarts});
+		record("so far: $done{reckonings} reckonings, $done{restarts} restarts,"
+			  . " $keys_off keys off");
 		$next_note = time + 10;
 	}
 	usleep(50_000);

@@ -439,6 +439,7 @@ sub balance_sql
 {
 	return q{
 SET LOCAL deadlock_timeout = '30s';
+SET LOCAL statement_timeout = '180s';
 LOCK TABLE ledger IN ACCESS EXCLUSIVE MODE;
 LOCK TABLE stored IN EXCLUSIVE MODE;
 INSERT INTO books AS b SELECT buffer, key, sum(n), count(*) FROM ledger GROUP BY 1, 2
