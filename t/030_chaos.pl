@@ -789,8 +789,13 @@ my @stops = (
 			end_clients();
 			sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 				 WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()");
-			strike('workers terminated', 'pg_terminate_backend', $is_worker, 20);
 			strike('launchers terminated', 'pg_terminate_backend', $is_launcher);
+			foreach my $attempt (1 .. 20)
+			{
+				last if !strike('workers terminated',
+					'pg_terminate_backend', "$is_worker OR $is_launcher", 20);
+				usleep(20_000);
+			}
 			usleep(int rand 100_000) if int rand 2;
 			complete_stop('fast');
 		}
