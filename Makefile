@@ -4,6 +4,7 @@ OBJS = \
 	src/buffer.o \
 	src/counters.o \
 	src/fdw.o \
+	src/flush.o \
 	src/functions.o \
 	src/handler.o \
 	src/key.o \

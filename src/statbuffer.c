@@ -17,6 +17,7 @@
  * shared.c		the shared memory area
  * launcher.c	the process that starts workers
  * worker.c		the process that flushes a busy buffer
+ * flush.c		one flush: take, hand over, commit, judge what fails
  * handler.c	the user's function that stores counts
  * saved.c		the file of counts that were not stored at shutdown
  * stopping.c	what is done when the server stops

@@ -1,0 +1,41 @@
+/*-------------------------------------------------------------------------
+ *
+ * flush.h
+ *	  One flush.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef STATBUFFER_FLUSH_H
+#define STATBUFFER_FLUSH_H
+
+#include "buffer.h"
+
+/* What a worker process works on, and how it stands with it. */
+typedef struct WorkerState
+{
+	Oid			relid;
+	SharedBuffer *shared;		/* NULL: it is not ours any more */
+	SbBuffer   *buffer;			/* NULL: the definition wasn't read yet */
+	bool		leaving;		/* the main loop ends */
+	TimestampTz paused_until;	/* the buffer itself fails */
+
+	/* for the signal handler that ends what takes too long */
+	volatile int shutdown_msecs;
+	volatile TimestampTz stop_at;	/* 0: nobody has told us to stop */
+} WorkerState;
+
+extern WorkerState worker;
+
+extern void flush_claimed(SharedBuffer *shared);
+extern void flush_connected(void);
+extern void flush_end(void);
+extern void flush_forget_cancel(void);
+extern void flush_begin_transaction(void);
+extern void flush_commit_transaction(void);
+extern void flush_check_definition(void);
+extern void flush_batch(TimestampTz now);
+extern void flush_log_discarded(bool at_once);
+
+#endif							/* STATBUFFER_FLUSH_H */
