@@ -210,6 +210,8 @@ END $$;
 -- The same in an exception block, which sees what went wrong.
 CREATE FUNCTION store(b text, keys text[], counts bigint[]) RETURNS boolean
 LANGUAGE plpgsql AS $$
+DECLARE
+	result boolean;
 BEGIN
 	BEGIN
 		PERFORM count(*) FROM notes WHERE key = ANY (keys);
@@ -222,7 +224,13 @@ BEGIN
 		WHEN lock_not_available THEN PERFORM nextval('failed_lock_timeout'); RAISE;
 		WHEN query_canceled THEN PERFORM nextval('failed_cut_off'); RAISE;
 	END;
-	RETURN in_the_mood(1);
+	result := in_the_mood(1);
+
+	-- A conflict that others make from here on shows only when it commits.
+	IF current_setting('transaction_isolation') = 'serializable' THEN
+		PERFORM pg_sleep(random() * 0.1);
+	END IF;
+	RETURN result;
 END $$;
 };
 
