@@ -129,7 +129,7 @@ sandbox() {
 	# process as a crash and is told in a file of its own.  Memory that a
 	# process does not free before it ends is no leak to PostgreSQL; and it
 	# measures the depth of its stack, so locals must be on the stack.
-	export ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0:abort_on_error=1:log_path=$work/log/san
+	export ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0:abort_on_error=1:quarantine_size_mb=32:log_path=$work/log/san
 	export UBSAN_OPTIONS=print_stacktrace=1:abort_on_error=1:log_path=$work/log/san
 	trap leave_sandbox EXIT
 	copy_sources
