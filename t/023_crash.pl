@@ -321,6 +321,23 @@ foreach (1, 0)
 	crash_under_load('a worker that flushes', sub { kill_process(worker_of('quick'), $_[0]) });
 	crash_under_load('the postmaster under load', \&kill_postmaster);
 
+	# What a clean shutdown has saved is loaded when the server starts, or when
+	# somebody looks at counts.  Before that, a crash costs none of it; after
+	# that, it is held like all else, and does not come back.
+	$node->restart;
+	if (!$preloaded)
+	{
+		psql_session('victim');
+		wait_for($node, $db, q{SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name = 'victim'},
+			"$how: there is a session");
+		kill_process(pid_of(q{application_name = 'victim'}), "$how, before counts are loaded");
+		$_->{run}->finish for splice @sessions;
+	}
+	is(sql('SELECT count(*), sum(n) FROM held'), '30|465', "$how: what was saved is there");
+	crash('after counts were loaded', sub {
+		kill_process(pid_of(q{backend_type = 'statbuffer launcher'}), $_[0])
+	});
+
 	# After all that, a clean end.
 	is(sql(q{SELECT sb_drain('slow')}), 't', "$how: drained");
 	is(sql('SELECT count(*) FROM held'), '0', "$how: nothing is held");
