@@ -71,13 +71,20 @@ packaged_major() {
 
 # In a subshell, so that its trap takes the configuration away again however
 # the installation ends.  Debian's server package would create and start a
-# cluster when it is first installed, which nobody asked us to do.
+# cluster when it is first installed, and other packages would start services,
+# which nobody asked us to do.
 install_packages() (
 	conf_dir=/etc/postgresql-common/createcluster.d
 	conf=$conf_dir/statbuffer-dev.conf
-	trap 'as_root rm -f $conf; as_root rmdir --ignore-fail-on-non-empty $conf_dir' EXIT
+	policy=/usr/sbin/policy-rc.d
+	[ ! -e "$policy" ] || policy=
+	trap 'as_root rm -f $conf $policy; as_root rmdir --ignore-fail-on-non-empty $conf_dir' EXIT
 	as_root mkdir -p $conf_dir
 	echo 'create_main_cluster = false' | as_root tee $conf >/dev/null
+	if [ -n "$policy" ]; then
+		printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+		as_root chmod 755 "$policy"
+	fi
 	as_root env DEBIAN_FRONTEND=noninteractive \
 		apt-get -qq -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "$@" </dev/null >/dev/null
 )
