@@ -533,11 +533,11 @@ prepare_to_publish(void)
 		if (pending->lock_level == 0 && pending->truncate_level == 0)
 			continue;
 		pending->dropped = !buffer_revalidate(buffer);
-		if (!pending->dropped && pending->truncate_level > 0 &&
-			buffer_attach(buffer, false))
+		if (!pending->dropped && pending->truncate_level > 0)
 		{
 			MemoryContext oldcontext;
 
+			/* before looking whether there is anything: it may yet come */
 			if (!launcher_await_saved())
 				ereport(ERROR,
 						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -546,6 +546,8 @@ prepare_to_publish(void)
 						 errdetail("Counts that were saved when the server was stopped are still being loaded."),
 						 errhint("Try again when \"%s\" is gone from the data directory.",
 								 SAVED_LOADING_FILE)));
+			if (!buffer_attach(buffer, false))
+				continue;
 			oldcontext = MemoryContextSwitchTo(TopTransactionContext);
 			pending->truncate_pins = counters_pin_all(&buffer->table,
 													  &pending->ntruncate_pins);
