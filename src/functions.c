@@ -460,6 +460,7 @@ drain(SbBuffer *buffer, int64 timeout)
 	SharedBufferKey key;
 	Relation	rel;
 	bool		locked;
+	bool		loaded;
 	uint64		ticket;
 	DrainState	state;
 
@@ -474,8 +475,10 @@ drain(SbBuffer *buffer, int64 timeout)
 						NameStr(buffer->name)),
 				 errhint("Drain it before it is altered or truncated, or after that is committed.")));
 
+	/* what is not loaded yet can't be flushed */
+	loaded = launcher_await_saved();
 	if (!buffer_attach(buffer, false))
-		return DRAIN_DONE;
+		return loaded ? DRAIN_DONE : DRAIN_TIMED_OUT;
 	shared = buffer->shared;
 	key = shared->key;
 	if (shared->worker_pid == MyProcPid)
@@ -528,6 +531,8 @@ drain(SbBuffer *buffer, int64 timeout)
 										   compat_wait_event("StatbufferDrain"));
 	}
 	ConditionVariableCancelSleep();
+	if (state == DRAIN_DONE && !loaded)
+		state = DRAIN_TIMED_OUT;
 	return state;
 }
 
