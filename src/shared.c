@@ -331,7 +331,12 @@ shared_claim_worker(Oid dboid, Oid relid)
 	{
 		buffer->worker_pid = MyProcPid;
 		buffer->worker_latch = MyLatch;
-		buffer->worker_connected = false;
+
+		/*
+		 * A worker that was on its way when the launcher claimed the buffer,
+		 * to load counts, did not fail to come up.
+		 */
+		buffer->worker_connected = shared_control->launcher_pid == MyProcPid;
 		shared_control->nclaimed++;
 		claims[i] = buffer;
 		claimed = true;
