@@ -868,22 +868,26 @@ counters_drop_requests(SharedBuffer *buffer)
 bool
 counters_wait_unpinned(const CounterTable *table, TimestampTz until)
 {
-	dshash_seq_status status;
-	TableEntry *entry;
-	bool		result = true;
+	bool		pinned;
 
-	dshash_seq_init(&status, table->dshash, false);
-	while (result && (entry = dshash_seq_next(&status)) != NULL)
+	for (;;)
 	{
-		SharedCounter *counter = counter_at(entry->counter);
+		dshash_seq_status status;
+		TableEntry *entry;
 
-		/* who lets go of one takes no lock */
-		while ((pg_atomic_read_u32(&counter->pins) & COUNTER_PINS) != 0 &&
-			   (result = GetCurrentTimestamp() < until))
-			pg_usleep(1000);
+		pinned = false;
+		dshash_seq_init(&status, table->dshash, false);
+		while (!pinned && (entry = dshash_seq_next(&status)) != NULL)
+			pinned = (pg_atomic_read_u32(&counter_at(entry->counter)->pins) &
+					  COUNTER_PINS) != 0;
+		dshash_seq_term(&status);
+
+		/* who has one may need the partition's lock to get as far as the end */
+		if (!pinned || GetCurrentTimestamp() >= until)
+			break;
+		pg_usleep(1000);
 	}
-	dshash_seq_term(&status);
-	return result;
+	return !pinned;
 }
 
 /*
