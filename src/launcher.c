@@ -65,6 +65,9 @@
 /* memory that is short is looked after so often */
 #define RELIEVE_AGAIN_MSECS		1000
 
+/* while it waits to be replaced, the launcher looks for a shutdown so often */
+#define HAND_OVER_LOOK_MSECS	1000
+
 /* after what was saved could not be loaded for now */
 #define LOAD_RETRY_MSECS		1000
 
@@ -718,14 +721,12 @@ end_or_hand_over(void)
 	for (;;)
 	{
 		ResetLatch(MyLatch);
-		if (ShutdownRequestPending)
-		{
-			/* before looking: the postmaster writes first and signals then */
-			ShutdownRequestPending = false;
-			pg_memory_barrier();
-			if (stopping_server())
-				break;
-		}
+
+		/* before looking: the postmaster writes first and signals then */
+		ShutdownRequestPending = false;
+		pg_memory_barrier();
+		if (stopping_server())
+			break;
 		if (!offered)
 		{
 			fill_launcher(&worker);
@@ -746,7 +747,11 @@ end_or_hand_over(void)
 			proc_exit(0);
 		QueryCancelPending = false;
 		CHECK_FOR_INTERRUPTS();
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH, -1,
+
+		/* looks again by itself: a shutdown would wait for us for ever */
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 HAND_OVER_LOOK_MSECS,
 						 compat_wait_event("StatbufferLauncherMain"));
 	}
 
