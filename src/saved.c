@@ -327,11 +327,15 @@ open_loading(int64 offset)
 static bool
 read_record(FILE *file, SavedRecord *record)
 {
-	size_t		size;
+	size_t		size = fread(&record->kind, 1, sizeof(record->kind), file);
 
-	if (fread(&record->kind, 1, sizeof(record->kind), file) == 0 &&
-		feof(file))
+	if (size == 0 && feof(file))
 		return false;
+	if (size != sizeof(record->kind))
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not read file \"%s\": %m",
+						SAVED_LOADING_FILE)));
 	size = record->kind == RECORD_SECTION ? sizeof(SavedSection) :
 		sizeof(SavedKey);
 	read_exactly(file, (char *) record + sizeof(record->kind),
@@ -658,7 +662,7 @@ finish_file(SavedWriter *writer)
 				 errmsg("could not write to file \"%s\": %m",
 						SAVED_TEMP_FILE)));
 	if (pg_fsync(fileno(writer->file)) != 0)
-		ereport(data_sync_elevel(ERROR),
+		ereport(ERROR,
 				(errcode_for_file_access(),
 				 errmsg("could not fsync file \"%s\": %m", SAVED_TEMP_FILE)));
 	if (FreeFile(writer->file) != 0)
