@@ -268,7 +268,14 @@ take_over(void)
 	set_state(STATE_LOADING);
 	if (durable_rename(SAVED_FILE, SAVED_LOADING_FILE, LOG) != 0)
 	{
-		set_state(state);
+		/*
+		 * It may have been renamed and not synced.  Then it is to have the
+		 * old name again, because nobody reads it under the new one if the
+		 * state is as before.
+		 */
+		if (file_exists(SAVED_FILE) ||
+			rename(SAVED_LOADING_FILE, SAVED_FILE) == 0)
+			set_state(state);
 		ereport(ERROR,
 				(errcode_for_file_access(),
 				 errmsg("could not rename file \"%s\" to \"%s\"",
