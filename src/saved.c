@@ -237,10 +237,11 @@ set_aside(const char *name, const char *reason)
 
 /*
  * If there is a file that can be used, take it over, so that it is to be
- * read.  Returns whether there is something to read.
+ * read.  Returns whether there is something to read.  Who only copies it
+ * leaves it its name, and so it is still there when that fails.
  */
 static bool
-take_over(void)
+take_over(bool to_load)
 {
 	uint32		state = pg_atomic_read_u32(&shared_control->saved_state);
 	SavedHeader header;
@@ -265,6 +266,8 @@ take_over(void)
 	/* known before the name is gone: see saved_is_pending() */
 	shared_control->saved_section = 0;
 	shared_control->saved_offset = sizeof(SavedHeader);
+	if (!to_load)
+		return true;
 	set_state(STATE_LOADING);
 	if (durable_rename(SAVED_FILE, SAVED_LOADING_FILE, LOG) != 0)
 	{
@@ -320,13 +323,14 @@ read_exactly(FILE *file, void *data, size_t size)
 static FILE *
 open_loading(int64 offset)
 {
-	FILE	   *file = AllocateFile(SAVED_LOADING_FILE, PG_BINARY_R);
+	bool		renamed = pg_atomic_read_u32(&shared_control->saved_state) == STATE_LOADING;
+	const char *name = renamed ? SAVED_LOADING_FILE : SAVED_FILE;
+	FILE	   *file = AllocateFile(name, PG_BINARY_R);
 
 	if (file == NULL || fseeko(file, (off_t) offset, SEEK_SET) != 0)
 		ereport(ERROR,
 				(errcode_for_file_access(),
-				 errmsg("could not open file \"%s\": %m",
-						SAVED_LOADING_FILE)));
+				 errmsg("could not open file \"%s\": %m", name)));
 	return file;
 }
 
@@ -463,7 +467,7 @@ load(CounterTable *table)
 	SavedProgress progress;
 	FILE	   *file;
 
-	if (!take_over())
+	if (!take_over(true))
 		return SAVED_LOADED;
 	file = open_loading(0);
 	progress = load_records(file, table);
@@ -718,7 +722,7 @@ saved_write(void)
 	INIT_CRC32C(writer->header.crc);
 
 	/* a file that was never read must not be overwritten */
-	rest = take_over();
+	rest = take_over(false);
 
 	dshash_seq_init(&status, shared_registry, false);
 	while ((buffer = dshash_seq_next(&status)) != NULL)
