@@ -657,6 +657,20 @@ copy_rest(SavedWriter *writer)
 	FreeFile(file);
 }
 
+/*
+ * See that all commits are on disk, those, too, that did not wait for it: a
+ * commit that does comes after them.  As this one makes no change, it waits
+ * for no standby.
+ */
+static void
+sync_commits(void)
+{
+	StartTransactionCommand();
+	(void) GetCurrentTransactionId();
+	ForceSyncCommit();
+	CommitTransactionCommand();
+}
+
 /* The header, and the name. */
 static void
 finish_file(SavedWriter *writer)
@@ -680,6 +694,12 @@ finish_file(SavedWriter *writer)
 		ereport(ERROR,
 				(errcode_for_file_access(),
 				 errmsg("could not close file \"%s\": %m", SAVED_TEMP_FILE)));
+
+	/*
+	 * The server may yet die before its last checkpoint.  Then, too, what is
+	 * in the file must have been committed, and what is not, stored.
+	 */
+	sync_commits();
 	(void) durable_rename(SAVED_TEMP_FILE, SAVED_FILE, ERROR);
 }
 
