@@ -46,7 +46,7 @@
 #include "utils/timestamp.h"
 #include "worker.h"
 
-#define LAUNCHER_RESTART_SECS	5
+#define LAUNCHER_RESTART_SECS	1
 
 /* after a worker that didn't come up, or a full table of the postmaster's */
 #define START_RETRY_MSECS		1000
