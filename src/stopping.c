@@ -26,6 +26,7 @@
 #include "stopping.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
+#include "storage/lock.h"
 #include "utils/backend_status.h"
 #include "utils/pidfile.h"
 #include "utils/timestamp.h"
@@ -180,6 +181,9 @@ save_without_launcher(int code, Datum arg)
 	shared_release_claims(code);
 	if (!shared_claim_launcher())
 		return;
+
+	/* nor may those that we wait for wait for us */
+	LockReleaseAll(USER_LOCKMETHOD, true);
 	stopping_save();
 	shared_release_launcher();
 }
