@@ -329,7 +329,7 @@ worker_loop(void)
 		if (due && now >= worker.paused_until)
 		{
 			flush_batch(now);
-			last_work = now;
+			last_work = GetCurrentTimestamp();
 
 			/* others wait, and this worker has had its turn */
 			if (flushed && pg_atomic_read_u32(&shared_control->waiting) > 0 &&
