@@ -199,8 +199,8 @@ sub test_drop
 
 	# All goes that a schema has: buffer, handler and where that stores.  What
 	# is held there is not due for long: another call at this moment would wait
-	# for the table, and the statement for the call.  So the worker looks, at
-	# the latest, before it leaves.
+	# for the table, and the statement for the call.  The worker sees it, at the
+	# latest, when it wants to leave.
 	$offset = -s $node->logfile;
 	sql(q{
 		CREATE SCHEMA app;
@@ -212,7 +212,7 @@ sub test_drop
 		END
 		$$;
 		CREATE FOREIGN TABLE app.hits (key text NOT NULL, count bigint NOT NULL)
-		SERVER statbuffer OPTIONS (handler 'app.store', interval '1h', timeout '1s')});
+		SERVER statbuffer OPTIONS (handler 'app.store', interval '1h', timeout '3s')});
 	$gate = close_gate($node, $db);
 	increment($node, $db, 'app.hits', 'k', 5);
 	sql(q{SELECT sb_flush_all('app.hits')});
@@ -770,7 +770,7 @@ sub test_extension
 		END
 		$$;
 		SELECT counting.sb_start()});
-	sql(q{ALTER FOREIGN TABLE counting.sb_default OPTIONS (interval '20ms', timeout '1s')});
+	sql(q{ALTER FOREIGN TABLE counting.sb_default OPTIONS (interval '20ms', timeout '3s')});
 	my $gate = close_gate($node, $db);
 	sql(q{SELECT counting.sb_increment('k', 5)});
 	wait_for($node, $db, q{SELECT in_flight = 5 FROM counting.sb_stat_buffers}, "$how, sb_default: a handler is in the middle of a call");
@@ -796,7 +796,7 @@ sub test_extension
 	# Two buffers are busy when the extension is to go.
 	sql(q{
 		CREATE FOREIGN TABLE tallies.second (key text NOT NULL, count bigint NOT NULL)
-		SERVER statbuffer OPTIONS (handler 'handle_flush', interval '1h', timeout '1s')});
+		SERVER statbuffer OPTIONS (handler 'handle_flush', interval '1h', timeout '3s')});
 	is(sql(q{SELECT tallies.sb_drain()}), 't', "$how, sb_default: drained");
 	is(sql('SELECT sum(counter) FROM stored'), '20', "$how, sb_default: all is stored");
 	$gate = close_gate($node, $db);
