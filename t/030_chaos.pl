@@ -97,6 +97,8 @@ sub any { return $_[ int rand @_ ]; }
 
 my $is_preloaded;
 my $log_read = 0;
+my $former_log;
+my @crashes;
 my $stored_besides;			# see reckon()
 
 sub write_settings
@@ -125,19 +127,29 @@ sub start_server
 	return;
 }
 
-# What the server's log says since the last time.  Counts deadlocks that
-# workers found themselves in.
+# Looks at what the server's log says since the last time.  Counts deadlocks
+# that workers found themselves in.
 sub read_log
 {
-	my $text = slurp_file($node->logfile, $log_read);
+	my $text = slurp_file($node->logfile, $log_read) =~ s/[^\n]*\z//r;
 
 	$log_read += length $text;
 	$done{'deadlocks in workers'} +=
 	  () = $text =~ /statbuffer worker .*detected deadlock/g;
-	my @crashes = grep {
+	push @crashes, grep {
 		/PANIC|TRAP|was terminated by signal|all server processes terminated|server process .* exited with exit code [^01]/
 	} split /\n/, $text;
-	is(join("\n", @crashes), '', 'the server has not crashed');
+	return;
+}
+
+# A new one while the server is stopped; that of the last life stays.
+sub rotate_log
+{
+	read_log();
+	unlink $former_log if defined $former_log;
+	$former_log = $node->logfile;
+	$node->rotate_logfile;
+	$log_read = 0;
 	return;
 }
 
@@ -685,6 +697,7 @@ sub reckon
 
 	$stored_besides //= $besides;
 	$done{reckonings}++;
+	read_log();
 	record("reckoning $when: "
 		  . (@off ? 'OFF' : $besides ne $stored_besides ? 'statistics are off' : 'exact'));
 	record("  $_") foreach @off;
@@ -844,7 +857,7 @@ sub restart_server
 	$done{restarts}++;
 	finish_load(0);
 	finish_struck();
-	read_log();
+	rotate_log();
 	start_server();
 
 	# at once, before anything was loaded or counted
@@ -854,7 +867,6 @@ sub restart_server
 		complete_stop('fast');
 		$done{'restarts: at once after a start'}++;
 		$done{restarts}++;
-		read_log();
 		start_server();
 	}
 	reckon('after a restart') if int rand 2;
@@ -997,6 +1009,7 @@ add_statistics();
 make_peace() if !$keys_off;
 
 read_log();
+is(join("\n", @crashes), '', 'the server never crashed');
 
 # What the chaos was like
 my ($sum, $entries, $keys) = split /\|/,
