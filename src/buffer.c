@@ -706,6 +706,11 @@ buffer_check_running(SbBuffer *buffer)
 				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
 				 errmsg("cannot increment during recovery"),
 				 errhint("Connect to the primary server.")));
+	if (!IsUnderPostmaster)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot increment in single-user mode"),
+				 errdetail("Nobody would flush or save what is counted.")));
 	if (buffer->options.stopped)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

@@ -34,6 +34,7 @@
 #include "shared.h"
 #include "statbuffer.h"
 #include "stopping.h"
+#include "storage/condition_variable.h"
 #include "storage/ipc.h"
 #include "storage/proc.h"
 #include "storage/procarray.h"
@@ -760,12 +761,48 @@ end_or_hand_over(void)
 	proc_exit(0);
 }
 
+/*
+ * One turn of the main loop.  Returns when to look again if nothing happens
+ * before.
+ */
+static TimestampTz
+look_around(void)
+{
+	static SavedProgress progress = SAVED_BLOCKED;	/* to begin with, try */
+	static TimestampTz load_at = 0;
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz next = relieve_buffers();
+
+	if (progress == SAVED_BLOCKED ||
+		(progress == SAVED_FAILED && now >= load_at))
+	{
+		progress = saved_load();
+		if (progress == SAVED_LOADED)
+			remove_gone_databases();
+		load_at = TimestampTzPlusMilliseconds(now, LOAD_RETRY_MSECS);
+	}
+	next = Min(next, start_workers(progress != SAVED_LOADED));
+	return progress == SAVED_LOADED ? next : Min(next, load_at);
+}
+
+/* In PG_CATCH: tell the error, and go on as if it had not been. */
+static void
+recover_from_error(void)
+{
+	HOLD_INTERRUPTS();
+	EmitErrorReport();
+	FlushErrorState();
+	AbortCurrentTransaction();
+	LWLockReleaseAll();
+	ConditionVariableCancelSleep();
+	shared_release_claims(1);
+	RESUME_INTERRUPTS();
+}
+
 void
 statbuffer_launcher_main(Datum main_arg)
 {
 	MemoryContext context;
-	TimestampTz load_at = 0;
-	SavedProgress progress;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
@@ -785,14 +822,9 @@ statbuffer_launcher_main(Datum main_arg)
 	context = AllocSetContextCreate(TopMemoryContext, "statbuffer launcher",
 									ALLOCSET_DEFAULT_SIZES);
 	shared_set_limit();
-	MemoryContextSwitchTo(context);
-	progress = saved_load();
-	remove_gone_databases();
 	for (;;)
 	{
-		TimestampTz now;
-		TimestampTz next;
-		TimestampTz relieve_at;
+		TimestampTz volatile next = SCHEDULE_NEVER;
 		long		timeout = -1;
 		int			events = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH;
 
@@ -808,20 +840,19 @@ statbuffer_launcher_main(Datum main_arg)
 			shared_set_limit();
 		}
 
+		/* without a launcher nobody would save what is held */
 		MemoryContextSwitchTo(context);
-		relieve_at = relieve_buffers();
-		now = GetCurrentTimestamp();
-		if (progress == SAVED_BLOCKED ||
-			(progress == SAVED_FAILED && now >= load_at))
+		PG_TRY();
 		{
-			progress = saved_load();
-			if (progress == SAVED_LOADED)
-				remove_gone_databases();
-			load_at = TimestampTzPlusMilliseconds(now, LOAD_RETRY_MSECS);
+			next = look_around();
 		}
-		next = Min(start_workers(progress != SAVED_LOADED), relieve_at);
-		if (progress == SAVED_FAILED)
-			next = Min(next, load_at);
+		PG_CATCH();
+		{
+			recover_from_error();
+			next = retry_time(1);
+		}
+		PG_END_TRY();
+		MemoryContextSwitchTo(context);
 		MemoryContextReset(context);
 
 		if (next != SCHEDULE_NEVER)

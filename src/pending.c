@@ -544,8 +544,8 @@ prepare_to_publish(void)
 						 errmsg("cannot truncate buffer \"%s\" now",
 								NameStr(buffer->name)),
 						 errdetail("Counts that were saved when the server was stopped are still being loaded."),
-						 errhint("Try again when \"%s\" is gone from the data directory.",
-								 SAVED_LOADING_FILE)));
+						 errhint("Try again when \"%s\" is gone from the data directory. If memory is short, raise \"%s\", or drop the buffer.",
+								 SAVED_LOADING_FILE, "statbuffer.max_memory")));
 			if (!buffer_attach(buffer, false))
 				continue;
 			oldcontext = MemoryContextSwitchTo(TopTransactionContext);

@@ -39,6 +39,7 @@
 #include "key.h"
 #include "miscadmin.h"
 #include "port/pg_crc32c.h"
+#include "postmaster/interrupt.h"
 #include "saved.h"
 #include "shared.h"
 #include "storage/fd.h"
@@ -221,11 +222,15 @@ set_aside(const char *name, const char *reason)
 
 	/* not durably, which takes reading it */
 	if (rename(name, aside) != 0)
-		ereport(ERROR,
+	{
+		ereport(WARNING,
 				(errcode_for_file_access(),
 				 errmsg("could not rename file \"%s\" to \"%s\": %m",
 						name, aside),
-				 errdetail("%s", reason)));
+				 errdetail("%s", reason),
+				 errhint("Counts of the next shutdown will overwrite it.")));
+		return;
+	}
 	ereport(WARNING,
 			(errcode(ERRCODE_DATA_CORRUPTED),
 			 errmsg("file \"%s\" with counts of the last shutdown can't be used",
@@ -233,6 +238,14 @@ set_aside(const char *name, const char *reason)
 			 errdetail("%s", reason),
 			 errhint("It has been renamed to \"%s\"; the counts in it are not stored.",
 					 aside)));
+}
+
+/* Only a crash leaves these. */
+static void
+remove_remains(void)
+{
+	remove_file(SAVED_TEMP_FILE);
+	remove_file(SAVED_LOADING_FILE);
 }
 
 /*
@@ -250,10 +263,7 @@ take_over(bool to_load)
 	if (state == STATE_LOADING)
 		return true;
 
-	/* only a crash leaves these */
-	remove_file(SAVED_TEMP_FILE);
-	remove_file(SAVED_LOADING_FILE);
-
+	remove_remains();
 	if (!file_exists(SAVED_FILE))
 		return false;
 	reason = check_file(SAVED_FILE, &header);
@@ -313,11 +323,19 @@ saved_is_pending(void)
 static void
 read_exactly(FILE *file, void *data, size_t size)
 {
-	if (fread(data, 1, size, file) != size)
+	size_t		done = fread(data, 1, size, file);
+
+	if (done == size)
+		return;
+	if (ferror(file))
 		ereport(ERROR,
 				(errcode_for_file_access(),
 				 errmsg("could not read file \"%s\": %m",
 						SAVED_LOADING_FILE)));
+	ereport(ERROR,
+			(errcode(ERRCODE_DATA_CORRUPTED),
+			 errmsg("could not read file \"%s\": read %zu of %zu",
+					SAVED_LOADING_FILE, done, size)));
 }
 
 static FILE *
@@ -376,8 +394,9 @@ load_key(SharedBuffer *buffer, CounterTable *table, SavedSection *section,
 }
 
 /*
- * Go on with the open file.  Stops when a buffer has a worker: only who acts
- * as the worker may work in a table without a lock on the relation.
+ * Go on with the open file.  Stops when a buffer has a worker, as only who acts
+ * as the worker may work in a table without a lock on the relation; and when
+ * the server may be stopping.
  */
 static SavedProgress
 load_records(FILE *file, CounterTable *table)
@@ -449,7 +468,11 @@ load_records(FILE *file, CounterTable *table)
 		offset += sizeof(SavedKey) + KEY_LENGTH(record.key.keylen);
 		shared_control->saved_offset = offset;
 		if (++n % 1000 == 0)
+		{
 			CHECK_FOR_INTERRUPTS();
+			if (ShutdownRequestPending)
+				return SAVED_BLOCKED;
+		}
 	}
 
 	ereport(LOG,
@@ -491,8 +514,12 @@ saved_load(void)
 	CounterTable table = {.dshash = NULL};
 	volatile SavedProgress progress = SAVED_FAILED;
 
+	/* a session may have seen that there is no file */
 	if (pg_atomic_read_u32(&shared_control->saved_state) == STATE_DONE)
+	{
+		remove_remains();
 		return SAVED_LOADED;
+	}
 
 	StartTransactionCommand();
 	PG_TRY();

@@ -138,6 +138,8 @@ last_flush(void)
 		/* who isn't there any more has published */
 		bool		alone = stopping_sessions(MyDatabaseId) == 0;
 
+		flush_forget_cancel();
+
 		/* keys that fail have their turn when all others are stored */
 		batch_serve_requests(worker.shared, now);
 		schedule_advance(worker.shared, now);
