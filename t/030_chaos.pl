@@ -207,7 +207,7 @@ sub start_load
 		# Each its own thread: preparing a statement blocks all of a thread's
 		# sessions, and one that waits may wait for another one of them.
 		'-c', '6', '-j', '6',
-		'-T', int($duration) || 1,
+		'-T', $duration > 1 ? int $duration : 1,
 		'--random-seed', $seed + $load_number++,
 		'-h', $node->host, '-p', $node->port);
 
