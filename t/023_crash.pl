@@ -172,18 +172,32 @@ sub kill_process
 }
 
 # It can be started again when it and its last child are gone: children look
-# whether it is there whenever they wait for something.
+# whether it is there whenever they wait for something, unless they are stopped.
 sub kill_postmaster
 {
+	my (@stopped) = grep { /^\d+$/ } @_;
 	my ($pid) = split /\n/, slurp_file($node->data_dir . '/postmaster.pid');
 
 	$node->kill9;
+	kill 'KILL', @stopped;
 	for (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
 	{
 		return if !kill(0, $pid) && $node->start(fail_ok => 1);
 		usleep(100_000);
 	}
 	die 'the server could not be started again';
+}
+
+sub wait_for_file
+{
+	my ($file) = @_;
+
+	for (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
+	{
+		return 1 if -e $file;
+		usleep(100_000);
+	}
+	return 0;
 }
 
 sub stop_immediately
@@ -337,6 +351,21 @@ foreach (1, 0)
 	crash('after counts were loaded', sub {
 		kill_process(pid_of(q{backend_type = 'statbuffer launcher'}), $_[0])
 	});
+
+	# The server dies after counts were saved and before its last checkpoint.
+	# What was saved is there, and so is the transaction that counted it, though
+	# its commit did not wait for the disk.
+	sql('CHECKPOINT');
+	my @writers = split /\n/, sql(q{
+		SELECT pid FROM pg_stat_activity WHERE backend_type IN ('checkpointer', 'walwriter')});
+	kill 'STOP', @writers;
+	sql(q{SET synchronous_commit = off; SELECT count_up('slow', 'async', 1000)});
+	$node->command_ok([ 'pg_ctl', '-D', $node->data_dir, '-m', 'fast', '-W', 'stop' ],
+		"$how: the server is told to stop");
+	ok(wait_for_file($node->data_dir . '/statbuffer.saved'), "$how: counts are saved");
+	kill_postmaster(@writers);
+	is(sql(q{SELECT sb_count('async', 'slow')}), '1000', "$how: saved when the server died, and there");
+	is(sql($unbalanced), '', "$how: the books balance");
 
 	# After all that, a clean end.
 	is(sql(q{SELECT sb_drain('slow')}), 't', "$how: drained");
