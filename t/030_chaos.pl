@@ -63,7 +63,8 @@ max_wal_size = 4GB
 deadlock_timeout = 100ms
 log_lock_waits = on
 log_statement = none
-log_min_messages = log
+log_min_messages = warning
+log_min_error_statement = panic
 log_line_prefix = '%m [%p] %b %q%a '
 include 'chaos.conf'
 });
