@@ -100,6 +100,7 @@ my $is_preloaded;
 my $log_read = 0;
 my $former_log;
 my @crashes;
+my @complaints;
 my $stored_besides;			# see reckon()
 
 sub write_settings
@@ -140,6 +141,10 @@ sub read_log
 	push @crashes, grep {
 		/PANIC|TRAP|was terminated by signal|all server processes terminated|server process .* exited with exit code [^01]/
 	} split /\n/, $text;
+
+	# what a handler raises is told otherwise
+	push @complaints, grep { /statbuffer (?:launcher|worker) .*(?:WARNING|ERROR):/ }
+	  split /\n/, $text;
 	return;
 }
 
@@ -1012,6 +1017,7 @@ make_peace() if !$keys_off;
 
 read_log();
 is(join("\n", @crashes), '', 'the server never crashed');
+is(join("\n", @complaints), '', 'neither the launcher nor a worker met an error of its own');
 
 # What the chaos was like
 my ($sum, $entries, $keys) = split /\|/,
