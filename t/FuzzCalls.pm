@@ -133,7 +133,7 @@ my %values = (
 	xid8 => ['18446744073709551615'],
 	pg_snapshot => ['10:20:10,14,15'],
 	refcursor => ['c'],
-	aclitem => ['=r/postgres'],
+	aclitem => ['=r/fuzz_owner'],
 	mood_t => [ 'sad', 'glad', 'mad', 'other' ],
 	positive => [ '1', '0', '-1', '7' ],
 	never_null => [ 'x', '' ],
@@ -369,7 +369,7 @@ sub call
 		1 => sub { "sb_increment($key, sb_count($key, $buffer), " . buffer_argument(buffer()) . ')' });
 }
 
-sub table_of_numbers { return draw(4 => 'generate_series(1, 20)', 1 => 'generate_series(1, 300)', 1 => 'generate_series(1, 0)'); }
+sub table_of_numbers { return 'generate_series(1, ' . draw(4 => 20, 1 => 300, 1 => 0) . ')'; }
 
 # A call somewhere in a query
 sub query
@@ -441,7 +441,8 @@ sub selection
 		1 => "SELECT key, sum(n) OVER (PARTITION BY n % 3 ORDER BY n) FROM $b",
 		1 => "SELECT key, sum(n) FROM $b GROUP BY GROUPING SETS ((key), ())",
 		1 => "SELECT DISTINCT n FROM $b UNION ALL SELECT n FROM $c",
-		1 => "WITH RECURSIVE r AS (SELECT n, 1 AS d FROM $b UNION ALL SELECT b.n, d + 1 FROM r JOIN $b b USING (n) WHERE d < 3) SELECT count(*) FROM (SELECT FROM r LIMIT 1000) l",
+		1 => "WITH RECURSIVE r AS (SELECT n, 1 AS d FROM $b UNION ALL SELECT b.n, d + 1 FROM r JOIN $b b USING (n)"
+		  . ' WHERE d < 3) SELECT count(*) FROM (SELECT FROM r LIMIT 1000) l',
 		2 => "UPDATE hot_rows SET n = hot_rows.n + 1 FROM $b b WHERE hot_rows.id = abs(b.n % 3)",
 		1 => "SELECT * FROM hot_rows h JOIN $b b ON h.id = abs(b.n % 3) FOR UPDATE",
 		1 => 'SELECT * FROM a_partitioned',
@@ -483,7 +484,8 @@ sub insertion
 		1 => sub { "INSERT INTO $b (key) VALUES (" . $short->() . ') RETURNING ctid, xmin' },
 		2 => sub { "INSERT INTO $b VALUES (" . $short->() . ', 1) ON CONFLICT DO NOTHING' },
 		1 => sub { "INSERT INTO $b VALUES (" . $short->() . ', 1) ON CONFLICT (key) DO UPDATE SET n = 1' },
-		2 => "INSERT INTO $b SELECT 't' || g, 1 FROM generate_series(1, 9) AS g WHERE try('SELECT 1 / (random() * 2)::int', g % 3) IS NOT NULL",
+		2 => "INSERT INTO $b SELECT 't' || g, 1 FROM generate_series(1, 9) AS g"
+		  . " WHERE try('SELECT 1 / (random() * 2)::int', g % 3) IS NOT NULL",
 		1 => "INSERT INTO v_text VALUES ('x'), ('y')",
 		1 => "INSERT INTO v_text VALUES ('y', 3) RETURNING *",
 		2 => "INSERT INTO a_partitioned VALUES ('x', 1), ('y', 2)",
@@ -508,7 +510,8 @@ sub refused
 	return draw(
 		3 => "UPDATE $b SET n = 1",
 		3 => "DELETE FROM $b",
-		2 => "MERGE INTO $b USING (VALUES ('x', 1)) v (k, c) ON key::text = k WHEN MATCHED THEN DELETE WHEN NOT MATCHED THEN INSERT VALUES (k, c)",
+		2 => "MERGE INTO $b USING (VALUES ('x', 1)) v (k, c) ON key::text = k"
+		  . ' WHEN MATCHED THEN DELETE WHEN NOT MATCHED THEN INSERT VALUES (k, c)',
 		1 => "UPDATE $b SET n = 1 RETURNING *",
 		1 => "EXPLAIN UPDATE $b SET n = 1",
 		1 => "CREATE INDEX ON $b (key)",
@@ -524,13 +527,17 @@ sub refused
 		1 => "TRUNCATE v_text");
 }
 
+my @handlers = qw(take take_one public.take no_such rude returns_int ambiguous a_procedure an_aggregate lag
+  many_rows variadic_take default_take not_mine forbidden);
+
 sub option
 {
-	my $name = pick(qw(handler interval jitter timeout backoff restart shutdown batch_size handler_timeout stopped nonsense Handler));
+	my $name = pick(qw(handler interval jitter timeout backoff restart shutdown batch_size handler_timeout stopped
+		  nonsense Handler));
 	my $value = draw(
 		12 => sub { pick('0', '1', '10ms', '50ms', '1s', '1min', '1h', '2147483647', '24d', '100000') },
 		3 => sub { pick('', '-1', 'x', '1 parsec', '2147483648', '1e30', 'NaN', '0x10', ' 5 s ', '5s;') },
-		3 => sub { pick('take', 'take_one', 'public.take', 'no_such', 'rude', 'returns_int', 'a.b.c.d', '"', 'take()', 'x' x 100, 'ambiguous', 'a_procedure', 'an_aggregate', 'lag', 'many_rows', 'variadic_take', 'default_take', 'not_mine', 'forbidden') },
+		3 => sub { pick(@handlers, 'a.b.c.d', '"', 'take()', 'x' x 100) },
 		2 => sub { pick('transient', 'temporary', 'TEMPORARY') },
 		2 => sub { pick('true', 'false', 'off', 'maybe') });
 
@@ -551,14 +558,18 @@ sub mild_option
 		2 => sub { ('handler_timeout', pick('0', '10ms', '1s')) });
 }
 
-sub column_type { return chance(70) ? pick(@types) : pick('text', 'bigint', 'int8', 'record', 'anyelement', 'void', 'no_such', 'serial'); }
+sub column_type
+{
+	return pick(@types) if chance(70);
+	return pick(qw(text bigint int8 record anyelement void no_such serial));
+}
 
 sub set_option
 {
 	my ($name, $value) = draw(
 		12 => \&mild_option,
 		7 => \&option,
-		1 => sub { ('handler', pick('ambiguous', 'a_procedure', 'an_aggregate', 'not_mine', 'forbidden', 'take', 'take', 'take')) });
+		1 => sub { ('handler', pick(@handlers, ('take') x 10)) });
 
 	return draw(
 		5 => "SET $name '$value'",
@@ -601,7 +612,7 @@ sub alteration
 		1 => 'ADD CHECK (n < 5)',
 		1 => 'ADD CONSTRAINT counting CHECK (counting(\'check\') IS NOT NULL)',
 		1 => 'DROP CONSTRAINT IF EXISTS counting',
-		1 => sub { 'OWNER TO ' . pick('fuzz_owner', 'postgres', 'fuzz_nologin') },
+		1 => sub { 'OWNER TO ' . pick('fuzz_owner', 'SESSION_USER', 'fuzz_nologin') },
 		1 => 'INHERIT s_parent',
 		1 => 'NO INHERIT s_parent',
 		1 => 'DISABLE TRIGGER ALL',
@@ -633,7 +644,8 @@ sub definition
 			"CREATE FOREIGN TABLE IF NOT EXISTS $b (" . join(', ', map { "k$_ " . column_type() } 1 .. number(0, 4))
 			  . ') SERVER statbuffer';
 		},
-		1 => "CREATE FOREIGN TABLE IF NOT EXISTS pg_temp.$b (key text, n bigint DEFAULT 1) SERVER statbuffer OPTIONS (handler 'take', interval '0')",
+		1 => "CREATE FOREIGN TABLE IF NOT EXISTS pg_temp.$b (key text, n bigint DEFAULT 1)"
+		  . " SERVER statbuffer OPTIONS (handler 'take', interval '0')",
 		4 => "DROP FOREIGN TABLE IF EXISTS $b",
 		1 => "DROP FOREIGN TABLE IF EXISTS $b, ${b}_x, other.$b CASCADE",
 		2 => "CREATE OR REPLACE TRIGGER t BEFORE INSERT ON $k FOR EACH ROW EXECUTE FUNCTION meddle()",
@@ -658,8 +670,8 @@ sub definition
 		1 => 'ALTER DOMAIN positive DROP CONSTRAINT IF EXISTS small',
 		1 => 'ALTER DOMAIN positive ADD CONSTRAINT small CHECK (VALUE < 7)',
 		1 => sub { 'DROP FOREIGN TABLE IF EXISTS ' . named('k', 'text') },
-		2 => sub { pick('GRANT', 'REVOKE') . ' ' . pick('INSERT', 'SELECT', 'ALL', 'SELECT (key)', 'INSERT (key, n)') . " ON $k " . 'TO fuzz_writer' },
-		1 => sub { 'REVOKE ' . pick('INSERT', 'SELECT', 'ALL') . " ON $k FROM fuzz_writer, fuzz_owner" },
+		2 => sub { 'GRANT ' . pick('INSERT', 'SELECT', 'ALL', 'SELECT (key)', 'INSERT (key, n)') . " ON $k TO fuzz_writer" },
+		1 => sub { 'REVOKE ' . pick('INSERT', 'SELECT', 'ALL', 'SELECT (key)') . " ON $k FROM fuzz_writer, fuzz_owner" },
 		1 => "CREATE OR REPLACE FUNCTION fleeting_take(anyelement, bigint) RETURNS void LANGUAGE sql AS ''",
 		1 => 'DROP FUNCTION IF EXISTS fleeting_take(anyelement, bigint)');
 }
@@ -673,7 +685,8 @@ sub control
 	return draw(
 		10 => "SELECT control('c$k', $n)",
 		3 => "SELECT control('c' || g, $n) FROM generate_series($k, $k + 50) AS g",
-		4 => "WITH l AS (INSERT INTO ledger SELECT 'c' || g, $n FROM generate_series($k, $k + 20) AS g RETURNING *) INSERT INTO control SELECT * FROM l",
+		4 => "WITH l AS (INSERT INTO ledger SELECT 'c' || g, $n FROM generate_series($k, $k + 20) AS g RETURNING *)"
+		  . ' INSERT INTO control SELECT * FROM l',
 		2 => "SELECT control('large $k', 1099511627777), control('large $k', -1099511627776)",
 		4 => 'SELECT control_async()',
 		2 => sub { 'SELECT control(\'c1\', 1), ' . call() },
@@ -705,7 +718,9 @@ sub statement_in_block
 	return draw(
 		2 => sub { 'EXECUTE ' . quoted(statement()) . ';' },
 		1 => sub { 'FOR i IN 1 .. 5 LOOP PERFORM ' . call('i') . '; END LOOP;' },
-		1 => sub { 'BEGIN PERFORM ' . call() . '; RAISE \'inner\'; EXCEPTION WHEN raise_exception THEN PERFORM ' . call() . '; END;' });
+		1 => sub {
+			'BEGIN PERFORM ' . call() . "; RAISE 'inner'; EXCEPTION WHEN raise_exception THEN PERFORM " . call() . '; END;';
+		});
 }
 
 # ------------------------------------------------------------------------
@@ -716,8 +731,12 @@ sub several { my ($least, $most) = @_; return map { simple(statement()) } 1 .. n
 
 sub transaction
 {
-	my @messages = simple('BEGIN' . draw(10 => '', 2 => ' ISOLATION LEVEL SERIALIZABLE', 2 => ' ISOLATION LEVEL REPEATABLE READ',
-		2 => ' READ ONLY', 1 => ' ISOLATION LEVEL SERIALIZABLE, READ ONLY, DEFERRABLE'));
+	my @messages = simple('BEGIN ' . draw(
+		10 => '',
+		2 => 'ISOLATION LEVEL SERIALIZABLE',
+		2 => 'ISOLATION LEVEL REPEATABLE READ',
+		2 => 'READ ONLY',
+		1 => 'ISOLATION LEVEL SERIALIZABLE, READ ONLY, DEFERRABLE'));
 	my @savepoints;
 	my $guarded = chance(60);
 
@@ -780,7 +799,8 @@ sub cursor
 	my $query = chance(50) ? selection() : query();
 	my @messages = (
 		simple('BEGIN'),
-		simple('DECLARE c ' . pick('', 'SCROLL', 'NO SCROLL', 'BINARY') . ' CURSOR ' . ($hold ? 'WITH HOLD ' : '') . "FOR $query"));
+		simple('DECLARE c ' . pick('', 'SCROLL', 'NO SCROLL', 'BINARY') . ' CURSOR '
+			  . ($hold ? 'WITH HOLD ' : '') . "FOR $query"));
 
 	push @messages, simple('SAVEPOINT guard') if $guarded;
 	foreach (1 .. number(1, 5))
@@ -851,12 +871,17 @@ sub cut_off
 		2 => sub { simple('SELECT pg_cancel_backend(pg_backend_pid()), ' . call()) },
 		1 => sub { simple(query() . '; SELECT pg_terminate_backend(pg_backend_pid())') },
 		1 => sub { (simple('BEGIN'), several(1, 3), simple('SELECT pg_terminate_backend(pg_backend_pid())')) },
-		1 => sub { (simple("SET idle_in_transaction_session_timeout = 1"), simple('BEGIN'), several(1, 2), simple('SELECT pg_sleep(0.01)')) },
+		1 => sub {
+			(simple('SET idle_in_transaction_session_timeout = 1'), simple('BEGIN'), several(1, 2),
+				simple('SELECT pg_sleep(0.01)'));
+		},
 		1 => sub { (simple('BEGIN'), simple(call() =~ s/^/SELECT /r), simple('DISCARD ALL')) },
 		1 => sub { (several(1, 2), simple('DISCARD ALL')) });
 }
 
-my %oid = (text => 25, integer => 23, bigint => 20, bytea => 17, numeric => 1700, uuid => 2950, jsonb => 3802, 'integer[]' => 1007, date => 1082, regclass => 2205);
+my %oid = (
+	text => 25, integer => 23, bigint => 20, bytea => 17, numeric => 1700, uuid => 2950,
+	jsonb => 3802, 'integer[]' => 1007, date => 1082, regclass => 2205);
 
 sub random_bytes { return join '', map { chr number(0, 255) } 1 .. pick(0, 1, 2, 4, 8, 8, 12, 40); }
 
@@ -879,7 +904,10 @@ sub by_extended_protocol
 
 	return map {
 		draw(
-			5 => sub { extended("SELECT sb_increment(\$1, \$2, \$3)", 0, parameter($type), parameter('bigint'), [ 0, 0, chance(80) ? $b : 'no_such' ]) },
+			5 => sub {
+				extended("SELECT sb_increment(\$1, \$2, \$3)", 0, parameter($type), parameter('bigint'),
+					[ 0, 0, chance(80) ? $b : 'no_such' ]);
+			},
 			3 => sub { extended("SELECT sb_increment(\$1, \$2, '$b')", 0, parameter($type), parameter('bigint')) },
 			3 => sub { extended("INSERT INTO $b VALUES (\$1, \$2)", 0, parameter($type), parameter('bigint')) },
 			2 => sub { extended("SELECT sb_count(\$1, '$b')", 0, parameter($type)) },
@@ -959,8 +987,10 @@ sub internals
 	return map {
 		simple(draw(
 			3 => sub { my ($name, $value) = option(); "SELECT statbuffer_fdw_validator(ARRAY['$name=$value'], $catalog)" },
-			3 => "SELECT statbuffer_fdw_validator(" . pick("'{}'", "'{{a=1,b=2},{c=3,d=4}}'", 'ARRAY[NULL]::text[]', "ARRAY['=']", "ARRAY['handler']", "ARRAY['interval=']",
-				"ARRAY['handler=' || repeat('x.', 10000)]", "ARRAY[repeat('x', 100000)]", "'[5:6]={interval=1,interval=x}'", 'NULL') . ", $catalog)",
+			3 => 'SELECT statbuffer_fdw_validator(' . pick(
+				"'{}'", "'{{a=1,b=2},{c=3,d=4}}'", 'ARRAY[NULL]::text[]', "ARRAY['=']", "ARRAY['handler']",
+				"ARRAY['interval=']", "ARRAY['handler=' || repeat('x.', 10000)]", "ARRAY[repeat('x', 100000)]",
+				"'[5:6]={interval=1,interval=x}'", 'NULL') . ", $catalog)",
 			1 => 'SELECT statbuffer_fdw_handler()',
 			2 => 'SELECT sb_stat_get_buffer(oid) FROM pg_class',
 			1 => 'SELECT sb_stat_get_buffer(' . pick('0', 'NULL', '4294967295', '-1') . ')',
@@ -982,7 +1012,9 @@ sub default_buffer
 		(chance(30) ? simple('SELECT sb_stop()') : ()),
 		(chance(30) ? simple('DROP FOREIGN TABLE IF EXISTS sb_default') : ()),
 		(chance(10) ? simple('DROP FUNCTION IF EXISTS handle_flush(text, bigint)') : ()),
-		(chance(20) ? simple("CREATE OR REPLACE FUNCTION handle_flush(key text, counter bigint) RETURNS void LANGUAGE sql AS ''") : ()));
+		(chance(20)
+			? simple("CREATE OR REPLACE FUNCTION handle_flush(key text, counter bigint) RETURNS void LANGUAGE sql AS ''")
+			: ()));
 }
 
 # Counted, altered, truncated and dropped in the same transaction
@@ -1012,7 +1044,7 @@ sub altered_within
 			1 => "SELECT * FROM sb_keys('$name')",
 			4 => sub { alteration($name) },
 			1 => "ALTER FOREIGN TABLE $name OWNER TO fuzz_owner",
-			1 => "ALTER FOREIGN TABLE $name OWNER TO postgres",
+			1 => "ALTER FOREIGN TABLE $name OWNER TO SESSION_USER",
 			2 => "TRUNCATE $name",
 			1 => "DROP FOREIGN TABLE $name",
 			1 => "SELECT sb_start('$name')",
@@ -1023,19 +1055,37 @@ sub altered_within
 		push @messages, simple('ROLLBACK TO guard') if chance(15);
 		push @messages, simple('RELEASE guard') if chance(40);
 	}
-	return (@messages, simple(draw(8 => 'COMMIT', 2 => 'ROLLBACK', 1 => "PREPARE TRANSACTION 'p'")), simple("ROLLBACK PREPARED 'p'"));
+	return (@messages,
+		simple(draw(8 => 'COMMIT', 2 => 'ROLLBACK', 1 => "PREPARE TRANSACTION 'p'")),
+		simple("ROLLBACK PREPARED 'p'"));
 }
 
 # So many, or so large, that tables grow and scans take several blocks
 sub many_keys
 {
 	my $b = pick('b_text', 'k_text', 'k_varchar', 'b_bytea', 's_plain', pick(@free));
-	my $value = $b =~ /bytea/ ? "decode(md5('r' || g), 'hex')" : pick("'many ' || g", "rpad('long ' || g, " . number(10, 1990) . ')');
+	my $value = $b =~ /bytea/ ? "decode(md5('r' || g), 'hex')"
+	  : pick("'many ' || g", "rpad('long ' || g, " . number(10, 1990) . ')');
 
 	return (
 		simple("INSERT INTO $b SELECT $value, 1 FROM generate_series(1, " . number(1000, 3000) . ') AS g'),
 		simple("SELECT count(*), sum(n) FROM $b"),
 		simple(pick("SELECT sb_flush_all('$b')", "SELECT sb_drain('$b', '1s')", "TRUNCATE $b")));
+}
+
+# More shapes than a buffer remembers
+sub many_shapes
+{
+	my $b = 'f_' . number(1, 6);
+	my @messages = simple("CREATE FOREIGN TABLE IF NOT EXISTS $b (key text, n bigint)"
+		  . " SERVER statbuffer OPTIONS (handler 'take', interval '1h')");
+
+	foreach my $type (map { pick(@types) } 1 .. 60)
+	{
+		push @messages, simple("ALTER FOREIGN TABLE $b ALTER key TYPE $type"),
+		  simple("INSERT INTO $b VALUES (" . value($type) . ', 1)');
+	}
+	return (@messages, simple("SELECT * FROM $b"), simple(pick("TRUNCATE $b", "DROP FOREIGN TABLE $b")));
 }
 
 # Keys that are equal, and each of which has as much as there can be
@@ -1049,6 +1099,156 @@ sub equal_keys
 		simple("SELECT sb_flush_all('b_$type')"),
 		simple("SELECT * FROM sb_keys('b_$type')"),
 		simple("SELECT sum(n), count(*) FROM b_$type"));
+}
+
+# ------------------------------------------------------------------------
+# A model: what a session should see of a buffer that only it counts in and
+# that is not flushed, as long as nothing fails that is not meant to.
+# ------------------------------------------------------------------------
+
+# Buffers of clients: as many as there are of these
+our $client = 0;
+
+# How often a key is counted when nest() has it counted so deep: a level in
+# which the one below fails counts nothing.
+sub nested_count
+{
+	my ($depth) = @_;
+
+	return 1 if $depth == 0;
+	return ($depth - 1) % 7 == 3 ? 0 : nested_count($depth - 1) + 1;
+}
+
+sub modelled
+{
+	my $b = "m_$client";
+	my @keys = map { "m$_" } 1 .. 3;
+	my %published;
+	my @levels;    # of the transaction: [savepoint, truncated, { key => count }]
+	my $visible = sub {
+		my ($key) = @_;
+		my $sum = 0;
+
+		# a transaction that has truncated sees only what it has counted since
+		foreach my $level (reverse @levels)
+		{
+			$sum += $level->[2]{$key} // 0;
+			return $sum if $level->[1];
+		}
+		return $sum + ($published{$key} // 0);
+	};
+	my $add = sub {
+		my ($key, $n) = @_;
+
+		if (@levels) { $levels[-1][2]{$key} += $n; }
+		else { $published{$key} += $n; }
+	};
+
+	# what is in a level goes to the one above it, or is published
+	my $merge = sub {
+		my (undef, $truncated, $counts) = @{ pop @levels };
+
+		if ($truncated && @levels) { $levels[-1] = [ $levels[-1][0], 1, {} ]; }
+		elsif ($truncated) { %published = (); }
+		$add->($_, $counts->{$_}) foreach keys %$counts;
+	};
+	my @messages = (simple('ROLLBACK'), simple("TRUNCATE $b"));
+	my $say = sub { push @messages, simple($_[0]); return $messages[-1]; };
+
+	foreach (1 .. number(10, 40))
+	{
+		my $key = pick(@keys);
+		my $n = pick(1, 2, 10, -3, 0, 1 << 41);
+
+		draw(
+			8 => sub {
+				$say->(pick("SELECT sb_increment('$key', $n, '$b')", "INSERT INTO $b VALUES ('$key', $n)",
+					"SELECT try('SELECT sb_increment(''$key'', $n, ''$b'')', 0)", "INSERT INTO v_$b VALUES ('$key', $n)"));
+				$add->($key, $n);
+			},
+			2 => sub {
+				my $times = number(1, 200);
+
+				$say->(pick("SELECT sb_increment('$key', $n, '$b') FROM generate_series(1, $times)",
+					"INSERT INTO $b SELECT '$key', $n FROM generate_series(1, $times)"));
+				$add->($key, $n * $times);
+			},
+			1 => sub {
+				push @messages, copy_in("COPY $b FROM STDIN", "$key\t$n\n$key\t1\n");
+				$add->($key, $n + 1);
+			},
+			2 => sub {
+				$say->("SELECT sb_async_increment('$key', $n, '$b')");
+				$published{$key} += $n;
+			},
+			1 => sub { $say->("SELECT try('SELECT sb_increment(''$key'', 7, ''$b''), 1 / 0', " . number(0, 3) . ')') },
+			2 => sub {
+				my $depth = pick(grep { $_ % 7 != 3 } 1 .. 20);
+
+				$say->("SELECT nest('SELECT sb_increment(''$key'', $n, ''$b'')', $depth)");
+				$add->($key, $n * nested_count($depth));
+			},
+			1 => sub {
+				return if @levels;
+				$say->("CALL in_a_loop('SELECT sb_increment(''$key'', $n, ''$b'')', 5)");
+				$add->($key, 3 * $n);
+			},
+			1 => sub { $say->("SELECT sb_increment('$key', 7, '$b'), 1 / 0")->{may_fail} = 1 if !@levels; },
+			1 => sub {
+				$say->(pick("SELECT sb_flush_all('$b')", "SELECT sb_flush('$key', '$b')",
+					"ALTER FOREIGN TABLE $b OPTIONS (SET interval '1d')"));
+			},
+			3 => sub {
+				return if @levels;
+				$say->('BEGIN' . pick('', '', ' ISOLATION LEVEL SERIALIZABLE'));
+				@levels = ([ '', 0, {} ]);
+			},
+			4 => sub {
+				return if !@levels;
+				push @levels, [ 's' . @levels, 0, {} ];
+				$say->("SAVEPOINT $levels[-1][0]");
+			},
+			3 => sub {
+				return if @levels < 2;
+				my $to = number(1, $#levels);
+
+				$say->("ROLLBACK TO $levels[$to][0]");
+				splice @levels, $to + 1;
+				$levels[$to] = [ $levels[$to][0], 0, {} ];
+			},
+			2 => sub {
+				return if @levels < 2;
+				my $to = number(1, $#levels);
+
+				$say->("RELEASE $levels[$to][0]");
+				$merge->() while $#levels >= $to;
+			},
+			2 => sub {
+				return if !@levels;
+				if (chance(70))
+				{
+					$say->('COMMIT');
+					$merge->() while @levels;
+				}
+				else
+				{
+					$say->('ROLLBACK');
+					@levels = ();
+				}
+			},
+			1 => sub {
+				$say->("TRUNCATE $b");
+				if (@levels) { $levels[-1] = [ $levels[-1][0], 1, {} ]; }
+				else { %published = (); }
+			},
+			6 => sub { $say->("SELECT coalesce(sb_count('$key', '$b'), 0)")->{expect} = $visible->($key); },
+			4 => sub {
+				$say->("SELECT coalesce(string_agg(key || '=' || n, ' ' ORDER BY key), '') FROM $b")->{expect} =
+				  join ' ', map { "$_=" . $visible->($_) } grep { $visible->($_) != 0 } @keys;
+			});
+	}
+	$say->('COMMIT');
+	return @messages;
 }
 
 # What was altered or dropped is made as it was.
@@ -1071,7 +1271,8 @@ sub short_lived
 
 	return (
 		simple('BEGIN'),
-		simple("CREATE FOREIGN TABLE $name (key $type, n bigint DEFAULT 1) SERVER statbuffer OPTIONS (handler 'take', interval '0')"),
+		simple("CREATE FOREIGN TABLE $name (key $type, n bigint DEFAULT 1)"
+			  . " SERVER statbuffer OPTIONS (handler 'take', interval '0')"),
 		simple("INSERT INTO $name VALUES (" . value($type) . ", 1)"),
 		(chance(50) ? simple("SELECT sb_async_increment(" . value($type) . ", 1, '$name')") : ()),
 		(chance(30) ? simple("TRUNCATE $name") : ()),
@@ -1110,6 +1311,8 @@ sub unit
 		6 => \&altered_within,
 		1 => \&many_keys,
 		1 => \&equal_keys,
+		0.3 => \&many_shapes,
+		8 => \&modelled,
 		4 => \&remade);
 }
 
@@ -1121,7 +1324,10 @@ sub steady_unit
 
 	seed_with($seed, 'steady', $number);
 	return draw(
-		10 => sub { map { simple(draw(10 => \&query, 4 => \&insertion, 4 => \&selection, 1 => \&refused, 2 => \&control)) } 1 .. number(1, 4) },
+		10 => sub {
+			map { simple(draw(10 => \&query, 4 => \&insertion, 4 => \&selection, 1 => \&refused, 2 => \&control)) }
+			  1 .. number(1, 4);
+		},
 		2 => sub { (simple('BEGIN'), (map { simple(query()) } 1 .. number(1, 4)), simple(pick('COMMIT', 'ROLLBACK'))) },
 		1 => sub { simple('SELECT try(' . quoted(query()) . ', 2)') },
 		1 => \&by_extended_protocol,
@@ -1204,6 +1410,10 @@ sub make_definitions
 		"handler 'take_control', interval '100ms', backoff '20ms', batch_size '20'",
 		'REVOKE INSERT ON control FROM fuzz_writer');
 
+	# one for each client, which no one flushes
+	$make->("m_$_", 'key text NOT NULL, n bigint NOT NULL DEFAULT 1', "handler 'no_such', interval '1d', shutdown '0'",
+		"CREATE VIEW v_m_$_ AS SELECT * FROM m_$_") foreach 1 .. 9;
+
 	# shapes that buffers can't have
 	$make->('s_none', '');
 	$make->('s_one', 'n bigint');
@@ -1232,7 +1442,8 @@ sub make_definitions
 
 	# handlers that do what handlers should not
 	$make->("r_$_", 'key text, n bigint DEFAULT 1',
-		"handler 'public.rude_$_', interval '20ms', backoff '10ms', handler_timeout '500ms', batch_size '" . (3, 1000, 1)[ $_ - 1 ] . "'",
+		"handler 'public.rude_$_', interval '20ms', backoff '10ms', handler_timeout '500ms', batch_size '"
+		  . (3, 1000, 1)[ $_ - 1 ] . "'",
 		$_ == 3 ? 'ALTER FOREIGN TABLE r_3 OWNER TO fuzz_owner' : ())
 	  foreach 1 .. 3;
 }

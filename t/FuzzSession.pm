@@ -86,14 +86,15 @@ sub fast_path
 # Sessions
 #
 
-# Connects; dies when that can't be done for long.
+# Connects; dies when that can't be done for long.  The parameters are those
+# of the protocol: application_name, options and so on.
 sub new
 {
-	my ($class, $node, $database, $user) = @_;
+	my ($class, $node, $database, %parameters) = @_;
 	my $self = bless {
 		node => $node,
 		database => $database,
-		user => $user || 'postgres',
+		parameters => \%parameters,
 		errors => {},
 		lost => 0
 	}, $class;
@@ -107,9 +108,9 @@ sub connect
 	my ($self) = @_;
 	my $deadline = time + $PostgreSQL::Test::Utils::timeout_default;
 	my $parameters = join("\0",
-		user => $self->{user},
+		user => $ENV{PGUSER} // scalar getpwuid($>),
 		database => $self->{database},
-		application_name => 'fuzz',
+		%{ $self->{parameters} },
 		'', '');
 
 	for (;;)
@@ -128,7 +129,7 @@ sub connect
 			return if defined $self->{status};
 		}
 		die "the server is gone\n" if !-e $self->{node}->data_dir . '/postmaster.pid';
-		die "cannot connect to $self->{database}\n" if time > $deadline;
+		die "cannot connect to $self->{database}: " . ($self->{error} // "") . "\n" if time > $deadline;
 		usleep(100_000);
 	}
 }
@@ -208,7 +209,7 @@ sub take
 		$self->{error} = "$field{C}: $field{M}";
 		$self->{errors}{ $field{C} }++;
 	}
-	elsif ($type eq 'D' && $self->{message}{keep})
+	elsif ($type eq 'D' && ($self->{message}{keep} || defined $self->{message}{expect}))
 	{
 		my ($columns, @row) = unpack 'n', $body;
 		my $at = 2;

@@ -135,8 +135,10 @@ CREATE FUNCTION take(text, date, numeric, int[], comp, boolean, bigint) RETURNS 
 
 DO $$
 BEGIN
-	EXECUTE format('CREATE FUNCTION take(%sbigint) RETURNS boolean LANGUAGE sql AS ''SELECT public.in_the_mood()''', repeat('"char", ', 98));
-	EXECUTE format('CREATE FUNCTION take(%sbigint[]) RETURNS boolean LANGUAGE sql AS ''SELECT public.in_the_mood()''', repeat('"char"[], ', 98));
+	EXECUTE format('CREATE FUNCTION take(%sbigint) RETURNS boolean LANGUAGE sql AS %L',
+		repeat('"char", ', 98), 'SELECT public.in_the_mood()');
+	EXECUTE format('CREATE FUNCTION take(%sbigint[]) RETURNS boolean LANGUAGE sql AS %L',
+		repeat('"char"[], ', 98), 'SELECT public.in_the_mood()');
 END $$;
 
 CREATE FUNCTION take_control(keys text[], counts bigint[]) RETURNS boolean LANGUAGE plpgsql AS $$
@@ -373,11 +375,17 @@ BEGIN
 	RETURN true;
 END $$;
 
-CREATE FUNCTION rude_1(key text, count bigint) RETURNS boolean LANGUAGE sql AS $$ SELECT public.rude('public.r_1', key, count) $$;
+CREATE FUNCTION rude_1(key text, count bigint) RETURNS boolean LANGUAGE sql AS $$
+	SELECT public.rude('public.r_1', key, count)
+$$;
 
-CREATE FUNCTION rude_2(keys text[], counts bigint[]) RETURNS boolean LANGUAGE sql AS $$ SELECT public.rude('public.r_2', keys[1], counts[1]) $$;
+CREATE FUNCTION rude_2(keys text[], counts bigint[]) RETURNS boolean LANGUAGE sql AS $$
+	SELECT public.rude('public.r_2', keys[1], counts[1])
+$$;
 
-CREATE FUNCTION rude_3(key text, count bigint) RETURNS boolean LANGUAGE sql AS $$ SELECT public.rude('public.r_3', key, count) $$;
+CREATE FUNCTION rude_3(key text, count bigint) RETURNS boolean LANGUAGE sql AS $$
+	SELECT public.rude('public.r_3', key, count)
+$$;
 
 -- what needs the buffers
 
