@@ -24,7 +24,7 @@ PGFILEDESC = "statbuffer - adds up increments of hot counters"
 
 REGRESS = setup increment default_buffer types options shape transactions \
 	fdw handler startstop stats privileges overflow
-ISOLATION = visibility new_key flush ddl drain range
+ISOLATION = visibility new_key flush ddl drain range grants
 ISOLATION_OPTS = --load-extension=statbuffer
 TAP_TESTS = 1
 

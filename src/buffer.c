@@ -81,6 +81,12 @@ static const OptionDef option_defs[] = {
 
 static HTAB *buffers = NULL;
 
+/* the one that was looked for last; NULL: none */
+static SbBuffer *recent = NULL;
+
+/* how often something was altered that privileges may depend on */
+static uint64 privileges_changed = 0;
+
 /* with so many, look for those whose relations are gone */
 #define FORGET_MIN			32
 
@@ -214,18 +220,35 @@ buffer_parse_options(List *options, BufferOptions *result)
  * ------------------------------------------------------------------------
  */
 
+/* What this backend knows of a relation; NULL: nothing. */
+static SbBuffer *
+find_buffer(Oid relid)
+{
+	if (recent == NULL || recent->relid != relid)
+		recent = hash_search(buffers, &relid, HASH_FIND, NULL);
+	return recent;
+}
+
+static void
+invalidate_buffer(SbBuffer *buffer)
+{
+	buffer->valid = false;
+	buffer->incrementer = InvalidOid;
+}
+
 static void
 invalidate(Datum arg, Oid relid)
 {
 	HASH_SEQ_STATUS status;
 	SbBuffer   *buffer;
 
+	privileges_changed++;
 	if (OidIsValid(relid))
 	{
 		buffer = hash_search(buffers, &relid, HASH_FIND, NULL);
 		if (buffer != NULL)
 		{
-			buffer->valid = false;
+			invalidate_buffer(buffer);
 			return;
 		}
 	}
@@ -234,7 +257,47 @@ invalidate(Datum arg, Oid relid)
 	hash_seq_init(&status, buffers);
 	while ((buffer = hash_seq_search(&status)) != NULL)
 		if (!OidIsValid(relid) || buffer->has_rows)
-			buffer->valid = false;
+			invalidate_buffer(buffer);
+}
+
+/* A role was altered, or what it is a member of. */
+static void
+invalidate_roles(Datum arg, int cacheid, uint32 hashvalue)
+{
+	HASH_SEQ_STATUS status;
+	SbBuffer   *buffer;
+
+	privileges_changed++;
+	hash_seq_init(&status, buffers);
+	while ((buffer = hash_seq_search(&status)) != NULL)
+		buffer->incrementer = InvalidOid;
+}
+
+/*
+ * May the user increment?  True when that was found out and nothing has been
+ * altered since; else ask the catalogs, between buffer_ask_privileges() and
+ * buffer_note_incrementer().
+ */
+bool
+buffer_is_incrementer(Oid relid, Oid userid)
+{
+	SbBuffer   *buffer = find_buffer(relid);
+
+	return buffer != NULL && buffer->incrementer == userid;
+}
+
+uint64
+buffer_ask_privileges(void)
+{
+	return privileges_changed;
+}
+
+/* The user may, unless something was altered since that was asked. */
+void
+buffer_note_incrementer(SbBuffer *buffer, Oid userid, uint64 asked)
+{
+	if (privileges_changed == asked)
+		buffer->incrementer = userid;
 }
 
 /*
@@ -371,6 +434,11 @@ buffer_init(void)
 	buffers = hash_create("statbuffer buffers", 16, &ctl,
 						  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	CacheRegisterRelcacheCallback(invalidate, (Datum) 0);
+	CacheRegisterSyscacheCallback(AUTHOID, invalidate_roles, (Datum) 0);
+	CacheRegisterSyscacheCallback(AUTHMEMROLEMEM, invalidate_roles, (Datum) 0);
+
+	/* its owner is a member of pg_database_owner */
+	CacheRegisterSyscacheCallback(DATABASEOID, invalidate_roles, (Datum) 0);
 	RegisterXactCallback(xact_callback, NULL);
 	RegisterSubXactCallback(subxact_callback, NULL);
 }
@@ -555,9 +623,12 @@ forget_dropped(void)
 			MemoryContextDelete(buffer->shape_context);
 		if (buffer->options_context)
 			MemoryContextDelete(buffer->options_context);
+		if (buffer->pending_space)
+			pfree(buffer->pending_space);
 		(void) hash_search(buffers, &relid, HASH_REMOVE, NULL);
 	}
 	list_free(relids);
+	recent = NULL;
 
 	/* the effort stays in proportion to the buffers that were opened */
 	forget_at = Max(FORGET_MIN, 2 * hash_get_num_entries(buffers));
@@ -589,7 +660,7 @@ buffer_open(Oid relid, LOCKMODE lockmode)
 	/* this also takes in what others have changed */
 	if (lockmode != NoLock)
 		LockRelationOid(relid, lockmode);
-	buffer = hash_search(buffers, &relid, HASH_FIND, NULL);
+	buffer = find_buffer(relid);
 	if (buffer != NULL && buffer->valid)
 		return buffer;
 

@@ -55,6 +55,9 @@ typedef struct SbBuffer
 	bool		has_rows;		/* row types occur in the keys */
 	BufferOptions options;
 
+	/* a user who may increment; InvalidOid: not known */
+	Oid			incrementer;
+
 	/* the shared part, once it is attached to */
 	SharedBuffer *shared;
 	CounterTable table;
@@ -62,6 +65,7 @@ typedef struct SbBuffer
 
 	/* for pending.c: what the transaction has added; NULL outside */
 	struct PendingBuffer *pending;
+	struct PendingBuffer *pending_space;	/* kept for the next one */
 
 	MemoryContext shape_context;
 	MemoryContext options_context;
@@ -69,6 +73,10 @@ typedef struct SbBuffer
 
 extern void buffer_init(void);
 extern void buffer_note_change(Oid classId, Oid objectId);
+extern bool buffer_is_incrementer(Oid relid, Oid userid);
+extern uint64 buffer_ask_privileges(void);
+extern void buffer_note_incrementer(SbBuffer *buffer, Oid userid,
+									uint64 asked);
 extern SbBuffer *buffer_open(Oid relid, LOCKMODE lockmode);
 extern bool buffer_revalidate(SbBuffer *buffer);
 extern bool buffer_attach(SbBuffer *buffer, bool create);

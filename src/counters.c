@@ -134,7 +134,7 @@ counters_create_table(void)
 void
 counters_attach_table(SharedBuffer *buffer, CounterTable *table)
 {
-	dshash_parameters params = table_parameters();
+	dshash_parameters params;
 	MemoryContext oldcontext;
 
 	if (table->dshash != NULL)
@@ -144,6 +144,7 @@ counters_attach_table(SharedBuffer *buffer, CounterTable *table)
 		dshash_detach(table->dshash);
 		table->dshash = NULL;
 	}
+	params = table_parameters();
 	oldcontext = MemoryContextSwitchTo(TopMemoryContext);
 	table->number = buffer->table_number;
 	table->dshash = dshash_attach(shared_area, &params, buffer->table, NULL);
@@ -453,6 +454,16 @@ link_counter(SharedBuffer *buffer, SharedCounter *counter, dsa_pointer self,
 	schedule_wake(buffer, due_at);
 }
 
+static inline void
+release_pin(CounterPin *pin)
+{
+	if (pin->large)
+		pg_atomic_fetch_and_u32(&pin->counter->pins, ~COUNTER_LARGE);
+	pg_atomic_fetch_sub_u32(&pin->counter->pins, 1);
+	pin->counter = NULL;
+	pin->large = false;
+}
+
 /*
  * Let go of a pinned counter without adding to it.  Takes no lock, cannot
  * fail.
@@ -479,11 +490,7 @@ counters_unpin(SharedBuffer *buffer, CounterPin *pin)
 		schedule_wake(buffer, GetCurrentTimestamp());
 	}
 
-	if (pin->large)
-		pg_atomic_fetch_and_u32(&counter->pins, ~COUNTER_LARGE);
-	pg_atomic_fetch_sub_u32(&counter->pins, 1);
-	pin->counter = NULL;
-	pin->large = false;
+	release_pin(pin);
 }
 
 static inline bool
@@ -573,58 +580,66 @@ counters_pin(SharedBuffer *buffer, const CounterTable *table, const KeyBytes *ke
 }
 
 /*
- * Add to a pinned counter, schedule it if it wasn't, and unpin it.
- * `counted_at' is now, with the jitter, and `due_at' an interval later.
+ * Add to a pinned counter, and unpin it if it is scheduled.  If it isn't,
+ * returns false, and counters_schedule() must be called next.
  *
  * Called after commit: takes no lock, cannot fail.  The lock that goes with a
  * large delta is released with the transaction's other locks, later.
  */
-void
-counters_add(SharedBuffer *buffer, CounterPin *pin, int64 delta,
-			 TimestampTz counted_at, TimestampTz due_at)
+bool
+counters_add(CounterPin *pin, int64 delta)
 {
-	SharedCounter *counter = pin->counter;
-	uint64		none = 0;
-
-	pg_atomic_fetch_add_u64(&counter->count, (uint64) delta);
-	if (pg_atomic_read_u64(&counter->counted_at) == 0 &&
-		pg_atomic_compare_exchange_u64(&counter->counted_at, &none,
-									   (uint64) counted_at))
-		link_counter(buffer, counter, pin->self, due_at);
-
-	if (pin->large)
-		pg_atomic_fetch_and_u32(&counter->pins, ~COUNTER_LARGE);
-	pg_atomic_fetch_sub_u32(&counter->pins, 1);
-	pin->counter = NULL;
-	pin->large = false;
+	pg_atomic_fetch_add_u64(&pin->counter->count, (uint64) delta);
+	if (pg_atomic_read_u64(&pin->counter->counted_at) == 0)
+		return false;
+	release_pin(pin);
+	return true;
 }
 
-/* Add at once, whatever becomes of the transaction.  May raise an error. */
+/*
+ * Schedule a pinned counter that something was added to, unless somebody else
+ * just did, and unpin it.  `counted_at' is now, with the jitter, and `due_at'
+ * an interval later.  Takes no lock, cannot fail.
+ */
 void
-counters_add_now(SharedBuffer *buffer, const CounterTable *table,
-				 const KeyBytes *key, int64 delta, TimestampTz counted_at,
-				 TimestampTz due_at)
+counters_schedule(SharedBuffer *buffer, CounterPin *pin,
+				  TimestampTz counted_at, TimestampTz due_at)
 {
-	CounterPin	pin;
-	bool		large;
+	uint64		none = 0;
 
-	counters_pin(buffer, table, key, delta, &pin);
+	if (pg_atomic_compare_exchange_u64(&pin->counter->counted_at, &none,
+									   (uint64) counted_at))
+		link_counter(buffer, pin->counter, pin->self, due_at);
+	release_pin(pin);
+}
+
+/*
+ * As counters_pin(), for what is added at once.  Also raises the error of
+ * counters_check_open(); on error nothing is pinned.
+ */
+void
+counters_pin_now(SharedBuffer *buffer, const CounterTable *table,
+				 const KeyBytes *key, int64 delta, CounterPin *pin)
+{
+	counters_pin(buffer, table, key, delta, pin);
 	if (unlikely(is_closed()))
 	{
-		counters_unpin(buffer, &pin);
+		counters_unpin(buffer, pin);
 		counters_check_open();
 	}
-	large = pin.large;
-	counters_add(buffer, &pin, delta, counted_at, due_at);
+}
 
-	/* what was added is in the count: nobody has to wait for it any more */
-	if (large)
-	{
-		LOCKTAG		tag;
+/*
+ * A large delta was added before the transaction's end: it is in the count,
+ * and nobody has to wait for it any more.
+ */
+void
+counters_end_turn(SharedBuffer *buffer)
+{
+	LOCKTAG		tag;
 
-		set_large_tag(&tag, buffer);
-		LockRelease(&tag, ExclusiveLock, false);
-	}
+	set_large_tag(&tag, buffer);
+	LockRelease(&tag, ExclusiveLock, false);
 }
 
 /*

@@ -138,13 +138,15 @@ extern bool counters_lookup(const CounterTable *table, const KeyBytes *key,
 							int64 *count);
 extern void counters_pin(SharedBuffer *buffer, const CounterTable *table,
 						 const KeyBytes *key, int64 delta, CounterPin *pin);
-extern void counters_add(SharedBuffer *buffer, CounterPin *pin, int64 delta,
-						 TimestampTz counted_at, TimestampTz due_at);
+extern bool counters_add(CounterPin *pin, int64 delta);
+extern void counters_schedule(SharedBuffer *buffer, CounterPin *pin,
+							  TimestampTz counted_at, TimestampTz due_at);
 extern void counters_check_open(void);
 extern void counters_unpin(SharedBuffer *buffer, CounterPin *pin);
-extern void counters_add_now(SharedBuffer *buffer, const CounterTable *table,
+extern void counters_pin_now(SharedBuffer *buffer, const CounterTable *table,
 							 const KeyBytes *key, int64 delta,
-							 TimestampTz counted_at, TimestampTz due_at);
+							 CounterPin *pin);
+extern void counters_end_turn(SharedBuffer *buffer);
 extern CounterPin *counters_pin_all(const CounterTable *table, int *npins);
 extern void counters_clear(SharedBuffer *buffer, CounterPin *pin);
 extern void counters_request_flush(SharedBuffer *buffer,

@@ -56,9 +56,6 @@ PG_FUNCTION_INFO_V1(sb_stop);
  */
 #define CONTROL_LOCK		ShareUpdateExclusiveLock
 
-/* keys up to this length are recognized when they come again */
-#define LAST_KEY_SIZE		128
-
 /*
  * What a function with a key argument keeps from call to call, in fn_extra:
  * so a statement that counts a lot of keys pays once for what is the same.
@@ -72,17 +69,15 @@ typedef struct CallCache
 	uint64		epoch;
 
 	/* how to read keys, for this version of the buffer */
-	uint32		version;
 	Oid			argtype;
+	uint32		version;
 	KeyReader  *reader;
 	MemoryContext reader_context;
 	Datum	   *values;
 	bool	   *isnull;
 
-	/* the last key of type text, and where it is counted */
+	/* where the last key is counted, if it was of type text */
 	PendingKey *last;
-	Size		last_len;
-	char		last_data[LAST_KEY_SIZE];
 } CallCache;
 
 /* ------------------------------------------------------------------------
@@ -157,12 +152,19 @@ get_cache(FunctionCallInfo fcinfo)
 	{
 		cache = MemoryContextAllocZero(fcinfo->flinfo->fn_mcxt,
 									   sizeof(CallCache));
-		cache->reader_context = AllocSetContextCreate(fcinfo->flinfo->fn_mcxt,
-													  "statbuffer key reader",
-													  ALLOCSET_SMALL_SIZES);
+		cache->argtype = get_fn_expr_argtype(fcinfo->flinfo, 0);
+		if (!OidIsValid(cache->argtype))
+			cache->argtype = TEXTOID;
 		fcinfo->flinfo->fn_extra = cache;
 	}
 	return cache;
+}
+
+/* Are the keys of the call's and the buffer's type text, and need no reader? */
+static inline bool
+takes_text(CallCache *cache)
+{
+	return cache->argtype == TEXTOID && cache->buffer->is_text;
 }
 
 /* Read the key argument into its stored form. */
@@ -173,29 +175,31 @@ read_key(FunctionCallInfo fcinfo, CallCache *cache, KeySpace *space,
 	SbBuffer   *buffer = cache->buffer;
 	Relation	rel = NULL;
 
-	if (cache->reader == NULL || cache->version != buffer->version)
-	{
-		Oid			argtype = get_fn_expr_argtype(fcinfo->flinfo, 0);
-		MemoryContext oldcontext;
-
-		if (!OidIsValid(argtype))
-			argtype = TEXTOID;
-		cache->reader = NULL;
-		MemoryContextReset(cache->reader_context);
-		oldcontext = MemoryContextSwitchTo(cache->reader_context);
-		cache->reader = key_reader_make(buffer->desc, NameStr(buffer->name),
-										argtype);
-		cache->values = palloc(buffer->desc->natts * sizeof(Datum));
-		cache->isnull = palloc(buffer->desc->natts * sizeof(bool));
-		MemoryContextSwitchTo(oldcontext);
-		cache->argtype = argtype;
-		cache->version = buffer->version;
-	}
-
-	if (buffer->is_text && cache->argtype == TEXTOID && !PG_ARGISNULL(0))
+	if (takes_text(cache) && !PG_ARGISNULL(0))
 	{
 		key_form_text(PG_GETARG_DATUM(0), space, key);
 		return;
+	}
+
+	if (cache->reader == NULL || cache->version != buffer->version)
+	{
+		MemoryContext oldcontext;
+
+		cache->reader = NULL;
+		if (cache->reader_context == NULL)
+			cache->reader_context =
+				AllocSetContextCreate(fcinfo->flinfo->fn_mcxt,
+									  "statbuffer key reader",
+									  ALLOCSET_SMALL_SIZES);
+		else
+			MemoryContextReset(cache->reader_context);
+		oldcontext = MemoryContextSwitchTo(cache->reader_context);
+		cache->reader = key_reader_make(buffer->desc, NameStr(buffer->name),
+										cache->argtype);
+		cache->values = palloc(buffer->desc->natts * sizeof(Datum));
+		cache->isnull = palloc(buffer->desc->natts * sizeof(bool));
+		MemoryContextSwitchTo(oldcontext);
+		cache->version = buffer->version;
 	}
 
 	/* what is in use can't be altered by code that runs meanwhile */
@@ -226,6 +230,23 @@ cache_is_good(FunctionCallInfo fcinfo, CallCache *cache)
 		 cache->buffer->relid == PG_GETARG_OID(2));
 }
 
+SbBuffer *
+function_open_for_increment(Oid relid)
+{
+	Oid			userid = GetUserId();
+	uint64		asked;
+	SbBuffer   *buffer;
+
+	if (buffer_is_incrementer(relid, userid))
+		return pending_open(relid);
+
+	asked = buffer_ask_privileges();
+	function_check_privilege(relid, ACL_INSERT);
+	buffer = pending_open(relid);
+	buffer_note_incrementer(buffer, userid, asked);
+	return buffer;
+}
+
 static void
 open_for_increment(FunctionCallInfo fcinfo, CallCache *cache)
 {
@@ -233,8 +254,7 @@ open_for_increment(FunctionCallInfo fcinfo, CallCache *cache)
 
 	cache->buffer = NULL;
 	cache->last = NULL;
-	function_check_privilege(relid, ACL_INSERT);
-	cache->buffer = pending_open(relid);
+	cache->buffer = function_open_for_increment(relid);
 	cache->by_default = PG_ARGISNULL(2);
 	cache->userid = GetUserId();
 	cache->epoch = pending_epoch();
@@ -246,6 +266,7 @@ increment(FunctionCallInfo fcinfo, bool async)
 	CallCache  *cache = get_cache(fcinfo);
 	KeySpace	space;
 	KeyBytes	key;
+	PendingKey *last;
 	int64		count;
 
 	if (PG_ARGISNULL(1))
@@ -256,16 +277,11 @@ increment(FunctionCallInfo fcinfo, bool async)
 
 	if (!cache_is_good(fcinfo, cache))
 		open_for_increment(fcinfo, cache);
-	else if (cache->last != NULL && !PG_ARGISNULL(0))
+	else if (cache->last != NULL && !PG_ARGISNULL(0) &&
+			 key_is_text(pending_key_bytes(cache->last), PG_GETARG_DATUM(0)))
 	{
-		struct varlena *text = PG_DETOAST_DATUM_PACKED(PG_GETARG_DATUM(0));
-
-		if (VARSIZE_ANY_EXHDR(text) == cache->last_len &&
-			memcmp(VARDATA_ANY(text), cache->last_data, cache->last_len) == 0)
-		{
-			pending_add_again(cache->last, count);
-			return;
-		}
+		pending_add_again(cache->last, count);
+		return;
 	}
 
 	read_key(fcinfo, cache, &space, &key);
@@ -278,15 +294,8 @@ increment(FunctionCallInfo fcinfo, bool async)
 	/* the input functions and casts of keys may have done anything */
 	if (cache->epoch != pending_epoch())
 		open_for_increment(fcinfo, cache);
-	cache->last = pending_add(cache->buffer, &key, count);
-	if (cache->buffer->is_text && cache->argtype == TEXTOID &&
-		KEY_LENGTH(key.len) <= LAST_KEY_SIZE && !PG_ARGISNULL(0))
-	{
-		cache->last_len = VARSIZE_ANY_EXHDR(key.data);
-		memcpy(cache->last_data, VARDATA_ANY(key.data), cache->last_len);
-	}
-	else
-		cache->last = NULL;
+	last = pending_add(cache->buffer, &key, count);
+	cache->last = takes_text(cache) && !PG_ARGISNULL(0) ? last : NULL;
 }
 
 Datum

@@ -10,6 +10,7 @@
 #ifndef STATBUFFER_FUNCTIONS_H
 #define STATBUFFER_FUNCTIONS_H
 
+#include "buffer.h"
 #include "fmgr.h"
 #include "nodes/parsenodes.h"
 
@@ -19,5 +20,11 @@ extern Oid	function_buffer_argument(FunctionCallInfo fcinfo, int argno);
 /* Raise PostgreSQL's own errors when the user lacks a privilege. */
 extern void function_check_privilege(Oid relid, AclMode mode);
 extern void function_check_owner(Oid relid);
+
+/*
+ * Lock a buffer, to the end of the transaction, to increment in it.  Raises
+ * the errors of function_check_privilege() and pending_open().
+ */
+extern SbBuffer *function_open_for_increment(Oid relid);
 
 #endif							/* STATBUFFER_FUNCTIONS_H */

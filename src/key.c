@@ -191,7 +191,9 @@ key_form(TupleDesc desc, const char *relname, Datum *values, bool *isnull,
 		report_too_long(size);
 	if (hasnulls)
 		bitmap_size = MAXALIGN(BITMAPLEN(desc->natts));
-	memset(space->data, 0, bitmap_size + size);
+	/* there may be padding, but not around a single column */
+	if (hasnulls || desc->natts > 1)
+		memset(space->data, 0, bitmap_size + size);
 	heap_fill_tuple(desc, values, isnull, space->data + bitmap_size, size,
 					&infomask, hasnulls ? (bits8 *) space->data : NULL);
 
@@ -222,8 +224,24 @@ key_form_text(Datum value, KeySpace *space, KeyBytes *key)
 		header = VARHDRSZ;
 		SET_VARSIZE(space->data, len + header);
 	}
-	memcpy(space->data + header, VARDATA_ANY(text), len);
+
+	/*
+	 * Not memcpy(): knowing how long a key may be, gcc makes that a string
+	 * instruction, which takes longer to start than most keys to copy.
+	 */
+	memmove(space->data + header, VARDATA_ANY(text), len);
 	finish_key(space->data, len + header, key);
+}
+
+/* Is this what key_form_text() would make of the value? */
+bool
+key_is_text(const KeyBytes *key, Datum value)
+{
+	struct varlena *text = PG_DETOAST_DATUM_PACKED(value);
+	Size		len = VARSIZE_ANY_EXHDR(text);
+
+	return VARSIZE_ANY_EXHDR(key->data) == len &&
+		memcmp(VARDATA_ANY(key->data), VARDATA_ANY(text), len) == 0;
 }
 
 /*

@@ -19,7 +19,7 @@
  * An entry changed by a subtransaction has what it was before on the undo
  * stack, once for each level.
  *
- * Everything here is in TopTransactionContext and vanishes with it.
+ * The entries are in TopTransactionContext and vanish with it.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -58,18 +58,20 @@ struct PendingBuffer
 	int			ntruncate_pins;
 };
 
-/* What it has added to a key. */
+/*
+ * What it has added to a key.  A statement may go to and fro among a great
+ * many of these, so what an increment touches stands together, and is small.
+ */
 struct PendingKey
 {
-	SbBuffer   *buffer;
 	PendingKey *next;
-	KeyBytes	key;
+	uint64		scan;			/* the last one that has it; see below */
+	SbBuffer   *buffer;
 	uint64		shape;			/* the buffer's when the key was formed */
 	int64		delta;
 	uint64		nincrements;
-	uint64		scan;			/* the last one that has it; see below */
 	int			level;			/* of the subtransaction that changed it last */
-	CounterPin	pin;
+	KeyBytes	key;
 	char		data[FLEXIBLE_ARRAY_MEMBER];
 };
 
@@ -120,7 +122,13 @@ hash_pending(const PendingKey *key)
 static PendingBuffer *pending_buffers = NULL;
 static PendingKey *pending_keys = NULL;
 static uint64 npending_keys = 0;
+
+/* once there are many */
 static keyhash_hash *pending_hash = NULL;
+static MemoryContext pending_context = NULL;
+
+/* when publishing: of each key, in the order of the list; NULL: none yet */
+static CounterPin *pending_pins = NULL;
 
 static PendingUndo *undo_stack = NULL;
 static size_t nundo = 0;
@@ -163,8 +171,11 @@ get_pending_buffer(SbBuffer *buffer)
 
 	if (pending == NULL)
 	{
-		pending = MemoryContextAllocZero(TopTransactionContext,
-										 sizeof(PendingBuffer));
+		if (buffer->pending_space == NULL)
+			buffer->pending_space = MemoryContextAlloc(TopMemoryContext,
+													   sizeof(PendingBuffer));
+		pending = buffer->pending_space;
+		memset(pending, 0, sizeof(PendingBuffer));
 		pending->buffer = buffer;
 		pending->next = pending_buffers;
 		pending_buffers = pending;
@@ -211,7 +222,23 @@ make_key(SbBuffer *buffer, const KeyBytes *bytes)
 	PendingKey *key;
 	bool		found;
 
-	key = MemoryContextAlloc(TopTransactionContext,
+	if (npending_keys == LIST_SEARCH_MAX && pending_hash == NULL)
+	{
+		keyhash_hash *hash = keyhash_create(TopTransactionContext,
+											4 * LIST_SEARCH_MAX, NULL);
+
+		for (PendingKey *other = pending_keys; other; other = other->next)
+			keyhash_insert(hash, other, &found);
+
+		/* it does not round sizes up */
+		pending_context = GenerationContextCreate(TopTransactionContext,
+												  "statbuffer pending keys",
+												  ALLOCSET_DEFAULT_SIZES);
+		pending_hash = hash;
+	}
+
+	key = MemoryContextAlloc(pending_context ? pending_context :
+							 TopTransactionContext,
 							 offsetof(PendingKey, data) + len);
 	key->buffer = buffer;
 	memcpy(key->data, bytes->data, len);
@@ -222,18 +249,7 @@ make_key(SbBuffer *buffer, const KeyBytes *bytes)
 	key->nincrements = 0;
 	key->level = 0;
 	key->scan = 0;
-	key->pin.counter = NULL;
-	key->pin.large = false;
 
-	if (npending_keys == LIST_SEARCH_MAX)
-	{
-		keyhash_hash *hash = keyhash_create(TopTransactionContext,
-											4 * LIST_SEARCH_MAX, NULL);
-
-		for (PendingKey *other = pending_keys; other; other = other->next)
-			keyhash_insert(hash, other, &found);
-		pending_hash = hash;
-	}
 	if (pending_hash != NULL)
 		keyhash_insert(pending_hash, key, &found);
 	key->next = pending_keys;
@@ -297,6 +313,13 @@ pending_add_again(PendingKey *key, int64 count)
 	key->nincrements++;
 }
 
+/* The stored form of a key that pending_add() returned in the same epoch. */
+const KeyBytes *
+pending_key_bytes(PendingKey *key)
+{
+	return &key->key;
+}
+
 /* Add to a key of an open buffer, as part of the transaction. */
 PendingKey *
 pending_add(SbBuffer *buffer, const KeyBytes *bytes, int64 count)
@@ -314,6 +337,24 @@ pending_add(SbBuffer *buffer, const KeyBytes *bytes, int64 count)
 	return key;
 }
 
+/*
+ * Add through a pin, and let go of it.  A counter that is scheduled already
+ * does not need the time; `now' is read once it is, and is 0 before.
+ */
+static void
+add_pinned(SbBuffer *buffer, CounterPin *pin, int64 delta, TimestampTz *now)
+{
+	TimestampTz counted_at;
+
+	if (counters_add(pin, delta))
+		return;
+	if (*now == 0)
+		*now = GetCurrentTimestamp();
+	counted_at = buffer_count_time(buffer, *now);
+	counters_schedule(buffer->shared, pin, counted_at,
+					  buffer_due_time(buffer, counted_at));
+}
+
 /* Add to a key of an open buffer at once, outside the transaction. */
 void
 pending_add_now(SbBuffer *buffer, const KeyBytes *key, int64 count)
@@ -324,11 +365,15 @@ pending_add_now(SbBuffer *buffer, const KeyBytes *key, int64 count)
 	launcher_ensure();
 	if (count != 0)
 	{
-		TimestampTz counted_at = buffer_count_time(buffer,
-												   GetCurrentTimestamp());
+		CounterPin	pin;
+		TimestampTz now = 0;
+		bool		large;
 
-		counters_add_now(buffer->shared, &buffer->table, key, count,
-						 counted_at, buffer_due_time(buffer, counted_at));
+		counters_pin_now(buffer->shared, &buffer->table, key, count, &pin);
+		large = pin.large;
+		add_pinned(buffer, &pin, count, &now);
+		if (large)
+			counters_end_turn(buffer->shared);
 	}
 	pg_atomic_fetch_add_u64(&buffer->shared->stats[STAT_PUBLISHED],
 							(uint64) count);
@@ -517,12 +562,26 @@ report_changed(SbBuffer *buffer)
 			 errhint("Change the columns in a transaction of its own.")));
 }
 
+/* Room for the pins of all keys, none of which is held yet. */
+static CounterPin *
+make_pins(void)
+{
+	static CounterPin few[LIST_SEARCH_MAX];
+	Size		size = npending_keys * sizeof(CounterPin);
+
+	if (npending_keys <= LIST_SEARCH_MAX)
+		return memset(few, 0, size);
+	return MemoryContextAllocExtended(TopTransactionContext, size,
+									  MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+}
+
 /* Everything that can fail: see that each counter is there, and pin it. */
 static void
 prepare_to_publish(void)
 {
 	bool		any = false;
 	bool		pinned = false;
+	CounterPin *pin;
 
 	for (PendingBuffer *pending = pending_buffers; pending;
 		 pending = pending->next)
@@ -556,7 +615,8 @@ prepare_to_publish(void)
 		}
 	}
 
-	for (PendingKey *key = pending_keys; key != NULL; key = key->next)
+	pin = pending_pins = make_pins();
+	for (PendingKey *key = pending_keys; key != NULL; key = key->next, pin++)
 	{
 		SbBuffer   *buffer = key->buffer;
 		PendingBuffer *pending = buffer->pending;
@@ -577,7 +637,7 @@ prepare_to_publish(void)
 			continue;
 		CHECK_FOR_INTERRUPTS();
 		counters_pin(buffer->shared, &buffer->table, &key->key, key->delta,
-					 &key->pin);
+					 pin);
 		pinned = true;
 	}
 	if (pinned)
@@ -590,7 +650,8 @@ prepare_to_publish(void)
 static void
 publish(void)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = 0;
+	CounterPin *pin = pending_pins;
 
 	for (PendingBuffer *pending = pending_buffers; pending;
 		 pending = pending->next)
@@ -615,16 +676,10 @@ publish(void)
 		}
 	}
 
-	for (PendingKey *key = pending_keys; key != NULL; key = key->next)
+	for (PendingKey *key = pending_keys; key != NULL; key = key->next, pin++)
 	{
-		SbBuffer   *buffer = key->buffer;
-		TimestampTz counted_at;
-
-		if (key->pin.counter == NULL)
-			continue;
-		counted_at = buffer_count_time(buffer, now);
-		counters_add(buffer->shared, &key->pin, key->delta, counted_at,
-					 buffer_due_time(buffer, counted_at));
+		if (pin->counter != NULL)
+			add_pinned(key->buffer, pin, key->delta, &now);
 	}
 }
 
@@ -640,8 +695,13 @@ unpin_all(void)
 						   &pending->truncate_pins[i]);
 	}
 
-	for (PendingKey *key = pending_keys; key != NULL; key = key->next)
-		counters_unpin(key->buffer->shared, &key->pin);
+	if (pending_pins != NULL)
+	{
+		CounterPin *pin = pending_pins;
+
+		for (PendingKey *key = pending_keys; key; key = key->next, pin++)
+			counters_unpin(key->buffer->shared, pin);
+	}
 }
 
 static void
@@ -655,6 +715,8 @@ forget_all(void)
 	pending_keys = NULL;
 	npending_keys = 0;
 	pending_hash = NULL;
+	pending_context = NULL;
+	pending_pins = NULL;
 	undo_stack = NULL;
 	nundo = 0;
 	undo_size = 0;

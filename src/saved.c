@@ -389,8 +389,9 @@ load_key(SharedBuffer *buffer, CounterTable *table, SavedSection *section,
 	/* before the key, so that the sums never show less than was stored */
 	pg_atomic_fetch_add_u64(&buffer->stats[STAT_PUBLISHED],
 							(uint64) saved->count);
-	counters_add(buffer, &pin, saved->count, Max(counted_at, 1),
-				 counted_at + section->interval);
+	if (!counters_add(&pin, saved->count))
+		counters_schedule(buffer, &pin, Max(counted_at, 1),
+						  counted_at + section->interval);
 }
 
 /*
