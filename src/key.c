@@ -149,7 +149,8 @@ flatten(Form_pg_attribute att, Datum value)
 		value = PointerGetDatum(PG_DETOAST_DATUM(value));
 	else
 		value = PointerGetDatum(PG_DETOAST_DATUM_PACKED(value));
-	if (type_is_rowtype(att->atttypid))
+	/* all row types have this alignment, and few others */
+	if (att->attalign == TYPALIGN_DOUBLE && type_is_rowtype(att->atttypid))
 		value = normalize_row(value);
 	return value;
 }

@@ -39,6 +39,15 @@
 /* so many keys are looked for one by one; more get a hash table */
 #define LIST_SEARCH_MAX		8
 
+/* so many are published in the order of their hashes, by so many ranges */
+#define SORT_MIN_KEYS		10000
+#define HASH_RANGE_BITS		12
+#define HASH_RANGES			(1 << HASH_RANGE_BITS)
+#define HASH_RANGE(hash)	((hash) >> (32 - HASH_RANGE_BITS))
+
+/* and the processor is told that early which will be next */
+#define FETCH_AHEAD			8
+
 /* What the transaction has to do with a buffer. */
 struct PendingBuffer
 {
@@ -85,6 +94,13 @@ typedef struct PendingUndo
 	int			level;			/* the subtransaction's; never goes down */
 } PendingUndo;
 
+/* A key that is being published. */
+typedef struct PublishedKey
+{
+	PendingKey *key;
+	CounterPin	pin;
+} PublishedKey;
+
 typedef struct KeyHashEntry
 {
 	PendingKey *key;
@@ -127,8 +143,9 @@ static uint64 npending_keys = 0;
 static keyhash_hash *pending_hash = NULL;
 static MemoryContext pending_context = NULL;
 
-/* when publishing: of each key, in the order of the list; NULL: none yet */
-static CounterPin *pending_pins = NULL;
+/* when publishing */
+static PublishedKey *published = NULL;
+static uint64 npublished = 0;
 
 static PendingUndo *undo_stack = NULL;
 static size_t nundo = 0;
@@ -562,17 +579,58 @@ report_changed(SbBuffer *buffer)
 			 errhint("Change the columns in a transaction of its own.")));
 }
 
-/* Room for the pins of all keys, none of which is held yet. */
-static CounterPin *
-make_pins(void)
+/*
+ * A great many keys are published by ranges of their hashes, which are the
+ * ranges of a table of counters, too.  Else each key's counter, its neighbours
+ * in the table, and the keys that move when the table grows were somewhere
+ * else in memory.
+ */
+static void
+sort_by_ranges(PublishedKey *keys)
 {
-	static CounterPin few[LIST_SEARCH_MAX];
-	Size		size = npending_keys * sizeof(CounterPin);
+	uint64		first[HASH_RANGES + 1] = {0};
 
-	if (npending_keys <= LIST_SEARCH_MAX)
-		return memset(few, 0, size);
-	return MemoryContextAllocExtended(TopTransactionContext, size,
-									  MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+	for (PendingKey *key = pending_keys; key != NULL; key = key->next)
+		first[HASH_RANGE(key->key.hash) + 1]++;
+	for (int i = 0; i < HASH_RANGES; i++)
+		first[i + 1] += first[i];
+	for (PendingKey *key = pending_keys; key != NULL; key = key->next)
+		keys[first[HASH_RANGE(key->key.hash)]++].key = key;
+}
+
+/* It would take as long as all the rest to wait for each key. */
+static inline void
+fetch_ahead(PendingKey *key)
+{
+#ifdef __GNUC__
+	__builtin_prefetch(&key->buffer);
+	__builtin_prefetch(key->data);
+#endif
+}
+
+/* List the keys; none is pinned yet. */
+static void
+list_keys(void)
+{
+	static PublishedKey few[LIST_SEARCH_MAX];
+	PublishedKey *keys = few;
+
+	if (npending_keys > LIST_SEARCH_MAX)
+		keys = MemoryContextAllocHuge(TopTransactionContext,
+									  npending_keys * sizeof(PublishedKey));
+	if (npending_keys >= SORT_MIN_KEYS)
+		sort_by_ranges(keys);
+	else
+	{
+		PublishedKey *next = keys;
+
+		for (PendingKey *key = pending_keys; key != NULL; key = key->next)
+			(next++)->key = key;
+	}
+	for (uint64 i = 0; i < npending_keys; i++)
+		keys[i].pin.counter = NULL;
+	published = keys;
+	npublished = npending_keys;
 }
 
 /* Everything that can fail: see that each counter is there, and pin it. */
@@ -581,7 +639,6 @@ prepare_to_publish(void)
 {
 	bool		any = false;
 	bool		pinned = false;
-	CounterPin *pin;
 
 	for (PendingBuffer *pending = pending_buffers; pending;
 		 pending = pending->next)
@@ -615,11 +672,15 @@ prepare_to_publish(void)
 		}
 	}
 
-	pin = pending_pins = make_pins();
-	for (PendingKey *key = pending_keys; key != NULL; key = key->next, pin++)
+	list_keys();
+	for (uint64 i = 0; i < npublished; i++)
 	{
+		PendingKey *key = published[i].key;
 		SbBuffer   *buffer = key->buffer;
 		PendingBuffer *pending = buffer->pending;
+
+		if (i + FETCH_AHEAD < npublished)
+			fetch_ahead(published[i + FETCH_AHEAD].key);
 
 		if (key->nincrements == 0 || pending->dropped)
 			continue;
@@ -637,7 +698,7 @@ prepare_to_publish(void)
 			continue;
 		CHECK_FOR_INTERRUPTS();
 		counters_pin(buffer->shared, &buffer->table, &key->key, key->delta,
-					 pin);
+					 &published[i].pin);
 		pinned = true;
 	}
 	if (pinned)
@@ -651,7 +712,6 @@ static void
 publish(void)
 {
 	TimestampTz now = 0;
-	CounterPin *pin = pending_pins;
 
 	for (PendingBuffer *pending = pending_buffers; pending;
 		 pending = pending->next)
@@ -676,10 +736,14 @@ publish(void)
 		}
 	}
 
-	for (PendingKey *key = pending_keys; key != NULL; key = key->next, pin++)
+	for (uint64 i = 0; i < npublished; i++)
 	{
-		if (pin->counter != NULL)
-			add_pinned(key->buffer, pin, key->delta, &now);
+		PendingKey *key = published[i].key;
+
+		if (i + FETCH_AHEAD < npublished)
+			fetch_ahead(published[i + FETCH_AHEAD].key);
+		if (published[i].pin.counter != NULL)
+			add_pinned(key->buffer, &published[i].pin, key->delta, &now);
 	}
 }
 
@@ -695,13 +759,8 @@ unpin_all(void)
 						   &pending->truncate_pins[i]);
 	}
 
-	if (pending_pins != NULL)
-	{
-		CounterPin *pin = pending_pins;
-
-		for (PendingKey *key = pending_keys; key; key = key->next, pin++)
-			counters_unpin(key->buffer->shared, pin);
-	}
+	for (uint64 i = 0; i < npublished; i++)
+		counters_unpin(published[i].key->buffer->shared, &published[i].pin);
 }
 
 static void
@@ -716,7 +775,8 @@ forget_all(void)
 	npending_keys = 0;
 	pending_hash = NULL;
 	pending_context = NULL;
-	pending_pins = NULL;
+	published = NULL;
+	npublished = 0;
 	undo_stack = NULL;
 	nundo = 0;
 	undo_size = 0;
