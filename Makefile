@@ -16,6 +16,7 @@ OBJS = \
 	src/statbuffer.o \
 	src/stats.o \
 	src/stopping.o \
+	src/trigger.o \
 	src/worker.o
 
 EXTENSION = statbuffer
@@ -23,7 +24,8 @@ DATA = statbuffer--1.0.sql
 PGFILEDESC = "statbuffer - adds up increments of hot counters"
 
 REGRESS = setup increment default_buffer types options shape transactions \
-	fdw handler startstop stats privileges overflow
+	fdw handler startstop stats privileges overflow \
+	trigger
 ISOLATION = visibility new_key flush ddl drain range
 ISOLATION_OPTS = --load-extension=statbuffer
 TAP_TESTS = 1
