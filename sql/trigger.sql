@@ -403,6 +403,19 @@ DROP TABLE child, mother;
 TRUNCATE like_counts;
 
 --
+-- Foreign tables: buffers are some, so what is counted can be counted
+--
+CREATE FOREIGN TABLE first_counts (a int, key text, n bigint NOT NULL DEFAULT 1)
+  SERVER statbuffer OPTIONS (handler 'sb_trig.tell', interval '1h', timeout '1h');
+CREATE TRIGGER second AFTER INSERT ON first_counts
+  FOR EACH ROW EXECUTE FUNCTION sb_trigger('like_counts', 'key');
+INSERT INTO first_counts VALUES (1, 'a', 10), (2, 'a', 20), (3, 'b', 30);
+SELECT * FROM first_counts ORDER BY a;
+SELECT * FROM like_counts ORDER BY post;
+DROP FOREIGN TABLE first_counts;
+TRUNCATE like_counts;
+
+--
 -- Foreign keys that cascade
 --
 CREATE TABLE posts (id text PRIMARY KEY);
