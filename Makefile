@@ -16,6 +16,7 @@ OBJS = \
 	src/statbuffer.o \
 	src/stats.o \
 	src/stopping.o \
+	src/trigger.o \
 	src/worker.o
 
 EXTENSION = statbuffer
@@ -23,8 +24,9 @@ DATA = statbuffer--1.0.sql
 PGFILEDESC = "statbuffer - adds up increments of hot counters"
 
 REGRESS = setup increment default_buffer types options shape transactions \
-	fdw handler startstop stats privileges overflow
-ISOLATION = visibility new_key flush ddl drain range grants
+	fdw handler startstop stats privileges overflow \
+	trigger
+ISOLATION = visibility new_key flush ddl drain range grants trigger_rows
 ISOLATION_OPTS = --load-extension=statbuffer
 TAP_TESTS = 1
 

@@ -55,6 +55,11 @@ AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 COMMENT ON FUNCTION sb_async_increment(anynonarray, bigint, regclass) IS
 'adds to a key''s count at once, whatever becomes of the transaction; several key columns are given as a row';
 
+CREATE FUNCTION sb_trigger() RETURNS trigger
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION sb_trigger() IS
+'trigger function that counts the rows of a table; arguments: a buffer, and the columns that are its key';
+
 --
 -- Reading
 --

@@ -12,6 +12,7 @@
 #ifndef STATBUFFER_COMPAT_H
 #define STATBUFFER_COMPAT_H
 
+#include "catalog/pg_attribute.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_proc.h"
@@ -42,6 +43,11 @@
 #else
 #define COMPAT_WORKER_FLAGS		0
 #define COMPAT_OWNER_NEEDS_LOGIN	true
+#endif
+
+/* 18 has generated columns that are not stored */
+#ifndef ATTRIBUTE_GENERATED_VIRTUAL
+#define ATTRIBUTE_GENERATED_VIRTUAL	'v'
 #endif
 
 /* Wait events of our own exist since 17 */

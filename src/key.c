@@ -320,16 +320,19 @@ key_out(TupleDesc desc, const char *data, uint16 len)
  * ------------------------------------------------------------------------
  */
 
-/* Prepare the assignment of a value to a key column. */
+/*
+ * Prepare the assignment of a value to a key column.  The typmod tells what is
+ * certain of the value; -1 when nothing is.
+ */
 static void
 make_cast(KeyReader *reader, Form_pg_attribute att, Oid argtype,
-		  KeyCast *cast)
+		  int32 argtypmod, KeyCast *cast)
 {
 	CaseTestExpr *placeholder = makeNode(CaseTestExpr);
 	Node	   *expr;
 
 	placeholder->typeId = argtype;
-	placeholder->typeMod = -1;
+	placeholder->typeMod = argtypmod;
 	placeholder->collation = get_typcollation(argtype);
 
 	if (argtype == UNKNOWNOID)
@@ -425,7 +428,27 @@ key_reader_make(TupleDesc desc, const char *relname, Oid argtype)
 		fmgr_info(input, &reader->input);
 	}
 	else
-		make_cast(reader, att, argtype, &reader->casts[0]);
+		make_cast(reader, att, argtype, -1, &reader->casts[0]);
+	return reader;
+}
+
+/*
+ * Prepare to assign columns of these types to the key columns, one to one,
+ * with key_read_columns().  Otherwise as key_reader_make().
+ */
+KeyReader *
+key_reader_make_columns(TupleDesc desc, const char *relname, const Oid *types,
+						const int32 *typmods)
+{
+	KeyReader  *reader = palloc0(sizeof(KeyReader));
+
+	reader->desc = desc;
+	reader->relname = relname;
+	reader->context = CurrentMemoryContext;
+	reader->casts = palloc0(desc->natts * sizeof(KeyCast));
+	for (int i = 0; i < desc->natts; i++)
+		make_cast(reader, TupleDescAttr(desc, i), types[i], typmods[i],
+				  &reader->casts[i]);
 	return reader;
 }
 
@@ -433,8 +456,12 @@ key_reader_make(TupleDesc desc, const char *relname, Oid argtype)
 bool
 key_reader_runs_code(KeyReader *reader)
 {
-	return reader->is_row || reader->is_text ||
-		reader->casts[0].state != NULL;
+	if (reader->is_row || reader->is_text)
+		return true;
+	for (int i = 0; i < reader->desc->natts; i++)
+		if (reader->casts[i].state != NULL)
+			return true;
+	return false;
 }
 
 /* Take a row apart into key columns. */
@@ -464,7 +491,7 @@ read_row(KeyReader *reader, Datum arg, Datum *values, bool *isnull)
 				continue;
 			if (column < desc->natts)
 				make_cast(reader, TupleDescAttr(desc, column), att->atttypid,
-						  &reader->casts[column]);
+						  -1, &reader->casts[column]);
 			column++;
 		}
 		MemoryContextSwitchTo(oldcontext);
@@ -539,6 +566,17 @@ key_read(KeyReader *reader, Datum arg, bool argnull, Datum *values,
 		isnull[0] = argnull;
 		values[0] = apply_cast(&reader->casts[0], arg, &isnull[0]);
 	}
+}
+
+/*
+ * Turn values of columns into those of the key columns, in place.  What the
+ * datums point to lasts until the next call.
+ */
+void
+key_read_columns(KeyReader *reader, Datum *values, bool *isnull)
+{
+	for (int i = 0; i < reader->desc->natts; i++)
+		values[i] = apply_cast(&reader->casts[i], values[i], &isnull[i]);
 }
 
 /* ------------------------------------------------------------------------

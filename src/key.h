@@ -35,7 +35,10 @@ typedef struct KeyBytes
 	uint32		hash;
 } KeyBytes;
 
-/* How to read the argument of an SQL function into the columns of a key. */
+/*
+ * How to read the argument of an SQL function, or the columns of a table, into
+ * the columns of a key.
+ */
 typedef struct KeyReader KeyReader;
 
 extern void key_form(TupleDesc desc, const char *relname, Datum *values,
@@ -49,9 +52,13 @@ extern text *key_out(TupleDesc desc, const char *data, uint16 len);
 
 extern KeyReader *key_reader_make(TupleDesc desc, const char *relname,
 								  Oid argtype);
+extern KeyReader *key_reader_make_columns(TupleDesc desc, const char *relname,
+										  const Oid *types,
+										  const int32 *typmods);
 extern bool key_reader_runs_code(KeyReader *reader);
 extern void key_read(KeyReader *reader, Datum arg, bool argnull,
 					 Datum *values, bool *isnull);
+extern void key_read_columns(KeyReader *reader, Datum *values, bool *isnull);
 
 /* The order in which the keys of a batch are handed over. */
 typedef struct KeyOrder KeyOrder;
