@@ -32,7 +32,28 @@ die() {
 	exit 1
 }
 
+# run_job COMMAND...: runs it as a job of its own, so that one signal reaches all
+# of it while we live on to clean up.  Sets status, and interrupted if a signal
+# came.
+run_job() {
+	set -m
+	"$@" </dev/null &
+	child=$!
+	set +m
+	trap 'interrupted=yes; kill -TERM -- "-$child" 2>/dev/null || :' HUP INT TERM
+	# A signal ends the wait, not the child.
+	while
+		status=0
+		wait "$child" || status=$?
+		kill -0 "$child" 2>/dev/null
+	do :; done
+}
+
 # --- packages ---------------------------------------------------------------
+
+# What building and testing takes besides PostgreSQL's own.
+# shellcheck disable=SC2034 # used by the scripts that source this
+test_packages=(gcc make libc6-dev perl libipc-run-perl pgbouncer)
 
 is_installed() {
 	# shellcheck disable=SC2016 # the braces are dpkg-query's
@@ -122,7 +143,7 @@ need_packages() {
 # sandbox ARGUMENT...: runs this script again in a sandbox, with these
 # arguments, and exits as it does.  Inside, prepares PATH and returns.
 sandbox() {
-	local script=dev/${0##*/} status=0
+	local script=dev/${0##*/}
 
 	if [ -n "$work" ]; then
 		say "copying $("$PG_CONFIG" --version)"
@@ -142,29 +163,20 @@ sandbox() {
 	copy_sources
 	[ "$(id -u)" != 0 ] || chown -R postgres:postgres "$work"
 
-	# The environment is emptied because libpq, PostgreSQL's makefiles and the
-	# tests all take settings from it.  A job of its own, so that one signal
-	# reaches all that runs in there while we live on to clean up.
-	set -m
-	(
-		cd "$work/src" || exit
-		exec "${tester[@]}" env -i \
-			PATH=/usr/local/bin:/usr/bin:/bin HOME="$work" TMPDIR="$work/tmp" \
-			LC_ALL=C.UTF-8 TERM="${TERM:-dumb}" PG_CONFIG="$PG_CONFIG" \
-			PG_TEST_TIMEOUT_DEFAULT="$patience" PGCTLTIMEOUT="$patience" \
-			ASAN_OPTIONS="$ASAN_OPTIONS" UBSAN_OPTIONS="$UBSAN_OPTIONS" \
-			SB_WORK="$work" SB_KEEP="$keep" bash "$script" "$@"
-	) </dev/null &
-	child=$!
-	set +m
-	trap 'kill -TERM -- "-$child" 2>/dev/null || :' HUP INT TERM
-	# A signal ends the wait, not the child.
-	while
-		status=0
-		wait "$child" || status=$?
-		kill -0 "$child" 2>/dev/null
-	do :; done
+	run_job enter_sandbox "$script" "$@"
 	exit "$status"
+}
+
+# The environment is emptied because libpq, PostgreSQL's makefiles and the tests
+# all take settings from it.
+enter_sandbox() {
+	cd "$work/src" || exit
+	exec "${tester[@]}" env -i \
+		PATH=/usr/local/bin:/usr/bin:/bin HOME="$work" TMPDIR="$work/tmp" \
+		LC_ALL=C.UTF-8 TERM="${TERM:-dumb}" PG_CONFIG="$PG_CONFIG" \
+		PG_TEST_TIMEOUT_DEFAULT="$patience" PGCTLTIMEOUT="$patience" \
+		ASAN_OPTIONS="$ASAN_OPTIONS" UBSAN_OPTIONS="$UBSAN_OPTIONS" \
+		SB_WORK="$work" SB_KEEP="$keep" bash "$@"
 }
 
 # Whatever way the work ended, no server and no file of it stays.  Servers are

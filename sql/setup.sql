@@ -5,12 +5,13 @@
 
 CREATE EXTENSION statbuffer;
 
--- Every object of the extension has a comment: no row must be seen.
+-- Every object of the extension has a comment: no row must be seen.  (Since
+-- version 17 the row types of its views are among them.)
 SELECT pg_describe_object(classid, objid, objsubid) AS without_comment
   FROM pg_depend
   WHERE refclassid = 'pg_extension'::regclass
     AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'statbuffer')
-    AND deptype = 'e'
+    AND deptype = 'e' AND classid <> 'pg_type'::regclass
     AND obj_description(objid, classid::regclass::name) IS NULL
   ORDER BY 1;
 

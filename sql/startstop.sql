@@ -61,7 +61,7 @@ CREATE FOREIGN TABLE fresh (key text NOT NULL, count bigint NOT NULL DEFAULT 1)
   SERVER statbuffer OPTIONS (handler 'store', interval '1h', timeout '1h');
 SELECT state, pid FROM sb_stat_buffers WHERE buffer = 'fresh'::regclass;
 SELECT sb_start('fresh');
-SELECT wait_until($$ (SELECT state = 'running' AND pid IS NOT NULL
+SELECT wait_until($$ (SELECT state = 'running' AND pid IN (SELECT pid FROM pg_stat_activity)
                       FROM sb_stat_buffers WHERE buffer = 'fresh'::regclass) $$);
 SELECT a.backend_type
   FROM sb_stat_buffers b JOIN pg_stat_activity a USING (pid)

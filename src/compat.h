@@ -16,10 +16,20 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_proc.h"
+#include "commands/explain.h"
+#if PG_VERSION_NUM >= 180000
+#include "commands/explain_format.h"
+#include "commands/explain_state.h"
+#endif
 #include "nodes/pathnodes.h"
 #include "optimizer/pathnode.h"
 #include "pgstat.h"
+#if PG_VERSION_NUM >= 170000
+#include "storage/dsm_registry.h"
+#endif
 #include "storage/lock.h"
+#include "storage/lwlock.h"
+#include "storage/shmem.h"
 #include "utils/acl.h"
 #include "utils/backend_status.h"
 #include "utils/regproc.h"
@@ -28,6 +38,46 @@
 #if PG_VERSION_NUM < 150000
 #error "statbuffer needs PostgreSQL 15 or later"
 #endif
+
+/* 18 lets a library tell its name and version: pg_get_loaded_modules() */
+#if PG_VERSION_NUM >= 180000
+#define COMPAT_MODULE_MAGIC(module_name, module_version) \
+	PG_MODULE_MAGIC_EXT(.name = module_name, .version = module_version)
+#else
+#define COMPAT_MODULE_MAGIC(module_name, module_version) \
+	PG_MODULE_MAGIC
+#endif
+
+/*
+ * Shared memory that all processes find by its name, made by the first one to
+ * ask for it.  17 has dynamic segments for that.  Before, it comes from the
+ * main segment: who is preloaded reserves room there, from
+ * shmem_request_hook, and otherwise it is taken from what the server keeps in
+ * reserve.
+ */
+#if PG_VERSION_NUM >= 170000
+#define COMPAT_MAIN_SEGMENT		false
+#else
+#define COMPAT_MAIN_SEGMENT		true
+#endif
+
+static inline void *
+compat_shared_memory(const char *name, Size size, void (*init) (void *memory))
+{
+	void	   *memory;
+	bool		found;
+
+#if PG_VERSION_NUM >= 170000
+	memory = GetNamedDSMSegment(name, size, init, &found);
+#else
+	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+	memory = ShmemInitStruct(name, size, &found);
+	if (!found)
+		init(memory);
+	LWLockRelease(AddinShmemInitLock);
+#endif
+	return memory;
+}
 
 /* 17 lets a dshash copy keys with a function of its own */
 #if PG_VERSION_NUM >= 170000

@@ -19,7 +19,6 @@
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_foreign_table.h"
 #include "commands/defrem.h"
-#include "commands/explain.h"
 #include "compat.h"
 #include "counters.h"
 #include "executor/executor.h"

@@ -57,7 +57,10 @@
 #define STEADY_ATTEMPTS			3
 #define BACKOFF_MAX_MSECS		60000
 
-/* deadlocks and serialization failures in a row that are no failure yet */
+/*
+ * Deadlocks and serialization failures in a row that are no failure yet.  The
+ * first is followed by a pause of a millisecond, each by one twice as long.
+ */
 #define CONFLICTS_MAX			10
 
 /* what was cancelled is left be for so long, if not less */
@@ -462,10 +465,16 @@ judge(ErrorData *edata)
 	int			first = 0;
 	int			nfailed = 0;
 
-	/* a conflict with others is no failure, for a while */
+	/*
+	 * A conflict with others is no failure, for a while.  The other one has
+	 * been woken by now, but may not have been given a processor: he must
+	 * have time to take what we are about to take again.
+	 */
 	if (ERRCODE_TO_CATEGORY(edata->sqlerrcode) == ERRCODE_TRANSACTION_ROLLBACK &&
 		conflicts < CONFLICTS_MAX)
 	{
+		worker.paused_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+														  1 << conflicts);
 		conflicts++;
 		return false;
 	}

@@ -19,7 +19,7 @@ typedef struct WorkerState
 	SharedBuffer *shared;		/* NULL: it is not ours any more */
 	SbBuffer   *buffer;			/* NULL: the definition wasn't read yet */
 	bool		leaving;		/* the main loop ends */
-	TimestampTz paused_until;	/* the buffer itself fails */
+	TimestampTz paused_until;	/* the buffer fails, or is in others' way */
 
 	/* for the signal handler that ends what takes too long */
 	volatile int shutdown_msecs;

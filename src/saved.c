@@ -61,6 +61,7 @@
 #define STATE_UNKNOWN		0	/* nobody has looked whether there is a file */
 #define STATE_LOADING		1	/* it has the other name now */
 #define STATE_DONE			2	/* what was in it is in memory */
+#define STATE_SAVED			3	/* and what is in memory is in a new file */
 
 typedef struct SavedHeader
 {
@@ -130,7 +131,7 @@ static void
 set_state(uint32 state)
 {
 	pg_atomic_write_u32(&shared_control->saved_state, state);
-	if (state == STATE_DONE)
+	if (state >= STATE_DONE)
 		ConditionVariableBroadcast(&shared_control->saved_cv);
 }
 
@@ -306,13 +307,13 @@ saved_is_pending(void)
 {
 	uint32		state = pg_atomic_read_u32(&shared_control->saved_state);
 
-	if (likely(state == STATE_DONE))
+	if (likely(state >= STATE_DONE))
 		return false;
 	if (state == STATE_LOADING || file_exists(SAVED_FILE))
 		return true;
 	return !pg_atomic_compare_exchange_u32(&shared_control->saved_state,
 										   &state, STATE_DONE) &&
-		state != STATE_DONE;
+		state < STATE_DONE;
 }
 
 /* ------------------------------------------------------------------------
@@ -516,7 +517,7 @@ saved_load(void)
 	volatile SavedProgress progress = SAVED_FAILED;
 
 	/* a session may have seen that there is no file */
-	if (pg_atomic_read_u32(&shared_control->saved_state) == STATE_DONE)
+	if (pg_atomic_read_u32(&shared_control->saved_state) >= STATE_DONE)
 	{
 		remove_remains();
 		return SAVED_LOADED;
@@ -728,6 +729,13 @@ finish_file(SavedWriter *writer)
 	 * in the file must have been committed, and what is not, stored.
 	 */
 	sync_commits();
+
+	/*
+	 * Another launcher may have been on its way when this one was told to
+	 * end, and come up only now.  Even if this fails, when the file may have
+	 * its name already, that one must not add the same counts to it.
+	 */
+	set_state(STATE_SAVED);
 	(void) durable_rename(SAVED_TEMP_FILE, SAVED_FILE, ERROR);
 }
 
@@ -739,7 +747,8 @@ saving_context(void *arg)
 
 /*
  * Save all that is held, and what is left of the last file.  Writes no file
- * when there is nothing.  The caller has closed the counters, and ends.
+ * when there is nothing, or when it has been done.  The caller has closed the
+ * counters, and ends.
  */
 void
 saved_write(void)
@@ -756,6 +765,9 @@ saved_write(void)
 	bool		rest;
 
 	Assert(pg_atomic_read_u32(&shared_control->closed) != 0);
+	if (pg_atomic_read_u32(&shared_control->saved_state) == STATE_SAVED)
+		return;
+
 	MemoryContextSwitchTo(AllocSetContextCreate(TopMemoryContext,
 												"statbuffer saving",
 												ALLOCSET_DEFAULT_SIZES));

@@ -3,11 +3,9 @@
  * shared.c
  *	  The shared memory area and the registry of buffers.
  *
- * A small struct in the main segment (SharedControl) leads to one DSA area,
- * which holds the registry, a dshash table of SharedBuffer, and all counters.
- * When the library is not preloaded, the struct comes out of the reserve that
- * the server keeps in its main segment, and is made by the first process
- * that needs it.
+ * A small struct that is found by its name (SharedControl) leads to one DSA
+ * area, which holds the registry, a dshash table of SharedBuffer, and all
+ * counters.  All of it is made by the first process that needs it.
  *
  * The lock order stands at SharedControl in shared.h.
  *
@@ -24,7 +22,6 @@
 #include "shared.h"
 #include "statbuffer.h"
 #include "storage/ipc.h"
-#include "storage/shmem.h"
 #include "utils/memutils.h"
 
 /* how long to wait for a launcher that was registered before another is */
@@ -40,7 +37,7 @@ dshash_table *shared_registry = NULL;
 /* the buffers that this process acts as the worker of: its own, and another */
 static SharedBuffer *claims[2];
 
-/* Reserve room in the main segment, from shmem_request_hook. */
+/* Reserve room for SharedControl in the main segment. */
 void
 shared_request(void)
 {
@@ -48,32 +45,33 @@ shared_request(void)
 }
 
 static void
+init_control(void *memory)
+{
+	SharedControl *control = memory;
+
+	memset(control, 0, sizeof(SharedControl));
+	control->tranche_control = LWLockNewTrancheId();
+	control->tranche_area = LWLockNewTrancheId();
+	control->tranche_registry = LWLockNewTrancheId();
+	control->tranche_counters = LWLockNewTrancheId();
+	control->tranche_buffer = LWLockNewTrancheId();
+	LWLockInitialize(&control->lock, control->tranche_control);
+	pg_atomic_init_u32(&control->waiting, 0);
+	pg_atomic_init_u32(&control->closed, 0);
+	pg_atomic_init_u64(&control->nbytes, 0);
+	pg_atomic_init_u32(&control->crowded, 0);
+	pg_atomic_init_u32(&control->saved_state, 0);
+	ConditionVariableInit(&control->saved_cv);
+	ConditionVariableInit(&control->drain_cv);
+}
+
+static void
 attach_control(void)
 {
 	SharedControl *control;
-	bool		found;
 
-	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
-	control = ShmemInitStruct("statbuffer", sizeof(SharedControl), &found);
-	if (!found)
-	{
-		memset(control, 0, sizeof(SharedControl));
-		control->tranche_control = LWLockNewTrancheId();
-		control->tranche_area = LWLockNewTrancheId();
-		control->tranche_registry = LWLockNewTrancheId();
-		control->tranche_counters = LWLockNewTrancheId();
-		control->tranche_buffer = LWLockNewTrancheId();
-		LWLockInitialize(&control->lock, control->tranche_control);
-		pg_atomic_init_u32(&control->waiting, 0);
-		pg_atomic_init_u32(&control->closed, 0);
-		pg_atomic_init_u64(&control->nbytes, 0);
-		pg_atomic_init_u32(&control->crowded, 0);
-		pg_atomic_init_u32(&control->saved_state, 0);
-		ConditionVariableInit(&control->saved_cv);
-		ConditionVariableInit(&control->drain_cv);
-	}
-	LWLockRelease(AddinShmemInitLock);
-
+	control = compat_shared_memory("statbuffer", sizeof(SharedControl),
+								   init_control);
 	LWLockRegisterTranche(control->tranche_control, "statbuffer_control");
 	LWLockRegisterTranche(control->tranche_area, "statbuffer_area");
 	LWLockRegisterTranche(control->tranche_registry, "statbuffer_registry");

@@ -153,7 +153,7 @@ typedef struct SharedBuffer
 } SharedBuffer;
 
 /*
- * The root of everything, in the main shared memory segment.
+ * The root of everything.
  *
  * Lock order: heavyweight locks; a registry partition; SharedControl.lock; a
  * partition of a table of counters; SharedBuffer.lock; the locks of dsa.c.

@@ -43,7 +43,7 @@
 #include "tcop/utility.h"
 #include "utils/guc.h"
 
-PG_MODULE_MAGIC;
+COMPAT_MODULE_MAGIC("statbuffer", STATBUFFER_VERSION);
 
 extern PGDLLEXPORT void _PG_init(void);
 
@@ -205,7 +205,10 @@ _PG_init(void)
 	if (!process_shared_preload_libraries_in_progress)
 		return;
 
-	prev_shmem_request_hook = shmem_request_hook;
-	shmem_request_hook = shmem_request;
+	if (COMPAT_MAIN_SEGMENT)
+	{
+		prev_shmem_request_hook = shmem_request_hook;
+		shmem_request_hook = shmem_request;
+	}
 	launcher_register();
 }

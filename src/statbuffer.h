@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * statbuffer.h
- *	  The settings of the module.
+ *	  The settings and the version of the module.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -9,6 +9,9 @@
  */
 #ifndef STATBUFFER_H
 #define STATBUFFER_H
+
+/* as in statbuffer.control */
+#define STATBUFFER_VERSION	"1.0"
 
 extern int	statbuffer_max_memory;	/* kilobytes */
 extern int	statbuffer_max_workers;
