@@ -147,10 +147,10 @@ SELECT * FROM wrong('like_counts', 'post', 'likes', 'post_id');
 CREATE TABLE log (what text, rows bigint);
 CREATE FUNCTION log_rows() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
-  c CURSOR FOR SELECT * FROM came;
+  c refcursor;
   r record;
 BEGIN
-  OPEN c;
+  OPEN c FOR SELECT * FROM came;
   FETCH c INTO r;
   INSERT INTO log SELECT TG_NAME, count(*) FROM came;
   RETURN NULL;
