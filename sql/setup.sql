@@ -79,6 +79,8 @@ BEGIN
       RETURN false;
     END IF;
     PERFORM pg_sleep(0.01);
+    -- pg_stat_activity stays as it was first seen in the transaction
+    PERFORM pg_stat_clear_snapshot();
   END LOOP;
 END $$;
 SELECT wait_until('true');
