@@ -79,7 +79,7 @@ BEGIN
       RETURN false;
     END IF;
     PERFORM pg_sleep(0.01);
-    -- pg_stat_activity shows what it has shown first
+    -- pg_stat_activity stays as it was first seen in the transaction
     PERFORM pg_stat_clear_snapshot();
   END LOOP;
 END $$;
