@@ -34,7 +34,10 @@ take_account() {
 	record "$what" "$who" "$n" instructions "$(sed -n 's/^\(summary\|totals\): \([0-9]*\).*/\2/p' "$work/account" | tail -n 1 |
 		awk -v n="$n" '{ print $1 / n }')"
 	callgrind_annotate --threshold=100 "$work/account" 2>/dev/null |
-		perl "$root/bench/functions.pl" "$what" "$who" "$n" >>"$work/functions.csv"
+		perl "$root/bench/functions.pl" "$what" "$who" "$n" >"$work/functions"
+	cat "$work/functions" >>"$work/functions.csv"
+	record "$what" "$who-own" "$n" instructions \
+		"$(awk -F , '$3 == "statbuffer" { sum += $5 } END { print sum + 0 }' "$work/functions")"
 }
 
 # instructions_statement WHAT WHO KEY: first once for the caches

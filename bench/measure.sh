@@ -149,12 +149,14 @@ pipeline() {
 }
 
 # run_pgbench CLIENTS OPTION...: sets ntransactions to all that it made, and tps
-# to how many there were a second.  The first second does not count for that:
-# sessions load libraries and fill their caches then.  How much is run,
-# $pgbench_amount tells where it is set.
+# to how many there were a second.  While sessions connect, and in half a second
+# after, it does not count for that: they load libraries and fill their caches.
+# How much is run, $pgbench_amount tells where it is set.
 run_pgbench() {
-	local clients=$1 output=$work/log/pgbench.out much=(-P 1 -T $((seconds + 1)))
+	local clients=$1 output=$work/log/pgbench.out much
 	shift
+	# connecting takes its time, which is part of that
+	much=(-P 1 -T $((seconds + 1 + clients / 200)))
 	[ -z "$quick" ] || much=(-t 20)
 	[ -z "${pgbench_amount:-}" ] || read -r -a much <<<"$pgbench_amount"
 
@@ -167,12 +169,17 @@ run_pgbench() {
 		cat "$output"
 		die "$group: transactions failed"
 	}
-	# read by the groups
-	# shellcheck disable=SC2034
 	ntransactions=$(sed -n 's/^number of transactions actually processed: \([0-9]*\).*/\1/p' "$output")
-	# shellcheck disable=SC2034
 	tps=$(awk '
-		/^progress: / { if (n++) { sum += $4 * ($2 - last); time += $2 - last } last = $2 }
+		/^progress: / { from[++n] = to; to = $2; time[n] = $2 - from[n]; rate[n] = $4 }
+		/^initial connection time = / { warm = $5 / 1000 + 0.5 }
 		/^tps = / { whole = $3 }
-		END { print (time > 0 ? sum / time : whole) }' "$output")
+		END {
+			for (i = 1; i <= n; i++)
+				if (from[i] >= warm) {
+					sum += rate[i] * time[i]
+					total += time[i]
+				}
+			print (total > 0 ? sum / total : whole)
+		}' "$output")
 }

@@ -1,14 +1,14 @@
 # Makes of the values that dev/bench has measured the table that it prints, and
 # the files in bench/results, which README.md here tells about.  Arguments: the
-# directory of these, the directory with the values, and the groups that were
-# measured, with commas between.
+# directory of these, the directory with the values, the groups that were
+# measured, with commas between, and what to write above the table.
 
 use strict;
 use warnings;
 
 use List::Util qw(max min);
 
-my ($results, $work, $measured) = @ARGV;
+my ($results, $work, $measured, $about) = @ARGV;
 my %measured = map { $_ => 1 } split /,/, $measured;
 
 # --- values -----------------------------------------------------------------
@@ -51,7 +51,7 @@ sub add_values
 	return;
 }
 
-# The lines of a file that may not be there, without its head.
+# The lines of a file that may not be there, without its heads.
 sub read_lines
 {
 	my ($file, $heads) = @_;
@@ -194,10 +194,10 @@ sub make_rows
 		"$t one statbuffer 64", "$t one update 64", '>= 100');
 	ratio_row("  the bound: no-op / UPDATE of a row",
 		"$t one no-op 64", "$t one update 64");
-	ratio_row("  in transactions of 100, pipelined / UPDATE",
-		"$t pipeline-100 statbuffer 64", "$t pipeline-100 update 64");
-	ratio_row("  the bound: no-op, so pipelined / UPDATE",
-		"$t pipeline-100 no-op 64", "$t pipeline-100 update 64");
+	ratio_row("  100 in a transaction, by PL/pgSQL / UPDATE of a row",
+		"$t hundred statbuffer 64", "$t hundred update 64");
+	ratio_row("  the bound: no-op / UPDATE of a row",
+		"$t hundred no-op 64", "$t hundred update 64");
 	foreach (
 		[ 'UPDATE of an unlogged row' => 'update-unlogged' ],
 		[ 'UPDATE of a row, synchronous_commit off' => 'update-async' ],
@@ -215,9 +215,9 @@ sub make_rows
 	ratio_row('  the bound: no-op / Redis INCR',
 		"$t one no-op 64", "$t one redis 64");
 	ratio_row('64 clients, pipelines of 16 / Redis INCR, pipelines of 16',
-		"$t pipeline-16 statbuffer 64", "$t pipeline-16 redis 64");
+		"$t pipelined statbuffer 64", "$t pipelined redis 64");
 	ratio_row('  the bound: no-op, pipelines of 16 / Redis INCR',
-		"$t pipeline-16 no-op 64", "$t pipeline-16 redis 64");
+		"$t pipelined no-op 64", "$t pipelined redis 64");
 
 	foreach (
 		[ 'sb_trigger, by row' => 'sb_trigger-row', '>= 0.97' ],
@@ -271,13 +271,16 @@ sub make_rows
 		'stall worst select 8', 'stall worst none 8', '<= 50', 1);
 	value_row('  99 of 100 are faster than', 'stall p99 select 8', 'stall p99 none 8');
 
-	my $i = 'instructions';
-	ratio_row('instructions of a call, one key / no-op',
-		"$i one statbuffer 100000", "$i one no-op 100000");
-	ratio_row('instructions of a call, 10,000 keys / no-op',
-		"$i 10000 statbuffer 100000", "$i 10000 no-op 100000");
-	ratio_row('instructions of a transaction, one key / no-op',
-		"$i transaction statbuffer 1000", "$i transaction no-op 1000");
+	foreach (
+		[ 'a call, one key' => 'one', 100000 ],
+		[ 'a call, 10,000 keys' => '10000', 100000 ],
+		[ 'a transaction, one key' => 'transaction', 1000 ])
+	{
+		my $i = "instructions $_->[1]";
+		ratio_row("instructions of $_->[0] / no-op",
+			"$i statbuffer $_->[2]", "$i no-op $_->[2]");
+		value_row("  of that in statbuffer's own code", "$i statbuffer-own $_->[2]");
+	}
 	return;
 }
 
@@ -301,6 +304,7 @@ sub write_lines
 {
 	my ($file, @lines) = @_;
 
+	return if @lines < 2;
 	open my $handle, '>', "$results/$file" or die "$results/$file: $!";
 	print $handle map { "$_\n" } @lines;
 	close $handle or die "$results/$file: $!";
@@ -373,14 +377,14 @@ sub clients_csv
 		'no-op', 'statbuffer', 'update', 'update-unlogged', 'update-async',
 		'slotted', 'append', 'nextval', 'redis');
 
-	return (
-		join(',', 'clients', @who),
-		map {
-			my $clients = $_;
-			join ',', $clients,
-			  map { figure(median(values_of("throughput one $_ $clients"))) } @who
-		} 1,
-		8, 64, 256);
+	my @lines = join ',', 'clients', @who;
+	foreach my $clients (1, 8, 64, 256)
+	{
+		my @values =
+		  map { figure(median(values_of("throughput one $_ $clients"))) } @who;
+		push @lines, join ',', $clients, @values if grep { $_ ne '' } @values;
+	}
+	return @lines;
 }
 
 # What grows, and what of it is ours: what the function that does nothing takes
@@ -423,9 +427,9 @@ sub latencies_csv
 make_rows();
 write_lines('results.csv', results_csv());
 write_lines('table.csv', table_csv());
-write_lines('table.txt', table_lines(@rows));
+write_lines('table.txt', $about, table_lines(@rows));
 write_lines('clients.csv', clients_csv());
 write_lines('growth.csv', growth_csv());
 write_lines('latencies.csv', latencies_csv());
 write_lines('instructions.csv', 'what,who,library,function,instructions', @functions);
-print map { "$_\n" } table_lines(grep { $measured{ $_->{group} } } @rows);
+print map { "$_\n" } $about, table_lines(grep { $measured{ $_->{group} } } @rows);

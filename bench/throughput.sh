@@ -6,50 +6,54 @@
 # The increment, and what there must be of each table in the end.
 declare -A counted
 
-throughput_script() {
-	case $1 in
-	pipeline-*)
-		local size=${1#pipeline-} script=$2
-		[ -f "$work/$script-$size" ] || pipeline "$size" "$root/bench/$script.pgbench" >"$work/$script-$size"
-		echo "$work/$script-$size"
-		;;
-	*) echo "$root/bench/$2.pgbench" ;;
-	esac
-}
-
 # throughput_run WHAT WHO CLIENTS: WHAT is one (key), uniform, zipf (of 10,000
-# keys) or pipeline-N.
+# keys), hundred (increments of one key in a transaction), or pipelined (sixteen
+# of them).
 throughput_run() {
 	local what=$1 who=$2 clients=$3 script=$2 table=$2 options='' size=1
-	[[ $what != pipeline-* ]] || size=${what#pipeline-}
 
+	case $what in
+	hundred) size=100 ;;
+	pipelined) size=$pipeline_size ;;
+	esac
 	case $who in
 	redis)
-		redis_run "$what" "$clients"
+		redis_run "$what" "$clients" "$size"
 		return
 		;;
 	statbuffer | no-op)
 		script=increment
 		options=$(search_path_of "$who")
-		[[ $what != uniform && $what != zipf ]] || script=increment_$what
 		;;
 	update*)
 		script=update
-		options="-c search_path=${who//-/_},public"
 		table=${who//-/_}.hot
+		options="-c search_path=${who//-/_},public"
 		[ "$who" != update-async ] || options+=' -c synchronous_commit=off'
 		;;
 	append)
 		start_roll_up
 		;;
 	esac
-	export PGOPTIONS=$options
-	run_pgbench "$clients" -f "$(throughput_script "$what" "$script")" -D keys="$tenth"
-	unset PGOPTIONS
+	script=$root/bench/$script.pgbench
+	case $what in
+	uniform | zipf | hundred) script=${script%.pgbench}_$what.pgbench ;;
+	pipelined)
+		pipeline "$size" "$script" >"$work/pipelined.pgbench"
+		script=$work/pipelined.pgbench
+		;;
+	esac
+	# many connections, and many statements to prepare, take long
+	if ((clients > 64)) || [ "$what" = pipelined ]; then
+		local pgbench_amount=
+	fi
+	PGOPTIONS=$options run_pgbench "$clients" -f "$script" -D keys="$tenth"
 	[ "$who" != append ] || stop_roll_up
 	counted[$table]=$((${counted[$table]:-0} + ntransactions * size))
 	record "$what" "$who" "$clients" 'increments/s' "$(awk -v tps="$tps" -v size="$size" 'BEGIN { print tps * size }')"
 }
+
+pipeline_size=16
 
 # Every second, as a job of its own would do it.
 start_roll_up() {
@@ -105,8 +109,7 @@ redis_benchmark() { # CLIENTS PIPELINE REQUESTS
 # It takes a number of requests and not a time; how many go into the time, a
 # short run tells.
 redis_run() {
-	local what=$1 clients=$2 size=1 n=20000 unit rate
-	[[ $what != pipeline-* ]] || size=${what#pipeline-}
+	local what=$1 clients=$2 size=$3 n=20000 unit rate
 
 	# it makes the number whole by these
 	unit=$((size * clients))
@@ -142,14 +145,15 @@ throughput_seldom=(
 	'one append 1' 'one append 8' 'one append 64' 'one append 256'
 	'one nextval 1' 'one nextval 8' 'one nextval 64' 'one nextval 256'
 	'one redis 1' 'one redis 8' 'one redis 256'
-	'pipeline-16 no-op 64' 'pipeline-16 statbuffer 64' 'pipeline-16 redis 64'
-	'pipeline-100 no-op 64' 'pipeline-100 statbuffer 64' 'pipeline-100 update 64'
+	'pipelined no-op 64' 'pipelined statbuffer 64' 'pipelined redis 64'
+	'hundred no-op 64' 'hundred statbuffer 64' 'hundred update 64'
 )
 
 throughput_quick=(
 	'one no-op 8' 'one statbuffer 8' 'uniform statbuffer 8' 'zipf statbuffer 8'
 	'one update 8' 'one update-unlogged 8' 'one update-async 8' 'one slotted 8' 'one append 8'
-	'one nextval 8' 'pipeline-16 statbuffer 8' 'one redis 8' 'pipeline-16 redis 8'
+	'one nextval 8' 'pipelined statbuffer 8' 'hundred statbuffer 8' 'hundred update 8'
+	'one redis 8' 'pipelined redis 8'
 )
 
 # throughput_cells CELL...

@@ -12,6 +12,22 @@ INSERT INTO update.hot VALUES ('x', 0);
 INSERT INTO update_async.hot VALUES ('x', 0);
 INSERT INTO update_unlogged.hot VALUES ('x', 0);
 
+-- many at a time, as a transaction that does more than one thing would
+CREATE FUNCTION increment_hundred() RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	FOR i IN 1 .. 100 LOOP
+		PERFORM sb_increment('x', 1, 'hits');
+	END LOOP;
+END
+$$;
+CREATE FUNCTION update_hundred() RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	FOR i IN 1 .. 100 LOOP
+		UPDATE hot SET n = n + 1 WHERE key = 'x';
+	END LOOP;
+END
+$$;
+
 -- 64 rows instead of one, which a reader adds up
 CREATE TABLE slotted (key text, slot integer, n bigint NOT NULL, PRIMARY KEY (key, slot));
 INSERT INTO slotted SELECT 'x', slot, 0 FROM generate_series(0, 63) AS slot;

@@ -27,12 +27,10 @@ trigger_run() {
 }
 
 trigger_round() {
-	local variants=(none) who
-	[ -z "$with_sb_trigger" ] || variants+=(sb_trigger-row sb_trigger-statement)
-	variants+=(plpgsql update)
+	local who
 	while read -r who; do
 		trigger_run "$who"
-	done < <(in_turn "${variants[@]}")
+	done < <(in_turn none sb_trigger-row sb_trigger-statement plpgsql update)
 }
 
 measure_trigger() {
@@ -44,8 +42,6 @@ measure_trigger() {
 		die "could not initialize pgbench"
 	}
 	load trigger.sql
-	with_sb_trigger=$(ask "SELECT 'yes' FROM pg_proc WHERE proname = 'sb_trigger'")
-	[ -n "$with_sb_trigger" ] || say "there is no function sb_trigger; leaving it out"
 
 	each_round trigger_round
 

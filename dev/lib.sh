@@ -254,7 +254,10 @@ start_server() {
 
 	export PGDATA=$data PGHOST=$work/tmp PGPORT=5432 PGUSER=postgres PGDATABASE=postgres
 	server_log=$work/log/server-${name// /-}.log
-	initdb -A trust -N -U postgres -E UTF8 --locale=C >"$work/log/initdb.log"
+	# making one takes longer than copying it
+	[ -d "$work/cluster" ] ||
+		initdb -A trust -N -U postgres -E UTF8 --locale=C -D "$work/cluster" >"$work/log/initdb.log"
+	cp -R "$work/cluster" "$data"
 	{
 		echo "listen_addresses = ''"
 		echo "unix_socket_directories = '$PGHOST'"
