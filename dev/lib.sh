@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 #
-# What dev/check and dev/demo share: packages, a sandbox, a server.
+# What the scripts in dev/ share: packages, a sandbox, a server.
 #
 # A server refuses to run as root, and neither the checkout nor the machine's
 # own PostgreSQL is ours to write to.  So everything happens in a sandbox: one
@@ -142,10 +142,15 @@ need_packages() {
 
 # sandbox ARGUMENT...: runs this script again in a sandbox, with these
 # arguments, and exits as it does.  Inside, prepares PATH and returns.
+#
+# If $hand_back names a directory of the tree, its files replace those of the
+# checkout in the end.
 sandbox() {
 	local script=dev/${0##*/}
 
 	if [ -n "$work" ]; then
+		# a script that another one runs inside
+		[[ $PG_CONFIG != "$work"/* ]] || return 0
 		say "copying $("$PG_CONFIG" --version)"
 		copy_postgres
 		return
@@ -164,6 +169,7 @@ sandbox() {
 	[ "$(id -u)" != 0 ] || chown -R postgres:postgres "$work"
 
 	run_job enter_sandbox "$script" "$@"
+	[ -z "${hand_back:-}" ] || take_back "$hand_back"
 	exit "$status"
 }
 
@@ -177,6 +183,14 @@ enter_sandbox() {
 		PG_TEST_TIMEOUT_DEFAULT="$patience" PGCTLTIMEOUT="$patience" \
 		ASAN_OPTIONS="$ASAN_OPTIONS" UBSAN_OPTIONS="$UBSAN_OPTIONS" \
 		SB_WORK="$work" SB_KEEP="$keep" bash "$@"
+}
+
+# Whoever runs this, the files belong to whom the checkout belongs.
+take_back() {
+	[ -d "$work/src/$1" ] || return 0
+	mkdir -p "$root/$1"
+	cp -R "$work/src/$1/." "$root/$1"
+	chown -R --reference="$root" "$root/$1" 2>/dev/null || :
 }
 
 # Whatever way the work ended, no server and no file of it stays.  Servers are
@@ -240,7 +254,10 @@ start_server() {
 
 	export PGDATA=$data PGHOST=$work/tmp PGPORT=5432 PGUSER=postgres PGDATABASE=postgres
 	server_log=$work/log/server-${name// /-}.log
-	initdb -A trust -N -U postgres -E UTF8 --locale=C >"$work/log/initdb.log"
+	# making one takes longer than copying it
+	[ -d "$work/cluster" ] ||
+		initdb -A trust -N -U postgres -E UTF8 --locale=C -D "$work/cluster" >"$work/log/initdb.log"
+	cp -R "$work/cluster" "$data"
 	{
 		echo "listen_addresses = ''"
 		echo "unix_socket_directories = '$PGHOST'"

@@ -1,0 +1,92 @@
+# shellcheck shell=bash disable=SC2034,SC2154 # it shares variables with dev/bench
+#
+# What a key takes of dynamic shared memory, all included: the growth of all its
+# segments by a million text keys of 16 bytes.  The server keeps the segments
+# as files, which tell their sizes.  Where it goes is told by the allocator's
+# own account of itself.
+
+# The sum of all segments, those of PostgreSQL's own statistics included.
+segments_size() {
+	find "$PGDATA/pg_dynshmem" -name 'mmap.*' -printf '%s\n' | awk '{ sum += $1 } END { print sum + 0 }'
+}
+
+# of_area FUNCTION: called in a session that has the area, as who uses a buffer has.
+of_area() {
+	sql -c "SELECT sb_count('first', 'hits')" -c "SELECT $1()" | tail -n 1
+}
+
+# What the allocator prints, as lines of: object size or "large", objects in
+# use, bytes in use, bytes taken.  A large object has pages of its own.
+allocator_account() {
+	of_area dump_area >/dev/null
+	sed -n '/^dsa_area handle/,$p' "$server_log" | awk '
+		/total_segment_size:/ { total = $2 }
+		/pool for blocks of span objects/ { class = "spans" }
+		/pool for large object spans/ { class = "large" }
+		/pool for size class/ { class = $0; sub(/.*object size /, "", class); sub(/ .*/, "", class) }
+		/span descriptor at/ {
+			pages = $0; sub(/.*pages = /, "", pages); sub(/,.*/, "", pages)
+			objects = $0; sub(/.*objects free = /, "", objects); split(objects, n, "/")
+			taken[class] += pages * 4096
+			used[class] += class == "large" ? 1 : n[2] - n[1]
+		}
+		END {
+			for (class in taken)
+				print class, used[class], class ~ /^[0-9]/ ? used[class] * class : taken[class], taken[class]
+			print "total", 1, total, total
+		}'
+}
+
+# of_class FILE CLASS FIELD
+of_class() {
+	awk -v class="$2" -v field="$3" '$1 == class { sum += $field } END { print sum + 0 }' "$1"
+}
+
+memory_part() {
+	record "$1" statbuffer "$million" 'bytes/key' "$(awk -v bytes="$2" -v keys="$million" 'BEGIN { print bytes / keys }')"
+}
+
+memory_round() {
+	local before after account=$work/account class counter=0 entry=0 buckets
+
+	bench_server "memory-$round" "dynamic_shared_memory_type = mmap" "max_worker_processes = 4"
+	perform "ALTER FOREIGN TABLE hits OPTIONS (SET interval '1h')"
+	perform "SELECT sb_increment('first', 1, 'hits')"
+	before=$(segments_size)
+	# in pieces, as keys come one after the other and not at once
+	for ((piece = 0; piece < 10; piece++)); do
+		perform "INSERT INTO hits SELECT 'key ' || to_char(n, 'FM000000000000'), 1 FROM generate_series($((piece * million / 10 + 1)), $(((piece + 1) * million / 10))) AS n"
+	done
+	must_be "the keys held" $((million + 1)) "SELECT keys FROM sb_stat_buffers WHERE buffer = 'hits'::regclass"
+	after=$(segments_size)
+	memory_part all $((after - before))
+	memory_part accounted "$(ask "SELECT memory FROM sb_stat_buffers WHERE buffer = 'hits'::regclass")"
+
+	load probe.sql probe="'$work/probe'"
+	if [ "$(of_area can_dump_area)" = t ]; then
+		allocator_account >"$account"
+		# Of the objects that there are a million of, the larger ones are
+		# the counters and the smaller ones the table's entries.
+		while read -r class; do
+			((entry > 0)) || entry=$class
+			counter=$class
+		done < <(awk -v n="$million" '$2 >= n { print $1 }' "$account" | sort -n)
+		buckets=$(of_class "$account" large 3)
+		memory_part counters "$(of_class "$account" "$counter" 3)"
+		[ "$counter" = "$entry" ] || memory_part entries "$(of_class "$account" "$entry" 3)"
+		memory_part buckets "$buckets"
+		memory_part allocator "$(awk -v counter="$counter" -v entry="$entry" -v buckets="$buckets" '
+			$1 == "total" { total = $4 } $1 == counter || $1 == entry { used += $3 }
+			END { print total - used - buckets }' "$account")"
+	else
+		say "the allocator can't be asked where the memory goes"
+	fi
+	must_have_counted hits $((million + 1))
+	stop_server
+}
+
+# Memory is the same in each round; one is enough.
+measure_memory() {
+	round=1
+	memory_round
+}
