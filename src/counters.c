@@ -151,6 +151,17 @@ counters_attach_table(SharedBuffer *buffer, CounterTable *table)
 	MemoryContextSwitchTo(oldcontext);
 }
 
+/*
+ * Give empty blocks back to the system, after much was freed.  The launcher,
+ * which may sleep for long, has to unmap them, too.
+ */
+static void
+trim(void)
+{
+	dsa_trim(shared_area);
+	shared_wake_launcher();
+}
+
 /* Find a key and lock its partition; NULL, and no lock, when it isn't there */
 static TableEntry *
 find_entry(const CounterTable *table, const KeyBytes *key)
@@ -833,7 +844,7 @@ counters_reap(SharedBuffer *buffer, const CounterTable *table,
 	}
 	dshash_seq_term(&status);
 	if (nfreed >= TRIM_MIN_KEYS)
-		dsa_trim(shared_area);
+		trim();
 }
 
 /*
@@ -853,7 +864,7 @@ counters_replace_table(SharedBuffer *buffer)
 	buffer->table_number++;
 	dshash_detach(new_table);
 	dshash_destroy(old_table.dshash);
-	dsa_trim(shared_area);
+	trim();
 }
 
 /* Forget what sb_flush() asked for. */
@@ -907,7 +918,8 @@ counters_wait_unpinned(const CounterTable *table, TimestampTz until)
 
 /*
  * Free all that there is of a buffer whose relation is gone, and tell the log
- * what was lost with it.  The caller has claimed the buffer.
+ * what was lost with it.  The caller has claimed the buffer; if it does not
+ * end soon it wakes the launcher, for the reason that trim() does.
  */
 void
 counters_drop_buffer(SharedBuffer *buffer, bool with_database)

@@ -773,6 +773,8 @@ look_around(void)
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz next = relieve_buffers();
 
+	/* where the registry is empty, nothing else would */
+	shared_unmap_freed();
 	if (progress == SAVED_BLOCKED ||
 		(progress == SAVED_FAILED && now >= load_at))
 	{

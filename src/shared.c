@@ -158,6 +158,17 @@ shared_set_limit(void)
 }
 
 /*
+ * Unmap segments that others have freed: a segment's memory goes back to the
+ * system when the last process does.  dsa.c looks for them whenever it is
+ * asked for an address, be it only this one.
+ */
+void
+shared_unmap_freed(void)
+{
+	(void) dsa_get_address(shared_area, shared_control->registry);
+}
+
+/*
  * Find a buffer in the registry; NULL when it is not there.
  *
  * The caller holds a lock on the relation, or is the buffer's worker, so that

@@ -241,6 +241,7 @@ shared_note_idle(SharedBuffer *buffer, TimestampTz since)
 
 extern bool shared_attach(bool create);
 extern void shared_set_limit(void);
+extern void shared_unmap_freed(void);
 
 extern SharedBuffer *shared_find_buffer(Oid dboid, Oid relid);
 extern SharedBuffer *shared_make_buffer(Oid dboid, Oid relid, Oid owner,

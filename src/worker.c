@@ -92,6 +92,7 @@ remove_dropped_buffers(void)
 	ListCell   *lc;
 	dshash_seq_status status;
 	SharedBuffer *other;
+	bool		removed = false;
 
 	flush_begin_transaction();
 	dshash_seq_init(&status, shared_registry, false);
@@ -111,9 +112,14 @@ remove_dropped_buffers(void)
 			continue;
 		other = shared_claim_worker(MyDatabaseId, other_relid);
 		if (other != NULL)
+		{
 			counters_drop_buffer(other, false);
+			removed = true;
+		}
 	}
 	flush_commit_transaction();
+	if (removed)
+		shared_wake_launcher();
 }
 
 /*
