@@ -308,7 +308,7 @@ append_to_file($script, join '', map { qq{
 	SELECT count(*) FROM sb_keys('pairs');
 	SELECT count(*) FROM sb_stat_buffers;
 } } 1 .. 100);
-my $session = $node->background_psql($db, on_error_stop => 0, timeout => 600);
+my $session = $node->background_psql($db, on_error_stop => 0, timeout => 5 * $PostgreSQL::Test::Utils::timeout_default);
 $session->query("SET log_statement = 'none'; SET log_min_messages = 'log'; SET client_min_messages = 'error'");
 my $pid = $session->query('SELECT pg_backend_pid()');
 $session->query("\\i $script\n\\echo done");
@@ -502,7 +502,7 @@ sql(q{
 		CALL sweep();
 	END $$;
 });
-$session = $node->background_psql($db, timeout => 600);
+$session = $node->background_psql($db, timeout => 5 * $PostgreSQL::Test::Utils::timeout_default);
 $pid = $session->query_safe('SELECT pg_backend_pid()');
 
 # A hundred at first, so that what is allocated once is.
