@@ -417,6 +417,7 @@ has_not_crashed();
 # tells to 25 of them, a block of 64 kB, what is in use.
 $node = new_node('room',
 	'statbuffer.max_memory = 4MB',
+	'statement_timeout = ' . 5 * $PostgreSQL::Test::Utils::timeout_default . 's',
 	'dynamic_shared_memory_type = mmap');
 sql(q{
 	CREATE FUNCTION forget(key text, counter bigint) RETURNS void LANGUAGE sql AS '';
