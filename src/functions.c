@@ -677,7 +677,7 @@ sb_start(PG_FUNCTION_ARGS)
 
 	check_not_standby();
 	relid = PG_ARGISNULL(0) ? default_buffer(fcinfo) : PG_GETARG_OID(0);
-	if (!OidIsValid(relid))
+	if (PG_ARGISNULL(0) && !OidIsValid(relid))
 		relid = create_default_buffer(fcinfo);
 
 	function_check_owner(relid);
