@@ -235,7 +235,7 @@ launcher_evict(Oid dboid, bool wait)
 {
 	TimestampTz start = GetCurrentTimestamp();
 
-	if (!shared_attach(false))
+	if (!shared_open(DEBUG1) || !shared_attach(false))
 		return;
 
 	shared_evict_database(dboid,
@@ -260,7 +260,7 @@ launcher_admit(Oid dboid)
 	dshash_seq_status status;
 	SharedBuffer *buffer;
 
-	if (!shared_attach(false))
+	if (!shared_open(DEBUG1) || !shared_attach(false))
 		return;
 	shared_evict_database(dboid, 0);
 
@@ -808,6 +808,9 @@ statbuffer_launcher_main(Datum main_arg)
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
 	BackgroundWorkerUnblockSignals();
 
+	/* started again, it would come to the same end */
+	if (!shared_open(LOG))
+		proc_exit(0);
 	shared_attach(true);
 	if (!shared_claim_launcher())
 	{
