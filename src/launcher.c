@@ -111,12 +111,18 @@ fill_launcher(BackgroundWorker *worker)
 	strlcpy(worker->bgw_type, "statbuffer launcher", BGW_MAXLEN);
 }
 
-/* Have the launcher start with the server. */
+/*
+ * Have the launcher start with the server.  Not for pg_upgrade: it has taken
+ * down where the old server's transactions end before it starts it, so none of
+ * them must write.  What is saved stays where it is.
+ */
 void
 launcher_register(void)
 {
 	BackgroundWorker worker;
 
+	if (IsBinaryUpgrade)
+		return;
 	fill_launcher(&worker);
 	RegisterBackgroundWorker(&worker);
 }

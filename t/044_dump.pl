@@ -95,7 +95,7 @@ $node->safe_psql('shop', q{
 # All that is defined, to be compared.  OIDs and the database's name are not in it.
 my $definitions = q{
 	SELECT 'table', c.oid::regclass::text, r.rolname, c.relacl::text, (SELECT string_agg(o, ',' ORDER BY o) FROM unnest(t.ftoptions) AS o), s.srvname,
-		obj_description(c.oid), pg_get_expr(c.relpartbound, c.oid),
+		obj_description(c.oid, 'pg_class'), pg_get_expr(c.relpartbound, c.oid),
 		(SELECT string_agg(concat_ws(' ', attname, format_type(atttypid, atttypmod), attnotnull, attacl,
 			col_description(attrelid, attnum), pg_get_expr(adbin, adrelid)), ', ' ORDER BY attnum)
 		 FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
