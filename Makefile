@@ -24,7 +24,7 @@ DATA = statbuffer--1.0.sql
 PGFILEDESC = "statbuffer - adds up increments of hot counters"
 
 REGRESS = setup increment default_buffer types options shape transactions \
-	fdw handler startstop stats privileges overflow \
+	fdw handler startstop stats privileges security overflow \
 	trigger
 ISOLATION = visibility new_key flush ddl drain range grants trigger_rows
 ISOLATION_OPTS = --load-extension=statbuffer

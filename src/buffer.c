@@ -318,7 +318,7 @@ buffer_note_change(Oid classId, Oid objectId)
 	if (classId != RelationRelationId && classId != ForeignTableRelationId)
 		return;
 	if (!IsTransactionState() || !OidIsValid(MyDatabaseId) ||
-		!shared_attach(false))
+		!shared_open(DEBUG1) || !shared_attach(false))
 		return;
 	shared = shared_find_buffer(MyDatabaseId, objectId);
 	if (shared == NULL)

@@ -21,6 +21,7 @@
 #include "commands/explain_format.h"
 #include "commands/explain_state.h"
 #endif
+#include "miscadmin.h"
 #include "nodes/pathnodes.h"
 #include "optimizer/pathnode.h"
 #include "pgstat.h"
@@ -186,6 +187,22 @@ compat_owns_relation(Oid relid, Oid role)
 #else
 	return pg_class_ownercheck(relid, role);
 #endif
+}
+
+/*
+ * Can a role act as another one, as a member of it?  In 16 a membership may
+ * give nothing but the right to pass it on, and who may create roles has such
+ * a one in those that he has created.  A superuser is no member by itself.
+ */
+static inline bool
+compat_is_member(Oid member, Oid role)
+{
+#if PG_VERSION_NUM >= 160000
+	if (!superuser_arg(member))
+		return has_privs_of_role(member, role) ||
+			member_can_set_role(member, role);
+#endif
+	return is_member_of_role_nosuper(member, role);
 }
 
 static inline bool

@@ -28,6 +28,9 @@
 #include "access/xact.h"
 #include "batch.h"
 #include "buffer.h"
+#include "catalog/namespace.h"
+#include "commands/prepare.h"
+#include "commands/sequence.h"
 #include "common/int.h"
 #include "compat.h"
 #include "flush.h"
@@ -42,7 +45,9 @@
 #include "tcop/tcopprot.h"
 #include "utils/backend_status.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
+#include "utils/portal.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timeout.h"
@@ -71,6 +76,9 @@
 #define LOG_OTHER_MSECS			1000
 
 WorkerState worker;
+
+/* as whom the process has connected */
+static Oid	session_owner;
 
 /* the batch, and the keys as they are handed over */
 static CounterBatch batch;
@@ -248,6 +256,10 @@ flush_connected(void)
 										 handler_timeout_expired);
 	watch_timeout_id = RegisterTimeout(USER_TIMEOUT, watch);
 	RegisterXactCallback(xact_callback, NULL);
+
+	/* the owner, also if its own settings or the database's say another role */
+	SetConfigOption("role", "none", PGC_USERSET, PGC_S_OVERRIDE);
+	session_owner = GetSessionUserId();
 	batch_context = AllocSetContextCreate(TopMemoryContext,
 										  "statbuffer batch",
 										  ALLOCSET_DEFAULT_SIZES);
@@ -652,10 +664,67 @@ arrange_batch(void)
 	}
 }
 
+/*
+ * Whatever role a handler has taken on, the next call begins as the owner.
+ * Back to what was set when the process connected: that reads no catalogs.
+ */
+static void
+become_owner(void)
+{
+	if (GetSessionUserId() != session_owner)
+		SetConfigOption("session_authorization", NULL, PGC_USERSET,
+						PGC_S_SESSION);
+	if (GetUserId() != session_owner)
+		SetConfigOption("role", NULL, PGC_USERSET, PGC_S_SESSION);
+}
+
+/*
+ * A handler can change the session that it runs in.  Each flush is to find it
+ * as the first one did: a role, a search path or a temporary table that was
+ * left there would decide what the next one stores, and where; a lock would
+ * be held until the worker leaves.
+ */
+static void
+reset_session(void)
+{
+	ErrorData  *volatile error = NULL;
+	int			nfailed = 0;
+	Oid			temp_namespace;
+	Oid			toast_namespace;
+
+	PortalHashTableDeleteAll();
+	DropAllPreparedStatements();
+	LockReleaseAll(USER_LOCKMETHOD, true);
+	ResetSequenceCaches();
+	ResetAllOptions();
+	become_owner();
+
+	GetTempNamespaceState(&temp_namespace, &toast_namespace);
+	if (!OidIsValid(temp_namespace))
+		return;
+	PG_TRY();
+	{
+		flush_begin_transaction();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		ResetTempTableNamespace();
+		PopActiveSnapshot();
+		flush_commit_transaction();
+	}
+	PG_CATCH();
+	{
+		error = roll_back(&nfailed);
+		worker.leaving = true;
+	}
+	PG_END_TRY();
+	report_failure(error, nfailed);
+}
+
 /* Called before each call of the handler. */
 static void
 begin_call(int first_key, int nkeys, void *arg)
 {
+	become_owner();
+
 	/* the time of the call before may have run out when it had returned */
 	disable_timeout(handler_timeout_id, false);
 	if (handler_timed_out)
@@ -768,6 +837,8 @@ flush_batch(TimestampTz now)
 			suspect_limit = Min((int64) suspect_limit * 2, batch_size);
 		mix_failing = mix_failing || had_failing;
 	}
+	if (!worker.leaving)
+		reset_session();
 	if (worker.shared != NULL && batch.nforeign > 0)
 	{
 		shared_set_error(worker.shared, _("Keys are held that were counted before the key columns were altered. Alter the columns back to have them stored, or discard them with TRUNCATE."),

@@ -32,6 +32,7 @@
 #include "storage/proc.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -122,12 +123,20 @@ relation_name(Oid relid)
 	return name;
 }
 
+/*
+ * Privileges are asked for before the relation is locked, so that nobody locks
+ * what he has no right to; but they are those of now, also in a transaction
+ * that began before they were altered.
+ */
 void
 function_check_privilege(Oid relid, AclMode mode)
 {
-	char	   *name = relation_name(relid);
-	AclResult	result = pg_class_aclcheck(relid, GetUserId(), mode);
+	char	   *name;
+	AclResult	result;
 
+	AcceptInvalidationMessages();
+	name = relation_name(relid);
+	result = pg_class_aclcheck(relid, GetUserId(), mode);
 	if (result != ACLCHECK_OK)
 		aclcheck_error(result, get_relkind_objtype(get_rel_relkind(relid)),
 					   name);
@@ -136,8 +145,10 @@ function_check_privilege(Oid relid, AclMode mode)
 void
 function_check_owner(Oid relid)
 {
-	char	   *name = relation_name(relid);
+	char	   *name;
 
+	AcceptInvalidationMessages();
+	name = relation_name(relid);
 	if (!compat_owns_relation(relid, GetUserId()))
 		aclcheck_error(ACLCHECK_NOT_OWNER,
 					   get_relkind_objtype(get_rel_relkind(relid)), name);
@@ -238,7 +249,13 @@ function_open_for_increment(Oid relid)
 	SbBuffer   *buffer;
 
 	if (buffer_is_incrementer(relid, userid))
-		return pending_open(relid);
+	{
+		buffer = pending_open(relid);
+
+		/* to lock it has taken in what others have altered */
+		if (buffer_is_incrementer(relid, userid))
+			return buffer;
+	}
 
 	asked = buffer_ask_privileges();
 	function_check_privilege(relid, ACL_INSERT);
@@ -677,7 +694,7 @@ sb_start(PG_FUNCTION_ARGS)
 
 	check_not_standby();
 	relid = PG_ARGISNULL(0) ? default_buffer(fcinfo) : PG_GETARG_OID(0);
-	if (!OidIsValid(relid))
+	if (PG_ARGISNULL(0) && !OidIsValid(relid))
 		relid = create_default_buffer(fcinfo);
 
 	function_check_owner(relid);

@@ -180,7 +180,7 @@ check_function(Oid funcid, Oid owner, bool *returns_bool)
 	proc = (Form_pg_proc) GETSTRUCT(tuple);
 
 	if (proc->proowner != owner && !superuser_arg(proc->proowner) &&
-		!is_member_of_role_nosuper(owner, proc->proowner))
+		!compat_is_member(owner, proc->proowner))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("handler function %s does not belong to the buffer's owner",

@@ -111,12 +111,18 @@ fill_launcher(BackgroundWorker *worker)
 	strlcpy(worker->bgw_type, "statbuffer launcher", BGW_MAXLEN);
 }
 
-/* Have the launcher start with the server. */
+/*
+ * Have the launcher start with the server.  Not for pg_upgrade: it has taken
+ * down where the old server's transactions end before it starts it, so none of
+ * them must write.  What is saved stays where it is.
+ */
 void
 launcher_register(void)
 {
 	BackgroundWorker worker;
 
+	if (IsBinaryUpgrade)
+		return;
 	fill_launcher(&worker);
 	RegisterBackgroundWorker(&worker);
 }
@@ -235,7 +241,7 @@ launcher_evict(Oid dboid, bool wait)
 {
 	TimestampTz start = GetCurrentTimestamp();
 
-	if (!shared_attach(false))
+	if (!shared_open(DEBUG1) || !shared_attach(false))
 		return;
 
 	shared_evict_database(dboid,
@@ -260,7 +266,7 @@ launcher_admit(Oid dboid)
 	dshash_seq_status status;
 	SharedBuffer *buffer;
 
-	if (!shared_attach(false))
+	if (!shared_open(DEBUG1) || !shared_attach(false))
 		return;
 	shared_evict_database(dboid, 0);
 
@@ -810,6 +816,9 @@ statbuffer_launcher_main(Datum main_arg)
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
 	BackgroundWorkerUnblockSignals();
 
+	/* started again, it would come to the same end */
+	if (!shared_open(LOG))
+		proc_exit(0);
 	shared_attach(true);
 	if (!shared_claim_launcher())
 	{

@@ -41,7 +41,16 @@ static SharedBuffer *claims[2];
 void
 shared_request(void)
 {
-	RequestAddinShmemSpace(MAXALIGN(sizeof(SharedControl)));
+	RequestAddinShmemSpace(SHARED_CONTROL_SIZE);
+}
+
+/* The sizes are for the layout that nobody has counted up. */
+static void
+describe_layout(char *layout)
+{
+	snprintf(layout, SHARED_LAYOUT_SIZE, "%s (%zu, %zu, %zu)", SHARED_LAYOUT,
+			 sizeof(SharedControl), sizeof(SharedBuffer),
+			 sizeof(SharedCounter));
 }
 
 static void
@@ -49,7 +58,8 @@ init_control(void *memory)
 {
 	SharedControl *control = memory;
 
-	memset(control, 0, sizeof(SharedControl));
+	memset(control, 0, SHARED_CONTROL_SIZE);
+	describe_layout(control->layout);
 	control->tranche_control = LWLockNewTrancheId();
 	control->tranche_area = LWLockNewTrancheId();
 	control->tranche_registry = LWLockNewTrancheId();
@@ -65,19 +75,44 @@ init_control(void *memory)
 	ConditionVariableInit(&control->drain_cv);
 }
 
-static void
-attach_control(void)
+/*
+ * Get at SharedControl.  Not preloaded, the library may have been replaced
+ * since another process has made it.  A layout that is not ours is reported,
+ * and nothing of it touched; with an elevel below ERROR returns false then.
+ * Who only wants to tell others of something leaves it at that.
+ */
+bool
+shared_open(int elevel)
 {
+	char		layout[SHARED_LAYOUT_SIZE];
 	SharedControl *control;
 
-	control = compat_shared_memory("statbuffer", sizeof(SharedControl),
+	if (shared_control != NULL)
+		return true;
+
+	StaticAssertStmt(sizeof(SharedControl) <= SHARED_CONTROL_SIZE,
+					 "SharedControl must fit into its place");
+	control = compat_shared_memory("statbuffer", SHARED_CONTROL_SIZE,
 								   init_control);
+	describe_layout(layout);
+	if (strncmp(control->layout, layout, SHARED_LAYOUT_SIZE) != 0)
+	{
+		ereport(elevel,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("statbuffer's library was replaced by another version while the server was running"),
+				 errdetail("The server has \"%.*s\", the library that is installed now has \"%s\".",
+						   SHARED_LAYOUT_SIZE - 1, control->layout, layout),
+				 errhint("Restart the server.")));
+		return false;
+	}
+
 	LWLockRegisterTranche(control->tranche_control, "statbuffer_control");
 	LWLockRegisterTranche(control->tranche_area, "statbuffer_area");
 	LWLockRegisterTranche(control->tranche_registry, "statbuffer_registry");
 	LWLockRegisterTranche(control->tranche_counters, "statbuffer_counters");
 	LWLockRegisterTranche(control->tranche_buffer, "statbuffer_buffer");
 	shared_control = control;
+	return true;
 }
 
 /*
@@ -103,8 +138,7 @@ shared_attach(bool create)
 	if (shared_registry != NULL)
 		return true;
 
-	if (shared_control == NULL)
-		attach_control();
+	(void) shared_open(ERROR);
 	params.tranche_id = shared_control->tranche_registry;
 
 	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);

@@ -19,6 +19,17 @@
 #include "utils/dsa.h"
 #include "utils/timestamp.h"
 
+/*
+ * What the structs in shared memory look like and what their fields mean.  To
+ * be counted up with every change of either: in a server that runs while its
+ * files are replaced, sessions with one library and with the next one meet.
+ */
+#define SHARED_LAYOUT		"statbuffer shared memory, layout 1"
+#define SHARED_LAYOUT_SIZE	96
+
+/* of the place in the main segment; never to be changed */
+#define SHARED_CONTROL_SIZE	2048
+
 #define SHARED_ERROR_SIZE	512
 #define SHARED_EVICTIONS	8
 #define SHARED_SHAPES		32
@@ -162,6 +173,9 @@ typedef struct SharedBuffer
  */
 typedef struct SharedControl
 {
+	/* SHARED_LAYOUT and some sizes; constant.  Must be first. */
+	char		layout[SHARED_LAYOUT_SIZE];
+
 	LWLock		lock;			/* protects all that isn't said otherwise */
 
 	/*
@@ -230,6 +244,7 @@ extern dsa_area *shared_area;
 extern dshash_table *shared_registry;
 
 extern void shared_request(void);
+extern bool shared_open(int elevel);
 
 /* (w) A key has nothing counted, and had nothing since then. */
 static inline void

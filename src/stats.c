@@ -26,6 +26,7 @@
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
+#include "utils/regproc.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
@@ -35,6 +36,22 @@ PG_FUNCTION_INFO_V1(sb_reset_stats);
 
 #define STAT_COLUMNS	17
 #define KEY_COLUMNS		6
+
+/*
+ * A library that is newer or older than the extension's SQL objects may not
+ * have the columns that these say.
+ */
+static void
+check_columns(FunctionCallInfo fcinfo, TupleDesc desc, int expected)
+{
+	if (desc->natts != expected)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
+				 errmsg("function %s returns %d columns, but its library has %d",
+						format_procedure(fcinfo->flinfo->fn_oid),
+						desc->natts, expected),
+				 errhint("Run ALTER EXTENSION statbuffer UPDATE, or install the version of statbuffer that the database has.")));
+}
 
 /* A time, or null for 0 or what never comes. */
 static void
@@ -109,6 +126,7 @@ sb_stat_get_buffer(PG_FUNCTION_ARGS)
 	see_all = may_see_all(relid);
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
+	check_columns(fcinfo, desc, STAT_COLUMNS);
 	desc = BlessTupleDesc(desc);
 	memset(isnull, true, sizeof(isnull));
 
@@ -237,6 +255,7 @@ sb_get_keys(PG_FUNCTION_ARGS)
 	function_check_privilege(relid, ACL_SELECT);
 	see_all = may_see_all(relid);
 	InitMaterializedSRF(fcinfo, 0);
+	check_columns(fcinfo, rsinfo->setDesc, KEY_COLUMNS);
 	buffer = buffer_open(relid, RowShareLock);
 	if (!buffer_attach(buffer, false))
 		return (Datum) 0;

@@ -420,7 +420,7 @@ statbuffer_worker_main(Datum main_arg)
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
 	BackgroundWorkerUnblockSignals();
 
-	if (!shared_attach(false))
+	if (!shared_open(LOG) || !shared_attach(false))
 		proc_exit(0);
 	stopping_stand_by();
 	shared = shared_claim_worker(argument.dboid, argument.relid);

@@ -17,6 +17,7 @@ use Test::More;
 our @EXPORT = qw(
   new_node make_buffer increment wait_for stored wait_for_stored
   close_gate open_gate wait_for_no_worker processes lines_in_log ms
+  copy_installation replace_file
 );
 
 # new_node(NAME, SETTING...): a running server with the extension in the
@@ -146,6 +147,45 @@ sub lines_in_log
 	my @lines = grep { /$pattern/ } split /\n/, $log;
 
 	return scalar @lines;
+}
+
+# A copy of the installation in which files can be replaced.  PostgreSQL finds
+# its files relative to its executables, so these are copied (or linked hard),
+# and all others linked, each to where the copy expects it.  Returns the path
+# for PostgreSQL::Test::Cluster->new(), and those of the libraries and of the
+# extensions' files.
+sub copy_installation
+{
+	my ($to) = @_;
+	my %dirs = map { $_ => qx{pg_config --$_} } qw(bindir pkglibdir sharedir);
+
+	chomp(%dirs);
+	foreach my $dir (values %dirs)
+	{
+		system_or_bail('mkdir', '-p', "$to$dir");
+	}
+	system("cp -al $dirs{bindir}/. $to$dirs{bindir} 2>/dev/null") == 0
+	  or system_or_bail("cp -a $dirs{bindir}/. $to$dirs{bindir}");
+	foreach my $dir (@dirs{qw(pkglibdir sharedir)})
+	{
+		system_or_bail("cp -as $dir/. $to$dir");
+	}
+	return (
+		($to . $dirs{bindir}) =~ s{/bin/?$}{}r,
+		$to . $dirs{pkglibdir},
+		"$to$dirs{sharedir}/extension");
+}
+
+# As a package manager does it: whoever has the old file open keeps it.
+sub replace_file
+{
+	my ($file, $content) = @_;
+
+	unlink("$file.new");
+	open(my $out, '>:raw', "$file.new") or die "could not write $file.new: $!";
+	print $out $content;
+	close($out) or die "could not write $file.new: $!";
+	rename("$file.new", $file) or die "could not rename $file.new: $!";
 }
 
 # A number of seconds, for people.

@@ -1,0 +1,154 @@
+# Logical replication of what handlers store: the subscriber gets each stored
+# row, exactly, through a load with rollbacks, failures and terminated workers.
+# Counts that are not stored are in the publisher's memory and nowhere else.
+# And the other way: what arrives at a subscriber is counted there.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib $FindBin::RealBin;
+
+use IPC::Run;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use StatbufferTest;
+use Test::More;
+
+my $db = 'postgres';
+
+my ($publisher, $subscriber) = map {
+	my $server = PostgreSQL::Test::Cluster->new($_);
+	$server->init(allows_streaming => 'logical');
+	$server->append_conf('postgresql.conf', q{
+max_worker_processes = 16
+log_line_prefix = '%m [%p] %b %q%a '
+});
+	$server->start;
+	$server
+} qw(publisher subscriber);
+
+# Counters that are updated, and a log of calls that grows
+my $tables = q{
+	CREATE TABLE views (path text PRIMARY KEY, n bigint NOT NULL);
+	CREATE TABLE calls (id bigserial PRIMARY KEY, paths text[], counts bigint[]);
+};
+$publisher->safe_psql($db, qq{
+	$tables
+	CREATE TABLE bad (path text PRIMARY KEY);
+	CREATE EXTENSION statbuffer;
+	CREATE FUNCTION store(paths text[], counts bigint[]) RETURNS void LANGUAGE plpgsql AS \$\$
+	BEGIN
+		INSERT INTO calls (paths, counts) VALUES (paths, counts);
+		INSERT INTO views SELECT * FROM unnest(paths, counts)
+		ON CONFLICT (path) DO UPDATE SET n = views.n + EXCLUDED.n;
+		IF EXISTS (SELECT FROM bad WHERE path = ANY (paths)) THEN
+			RAISE 'bad';
+		END IF;
+	END
+	\$\$;
+	CREATE FOREIGN TABLE hits (path text NOT NULL, n bigint NOT NULL DEFAULT 1)
+	SERVER statbuffer OPTIONS (handler 'store', interval '20ms', jitter '20ms', backoff '20ms', batch_size '7');
+});
+
+# A buffer is not a table that could be published.
+my ($status, $out, $err) = $publisher->psql($db, 'CREATE PUBLICATION p FOR TABLE hits');
+like($err, qr/cannot add relation "hits" to publication/, 'a buffer is not published');
+$publisher->safe_psql($db, 'CREATE PUBLICATION everything FOR ALL TABLES');
+is($publisher->safe_psql($db, q{SELECT string_agg(tablename, ' ' ORDER BY tablename) FROM pg_publication_tables}),
+	'bad calls views', 'nor with all tables');
+
+# The subscriber needs no statbuffer for that.
+$subscriber->safe_psql($db, "$tables CREATE TABLE bad (path text PRIMARY KEY)");
+$subscriber->safe_psql($db, 'CREATE SUBSCRIPTION s CONNECTION $$' . $publisher->connstr($db) . '$$ PUBLICATION everything');
+$subscriber->wait_for_subscription_sync($publisher, 's');
+
+# --- the load ---------------------------------------------------------------
+
+$publisher->safe_psql($db, q{INSERT INTO bad VALUES ('/3')});
+my $pgbench = q{
+\set k random(0, 9)
+BEGIN;
+SELECT sb_increment('/' || :k, 1, 'hits');
+SAVEPOINT s;
+SELECT sb_increment('/' || :k, 1000000, 'hits');
+ROLLBACK TO s;
+SELECT sb_increment('/' || (:k + 1) % 10, 2, 'hits');
+COMMIT;
+BEGIN;
+SELECT sb_increment('/' || :k, 1000000, 'hits');
+ROLLBACK;
+};
+my $dir = PostgreSQL::Test::Utils::tempdir;
+append_to_file("$dir/load.sql", $pgbench);
+my $transactions = 200;
+my $load = IPC::Run::start(
+	[ 'pgbench', '-n', '-c', '4', '-t', $transactions, '-f', "$dir/load.sql", '-d', $publisher->connstr($db) ],
+	'<' => \undef, '>' => "$dir/load.out", '2>' => "$dir/load.err");
+
+# Meanwhile workers are terminated, with and without a key that fails
+foreach my $round (1 .. 10)
+{
+	$publisher->poll_query_until($db, "SELECT (SELECT count(*) FROM calls) > $round * 2");
+	$publisher->safe_psql($db, q{
+		SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'statbuffer worker'});
+	$publisher->safe_psql($db, q{DELETE FROM bad}) if $round == 5;
+}
+ok($load->finish, 'the load is done') or diag(slurp_file("$dir/load.err"));
+$publisher->safe_psql($db, q{SELECT sb_async_increment('/async', 5, 'hits')});
+is($publisher->safe_psql($db, q{SELECT sb_drain('hits')}), 't', 'and everything is stored');
+
+my $look = q{SELECT count(*), sum(n), md5(string_agg(path || '=' || n, ',' ORDER BY path)) FROM views};
+my $calls = q{SELECT count(*), md5(string_agg(calls::text, ',' ORDER BY id)) FROM calls};
+is($publisher->safe_psql($db, 'SELECT sum(n) FROM views'), 3 * 4 * $transactions + 5, 'exactly');
+
+$publisher->wait_for_catchup('s');
+is($subscriber->safe_psql($db, $look), $publisher->safe_psql($db, $look), 'the subscriber has the same counters');
+is($subscriber->safe_psql($db, $calls), $publisher->safe_psql($db, $calls), 'and the same calls, those that were committed');
+is($subscriber->safe_psql($db, q{SELECT sum(c) FROM calls, unnest(counts) AS c}), 3 * 4 * $transactions + 5,
+	'the calls add up to what was counted');
+
+# What is held is not there, also when the publisher is restarted in between.
+$publisher->safe_psql($db, q{ALTER FOREIGN TABLE hits OPTIONS (SET interval '1h', ADD shutdown '0');
+	SELECT sb_increment('/held', 7, 'hits')});
+$publisher->restart;
+$publisher->safe_psql($db, q{INSERT INTO bad VALUES ('a marker')});
+$publisher->wait_for_catchup('s');
+is($subscriber->safe_psql($db, q{SELECT count(*) FROM views WHERE path = '/held'}), '0', 'what is held is not replicated');
+is($publisher->safe_psql($db, q{SELECT sb_count('/held', 'hits'), sb_drain('hits')}), '7|t', 'until it is stored');
+$publisher->wait_for_catchup('s');
+is($subscriber->safe_psql($db, q{SELECT n FROM views WHERE path = '/held'}), '7', 'then it is');
+is($subscriber->safe_psql($db, $look), $publisher->safe_psql($db, $look), 'and all is the same');
+
+# --- counting at the subscriber ---------------------------------------------
+
+# A trigger that fires for replicated changes counts what arrives, in the
+# process that applies it, as part of its transactions.
+$subscriber->safe_psql($db, q{
+	CREATE EXTENSION statbuffer;
+	CREATE TABLE arrived (path text PRIMARY KEY, n bigint NOT NULL);
+	CREATE FUNCTION store_arrived(p text, c bigint) RETURNS void LANGUAGE sql AS $$
+		INSERT INTO arrived VALUES (p, c) ON CONFLICT (path) DO UPDATE SET n = arrived.n + EXCLUDED.n
+	$$;
+	CREATE FOREIGN TABLE arrivals (path text NOT NULL, n bigint NOT NULL DEFAULT 1)
+	SERVER statbuffer OPTIONS (handler 'store_arrived', interval '20ms');
+	CREATE FUNCTION count_arrival() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN
+		PERFORM public.sb_increment(p, c, 'public.arrivals') FROM unnest(new.paths, new.counts) AS u (p, c);
+		RETURN NULL;
+	END
+	$$;
+	CREATE TRIGGER t AFTER INSERT ON calls FOR EACH ROW EXECUTE FUNCTION count_arrival();
+	ALTER TABLE calls ENABLE REPLICA TRIGGER t});
+$publisher->safe_psql($db, q{
+	DELETE FROM views;
+	INSERT INTO hits SELECT '/' || i % 20, 1 FROM generate_series(1, 2000) AS i;
+	SELECT sb_drain('hits')});
+$publisher->wait_for_catchup('s');
+is($subscriber->safe_psql($db, q{SELECT sb_drain('arrivals')}), 't', 'the subscriber flushes what has arrived');
+is($subscriber->safe_psql($db, $look =~ s/views/arrived/r), $publisher->safe_psql($db, $look),
+	'and has counted the same');
+
+$subscriber->stop;
+$publisher->stop;
+done_testing();
