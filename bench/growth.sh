@@ -111,7 +111,7 @@ latency_round() {
 	local what rate began from to run flushed transactions=$work/latency-transactions
 	for what in commit-busy commit-room; do
 		rate=()
-		[ "$what" = commit-busy ] || rate=(-R 2000)
+		[ "$what" = commit-busy ] || rate=(-R 5000)
 		perform "INSERT INTO latency SELECT 'key ' || n, 1 FROM generate_series(1, $lakh) AS n"
 		perform "CHECKPOINT"
 		(

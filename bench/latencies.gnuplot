@@ -25,6 +25,6 @@ plot 'latencies.csv' using (of('busy', 'with') ? 100 / (100 - $3) : NaN):($4 / 1
 	'' using (of('busy', 'without') ? 100 / (100 - $3) : NaN):($4 / 1000) with linespoints lw 2 pt 6 lc rgb '#7f7f7f' title 'otherwise'
 
 unset ylabel
-set title '2,000 transactions a second' font ',11'
+set title '5,000 transactions a second' font ',11'
 plot 'latencies.csv' using (of('room', 'with') ? 100 / (100 - $3) : NaN):($4 / 1000) with linespoints lw 2 pt 7 lc rgb '#d62728' title 'while flushing', \
 	'' using (of('room', 'without') ? 100 / (100 - $3) : NaN):($4 / 1000) with linespoints lw 2 pt 6 lc rgb '#7f7f7f' title 'otherwise'

@@ -171,7 +171,7 @@ sub kept_row
 	return;
 }
 
-# The table of the issue, with what bounds its figures below each.
+# A figure that is bounded by something else has that below it.
 sub make_rows
 {
 	my ($t, $s) = ('throughput', 'statement');

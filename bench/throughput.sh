@@ -43,10 +43,6 @@ throughput_run() {
 		script=$work/pipelined.pgbench
 		;;
 	esac
-	# many connections, and many statements to prepare, take long
-	if ((clients > 64)) || [ "$what" = pipelined ]; then
-		local pgbench_amount=
-	fi
 	PGOPTIONS=$options run_pgbench "$clients" -f "$script" -D keys="$tenth"
 	[ "$who" != append ] || stop_roll_up
 	counted[$table]=$((${counted[$table]:-0} + ntransactions * size))
@@ -134,10 +130,16 @@ throughput_often=(
 	'one update 64' 'one redis 64'
 )
 
-# The rest, in the first three, and not for as long.
-throughput_seldom=(
+# Half as long, in three rounds.
+throughput_ours=(
 	'one no-op 1' 'one statbuffer 1' 'one no-op 8' 'one statbuffer 8'
 	'uniform no-op 64' 'uniform statbuffer 64' 'zipf no-op 64' 'zipf statbuffer 64'
+	'pipelined no-op 64' 'pipelined statbuffer 64' 'pipelined redis 64'
+	'hundred no-op 64' 'hundred statbuffer 64' 'hundred update 64'
+)
+
+# What is far from ours: half as long, in two rounds.
+throughput_others=(
 	'one update 1' 'one update 8' 'one update 256'
 	'one update-unlogged 1' 'one update-unlogged 8' 'one update-unlogged 64' 'one update-unlogged 256'
 	'one update-async 1' 'one update-async 8' 'one update-async 64' 'one update-async 256'
@@ -145,8 +147,6 @@ throughput_seldom=(
 	'one append 1' 'one append 8' 'one append 64' 'one append 256'
 	'one nextval 1' 'one nextval 8' 'one nextval 64' 'one nextval 256'
 	'one redis 1' 'one redis 8' 'one redis 256'
-	'pipelined no-op 64' 'pipelined statbuffer 64' 'pipelined redis 64'
-	'hundred no-op 64' 'hundred statbuffer 64' 'hundred update 64'
 )
 
 throughput_quick=(
@@ -172,7 +172,9 @@ throughput_round() {
 		return
 	fi
 	throughput_cells "${throughput_often[@]}"
-	((round > few)) || pgbench_amount="-T $(((seconds + 1) / 2))" throughput_cells "${throughput_seldom[@]}"
+	local seconds=$(((seconds + 1) / 2))
+	((round > 3)) || throughput_cells "${throughput_ours[@]}"
+	((round > 2)) || throughput_cells "${throughput_others[@]}"
 }
 
 measure_throughput() {
