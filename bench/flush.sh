@@ -17,9 +17,9 @@ flush_reset() {
 }
 
 flush_check() {
-	local expected=$lakh
-	[ "$1" = empty ] || expected=$((2 * lakh))
-	must_be "what $2 has stored" "$lakh $expected" "SELECT count(*) || ' ' || sum(n) FROM stored"
+	local expected=$hundred_thousand
+	[ "$1" = empty ] || expected=$((2 * hundred_thousand))
+	must_be "what $2 has stored" "$hundred_thousand $expected" "SELECT count(*) || ' ' || sum(n) FROM stored"
 }
 
 # The worker is up, as it is while a buffer is in use.
@@ -35,12 +35,12 @@ flush_run() { # CASE WHO
 	array) ms=$(flush_by_worker array_hits) ;;
 	array-in-one) ms=$(flush_by_worker array_in_one_hits) ;;
 	one) ms=$(flush_by_worker one_hits) ;;
-	upsert) ms=$(milliseconds "CALL upsert_by_hand($lakh, 1000)") ;;
-	upsert-in-one) ms=$(milliseconds "CALL upsert_by_hand($lakh, $lakh)") ;;
-	loop) ms=$(milliseconds "CALL loop_by_hand($lakh, 1000)") ;;
-	loop-of-calls) ms=$(milliseconds "CALL call_by_hand($lakh, 1000)") ;;
+	upsert) ms=$(milliseconds "CALL upsert_by_hand($hundred_thousand, 1000)") ;;
+	upsert-in-one) ms=$(milliseconds "CALL upsert_by_hand($hundred_thousand, $hundred_thousand)") ;;
+	loop) ms=$(milliseconds "CALL loop_by_hand($hundred_thousand, 1000)") ;;
+	loop-of-calls) ms=$(milliseconds "CALL call_by_hand($hundred_thousand, 1000)") ;;
 	esac
-	record "$1" "$2" "$lakh" ms "$ms"
+	record "$1" "$2" "$hundred_thousand" ms "$ms"
 	flush_check "$1" "$2"
 }
 
@@ -56,7 +56,7 @@ flush_round() {
 measure_flush() {
 	local buffer rounds=$few
 	bench_server flush "shared_buffers = '512MB'"
-	load flush.sql keys="$lakh"
+	load flush.sql keys="$hundred_thousand"
 	for buffer in array_hits array_in_one_hits one_hits; do
 		perform "SELECT sb_increment('first', 1, '$buffer')"
 		drain "$buffer"
@@ -65,7 +65,7 @@ measure_flush() {
 	each_round flush_round
 
 	for buffer in array_hits array_in_one_hits one_hits; do
-		must_have_counted "$buffer" $((2 * rounds * lakh + 1))
+		must_have_counted "$buffer" $((2 * rounds * hundred_thousand + 1))
 		must_be "what $buffer holds" 0 "SELECT count(*) FROM $buffer"
 	done
 	stop_server

@@ -62,7 +62,7 @@ growth_due() {
 # --- with the keys in a transaction -----------------------------------------
 
 growth_keys_run() { # WHO KEYS
-	local times=$((lakh / $2))
+	local times=$((hundred_thousand / $2))
 	((times < 2000)) || times=2000
 	((times > 5)) || times=5
 	PGOPTIONS=$(search_path_of "$1") pgbench_amount="-t $times" \
@@ -112,11 +112,11 @@ latency_round() {
 	for what in commit-busy commit-room; do
 		rate=()
 		[ "$what" = commit-busy ] || rate=(-R 5000)
-		perform "INSERT INTO latency SELECT 'key ' || n, 1 FROM generate_series(1, $lakh) AS n"
+		perform "INSERT INTO latency SELECT 'key ' || n, 1 FROM generate_series(1, $hundred_thousand) AS n"
 		perform "CHECKPOINT"
 		(
 			pgbench_amount="-T $latency_seconds" run_pgbench 8 -f "$root/bench/increment_latency.pgbench" \
-				-D keys="$lakh" "${rate[@]}" -l --log-prefix="$work/log/latency"
+				-D keys="$hundred_thousand" "${rate[@]}" -l --log-prefix="$work/log/latency"
 			echo "$ntransactions" >"$transactions"
 		) &
 		run=$!
@@ -129,9 +129,9 @@ latency_round() {
 		drain latency
 		to=$(date +%s.%N)
 		must_be_true "a flush of all keys" \
-			"SELECT flushed_keys - $flushed >= $lakh FROM sb_stat_buffers WHERE buffer = 'latency'::regclass"
+			"SELECT flushed_keys - $flushed >= $hundred_thousand FROM sb_stat_buffers WHERE buffer = 'latency'::regclass"
 		wait "$run" || die "$group: pgbench failed"
-		latency_counted=$((latency_counted + lakh + $(<"$transactions")))
+		latency_counted=$((latency_counted + hundred_thousand + $(<"$transactions")))
 		latency_of "$what" without-flush "$began" "$from"
 		latency_of "$what" with-flush "$from" "$to"
 		record "$what" flush 1 ms "$(awk -v from="$from" -v to="$to" 'BEGIN { print (to - from) * 1000 }')"
@@ -146,7 +146,7 @@ growth_latency() {
 	each_round latency_round
 	drain latency
 	must_have_counted latency "$latency_counted"
-	must_be "what is stored" "$lakh $latency_counted" "SELECT count(*) || ' ' || sum(n) FROM stored"
+	must_be "what is stored" "$hundred_thousand $latency_counted" "SELECT count(*) || ' ' || sum(n) FROM stored"
 }
 
 measure_growth() {

@@ -35,7 +35,7 @@ start_quiet_server() {
 	quiet_data=$PGDATA
 	export PGPORT=$quiet_port
 	load idle.sql
-	perform "INSERT INTO idle_holding SELECT 'key ' || n, 1 FROM generate_series(1, $tenth) AS n"
+	perform "INSERT INTO idle_holding SELECT 'key ' || n, 1 FROM generate_series(1, $ten_thousand) AS n"
 	perform "SELECT sb_increment('key', 1, 'idle_empty')"
 	perform "SELECT sb_start('idle_holding')"
 	drain idle_empty
@@ -76,7 +76,7 @@ measure_idle() {
 		-c "ALTER FOREIGN TABLE once_few OPTIONS (SET interval '${interval}s')"
 	# 100 of these are due each second, one by one: spread over the jitter
 	idle_fill spread_million "$million"
-	idle_fill spread_few "$tenth"
+	idle_fill spread_few "$ten_thousand"
 	# 100 keys each second, to be due at once an interval later; and then the
 	# keys that are due after that
 	began=$SECONDS
@@ -88,7 +88,7 @@ measure_idle() {
 		while ((SECONDS < began + tick)); do sleep 0.1; done
 	done
 	idle_fill once_million "$million"
-	idle_fill once_few "$tenth"
+	idle_fill once_few "$ten_thousand"
 
 	while ((SECONDS <= began + interval)); do sleep 0.1; done
 	for buffer in "${!filled[@]}"; do

@@ -66,7 +66,7 @@ measure_instructions() {
 	start_callgrind
 	for who in no-op statbuffer; do
 		instructions_statement one "$who" "'x'"
-		instructions_statement "$tenth" "$who" "'key ' || n % $tenth"
+		instructions_statement "$ten_thousand" "$who" "'key ' || n % $ten_thousand"
 		instructions_transaction "$who"
 	done
 	must_have_counted hits "$called"

@@ -6,9 +6,9 @@
 # A group is a file bench/GROUP.sh with a function measure_GROUP, which starts
 # a server, measures, and checks that everything that was counted in it is
 # there.  It takes the following from dev/bench: $rounds, $seconds, $quick (yes
-# or nothing), $few, the rounds of what takes long, and $million, $lakh and $tenth,
-# the sizes of what it measures: a million, a hundred thousand and ten thousand
-# keys but in a quick run.
+# or nothing), $few, the rounds of what takes long, and $million,
+# $hundred_thousand and $ten_thousand, the sizes of what it measures, which are
+# less in a quick run.
 
 # record WHAT WHO N UNIT VALUE: a value of this round.  N is the number of
 # clients or of keys, where there are several.

@@ -46,10 +46,11 @@ memory_part() {
 	record "$1" statbuffer "$million" 'bytes/key' "$(awk -v bytes="$2" -v keys="$million" 'BEGIN { print bytes / keys }')"
 }
 
-memory_round() {
-	local before after account=$work/account class counter=0 entry=0 buckets
+# Memory is the same in each round; one is enough.
+measure_memory() {
+	local before after account=$work/account class counter=0 entry=0 buckets piece
 
-	bench_server "memory-$round" "dynamic_shared_memory_type = mmap" "max_worker_processes = 4"
+	bench_server memory "dynamic_shared_memory_type = mmap" "max_worker_processes = 4"
 	perform "ALTER FOREIGN TABLE hits OPTIONS (SET interval '1h')"
 	perform "SELECT sb_increment('first', 1, 'hits')"
 	before=$(segments_size)
@@ -85,10 +86,4 @@ memory_round() {
 	# or they were flushed now
 	perform "TRUNCATE hits"
 	stop_server
-}
-
-# Memory is the same in each round; one is enough.
-measure_memory() {
-	round=1
-	memory_round
 }

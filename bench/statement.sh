@@ -5,7 +5,7 @@
 
 statement_round() {
 	local who what key
-	for what in one $tenth; do
+	for what in one $ten_thousand; do
 		key="'x'"
 		[ "$what" = one ] || key="'key ' || n % $what"
 		while read -r who; do
@@ -25,6 +25,6 @@ measure_statement() {
 	must_have_counted hits $((2 * rounds * million))
 	must_be "the sum of what is stored" $((2 * rounds * million)) "SELECT sum(n) FROM stored"
 	must_be "the stored counts of one key" $((rounds * million)) "SELECT n FROM stored WHERE key = 'x'"
-	must_be "the keys that are stored" $((tenth + 1)) "SELECT count(*) FROM stored"
+	must_be "the keys that are stored" $((ten_thousand + 1)) "SELECT count(*) FROM stored"
 	stop_server
 }

@@ -43,7 +43,7 @@ throughput_run() {
 		script=$work/pipelined.pgbench
 		;;
 	esac
-	PGOPTIONS=$options run_pgbench "$clients" -f "$script" -D keys="$tenth"
+	PGOPTIONS=$options run_pgbench "$clients" -f "$script" -D keys="$ten_thousand"
 	[ "$who" != append ] || stop_roll_up
 	counted[$table]=$((${counted[$table]:-0} + ntransactions * size))
 	record "$what" "$who" "$clients" 'increments/s' "$(awk -v tps="$tps" -v size="$size" 'BEGIN { print tps * size }')"
