@@ -295,7 +295,7 @@ increment(FunctionCallInfo fcinfo, bool async)
 	if (!cache_is_good(fcinfo, cache))
 		open_for_increment(fcinfo, cache);
 	else if (cache->last != NULL && !PG_ARGISNULL(0) &&
-			 key_is_text(pending_key_bytes(cache->last), PG_GETARG_DATUM(0)))
+			 key_is_text(pending_key_data(cache->last), PG_GETARG_DATUM(0)))
 	{
 		pending_add_again(cache->last, count);
 		return;

@@ -31,6 +31,7 @@
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/lsyscache.h"
+#include "utils/sortsupport.h"
 #include "utils/typcache.h"
 
 /* How a value of one type becomes a value of a key column. */
@@ -61,8 +62,7 @@ struct KeyReader
 
 typedef struct KeyOrderColumn
 {
-	FmgrInfo	cmp;			/* fn_oid invalid: by the bytes */
-	Oid			collation;
+	SortSupportData sort;		/* comparator NULL: by the bytes */
 	bool		byval;
 	int16		len;
 } KeyOrderColumn;
@@ -234,15 +234,15 @@ key_form_text(Datum value, KeySpace *space, KeyBytes *key)
 	finish_key(space->data, len + header, key);
 }
 
-/* Is this what key_form_text() would make of the value? */
+/* Is the stored form what key_form_text() would make of the value? */
 bool
-key_is_text(const KeyBytes *key, Datum value)
+key_is_text(const char *data, Datum value)
 {
 	struct varlena *text = PG_DETOAST_DATUM_PACKED(value);
 	Size		len = VARSIZE_ANY_EXHDR(text);
 
-	return VARSIZE_ANY_EXHDR(key->data) == len &&
-		memcmp(VARDATA_ANY(key->data), VARDATA_ANY(text), len) == 0;
+	return VARSIZE_ANY_EXHDR(data) == len &&
+		memcmp(VARDATA_ANY(data), VARDATA_ANY(text), len) == 0;
 }
 
 /*
@@ -601,13 +601,13 @@ key_order_make(TupleDesc desc)
 		KeyOrderColumn *column = &order->columns[i];
 		TypeCacheEntry *type;
 
-		type = lookup_type_cache(att->atttypid,
-								 TYPECACHE_CMP_PROC);
-		column->collation = att->attcollation;
+		type = lookup_type_cache(att->atttypid, TYPECACHE_LT_OPR);
 		column->byval = att->attbyval;
 		column->len = att->attlen;
-		if (OidIsValid(type->cmp_proc))
-			fmgr_info(type->cmp_proc, &column->cmp);
+		column->sort.ssup_cxt = CurrentMemoryContext;
+		column->sort.ssup_collation = att->attcollation;
+		if (OidIsValid(type->lt_opr))
+			PrepareSortSupportFromOrderingOp(type->lt_opr, &column->sort);
 	}
 	return order;
 }
@@ -637,12 +637,12 @@ key_order_compare(KeyOrder *order, Datum *values_a, bool *isnull_a,
 		KeyOrderColumn *column = &order->columns[i];
 		int			cmp;
 
-		if (isnull_a[i] || isnull_b[i])
+		if (column->sort.comparator != NULL)
+			cmp = ApplySortComparator(values_a[i], isnull_a[i],
+									  values_b[i], isnull_b[i],
+									  &column->sort);
+		else if (isnull_a[i] || isnull_b[i])
 			cmp = (int) isnull_a[i] - (int) isnull_b[i];
-		else if (OidIsValid(column->cmp.fn_oid))
-			cmp = DatumGetInt32(FunctionCall2Coll(&column->cmp,
-												  column->collation,
-												  values_a[i], values_b[i]));
 		else
 			cmp = compare_images(column, values_a[i], values_b[i]);
 		if (cmp != 0)

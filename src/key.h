@@ -44,7 +44,7 @@ typedef struct KeyReader KeyReader;
 extern void key_form(TupleDesc desc, const char *relname, Datum *values,
 					 bool *isnull, KeySpace *space, KeyBytes *key);
 extern void key_form_text(Datum value, KeySpace *space, KeyBytes *key);
-extern bool key_is_text(const KeyBytes *key, Datum value);
+extern bool key_is_text(const char *data, Datum value);
 extern uint32 key_hash(const char *data, uint16 len);
 extern void key_deform(TupleDesc desc, const char *data, uint16 len,
 					   Datum *values, bool *isnull);

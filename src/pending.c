@@ -39,6 +39,11 @@
 /* so many keys are looked for one by one; more get a hash table */
 #define LIST_SEARCH_MAX		8
 
+/* how many keys are allocated, and where they are put */
+#define BLOCK_MIN_SIZE		((Size) 8 * 1024)
+#define BLOCK_MAX_SIZE		((Size) 8 * 1024 * 1024)
+#define CACHE_LINE			64
+
 /* so many are published in the order of their hashes, by so many ranges */
 #define SORT_MIN_KEYS		10000
 #define HASH_RANGE_BITS		12
@@ -68,19 +73,25 @@ struct PendingBuffer
 };
 
 /*
- * What it has added to a key.  A statement may go to and fro among a great
- * many of these, so what an increment touches stands together, and is small.
+ * What it has added to a key.
+ *
+ * A statement may go to and fro among a great many of these.  What an
+ * increment touches, from `buffer' on, is in one cache line where allocate_key()
+ * can do that and the key is short.
  */
 struct PendingKey
 {
 	PendingKey *next;
 	uint64		scan;			/* the last one that has it; see below */
+
 	SbBuffer   *buffer;
 	uint64		shape;			/* the buffer's when the key was formed */
 	int64		delta;
 	uint64		nincrements;
+	uint32		hash;
 	int			level;			/* of the subtransaction that changed it last */
-	KeyBytes	key;
+	uint32		len;			/* as in KeyBytes; keeps `data' aligned for
+								 * int */
 	char		data[FLEXIBLE_ARRAY_MEMBER];
 };
 
@@ -108,25 +119,37 @@ typedef struct KeyHashEntry
 	char		status;
 } KeyHashEntry;
 
+/* the key searched for; NULL in the place of a key stands for it */
+static const SbBuffer *searched_buffer;
+static const KeyBytes *searched;
+
 static inline bool
-same_key(const PendingKey *a, const PendingKey *b)
+is_searched(const PendingKey *key)
 {
-	return a->buffer == b->buffer && a->shape == b->shape &&
-		a->key.len == b->key.len &&
-		memcmp(a->key.data, b->key.data, KEY_LENGTH(a->key.len)) == 0;
+	return key->buffer == searched_buffer &&
+		key->shape == searched_buffer->shape &&
+		key->len == searched->len &&
+		memcmp(key->data, searched->data, KEY_LENGTH(key->len)) == 0;
 }
 
 static inline uint32
-hash_pending(const PendingKey *key)
+hash_pending(const SbBuffer *buffer, uint32 hash)
 {
-	return key->key.hash ^ (uint32) key->buffer->relid;
+	return hash ^ (uint32) buffer->relid;
+}
+
+/* What is inserted is never there. */
+static inline bool
+same_key(const PendingKey *a, const PendingKey *b)
+{
+	return b == NULL && is_searched(a);
 }
 
 #define SH_PREFIX keyhash
 #define SH_ELEMENT_TYPE KeyHashEntry
 #define SH_KEY_TYPE PendingKey *
 #define SH_KEY key
-#define SH_HASH_KEY(tb, k) hash_pending(k)
+#define SH_HASH_KEY(tb, k) hash_pending((k)->buffer, (k)->hash)
 #define SH_EQUAL(tb, a, b) same_key(a, b)
 #define SH_STORE_HASH
 #define SH_GET_HASH(tb, a) (a)->hash
@@ -141,7 +164,9 @@ static uint64 npending_keys = 0;
 
 /* once there are many */
 static keyhash_hash *pending_hash = NULL;
-static MemoryContext pending_context = NULL;
+static char *block_next = NULL;
+static Size block_left = 0;
+static Size block_size = 0;
 
 /* when publishing */
 static PublishedKey *published = NULL;
@@ -218,24 +243,52 @@ pending_open(Oid relid)
 }
 
 static PendingKey *
-find_key(PendingKey *probe)
+find_key(SbBuffer *buffer, const KeyBytes *bytes)
 {
+	searched_buffer = buffer;
+	searched = bytes;
 	if (pending_hash != NULL)
 	{
-		KeyHashEntry *entry = keyhash_lookup(pending_hash, probe);
+		KeyHashEntry *entry;
 
+		entry = keyhash_lookup_hash(pending_hash, NULL,
+									hash_pending(buffer, bytes->hash));
 		return entry ? entry->key : NULL;
 	}
 	for (PendingKey *key = pending_keys; key != NULL; key = key->next)
-		if (same_key(key, probe))
+		if (is_searched(key))
 			return key;
 	return NULL;
+}
+
+/* Room for one of many keys, out of blocks that get larger. */
+static PendingKey *
+allocate_key(Size size)
+{
+	Size		offset = offsetof(PendingKey, buffer);
+
+	size = TYPEALIGN(CACHE_LINE, size);
+	if (size > block_left)
+	{
+		char	   *block;
+
+		block_size = Min(Max(2 * block_size, BLOCK_MIN_SIZE), BLOCK_MAX_SIZE);
+		block_left = 0;
+		block = MemoryContextAlloc(TopTransactionContext,
+								   block_size + CACHE_LINE);
+		block_next = (char *) TYPEALIGN(CACHE_LINE, block + offset) - offset;
+		block_left = block_size;
+	}
+	block_next += size;
+	block_left -= size;
+	return (PendingKey *) (block_next - size);
 }
 
 static PendingKey *
 make_key(SbBuffer *buffer, const KeyBytes *bytes)
 {
 	Size		len = KEY_LENGTH(bytes->len);
+	Size		size = offsetof(PendingKey, data) + len;
 	PendingKey *key;
 	bool		found;
 
@@ -246,22 +299,16 @@ make_key(SbBuffer *buffer, const KeyBytes *bytes)
 
 		for (PendingKey *other = pending_keys; other; other = other->next)
 			keyhash_insert(hash, other, &found);
-
-		/* it does not round sizes up */
-		pending_context = GenerationContextCreate(TopTransactionContext,
-												  "statbuffer pending keys",
-												  ALLOCSET_DEFAULT_SIZES);
 		pending_hash = hash;
 	}
 
-	key = MemoryContextAlloc(pending_context ? pending_context :
-							 TopTransactionContext,
-							 offsetof(PendingKey, data) + len);
+	key = pending_hash ? allocate_key(size) :
+		MemoryContextAlloc(TopTransactionContext, size);
 	key->buffer = buffer;
-	memcpy(key->data, bytes->data, len);
-	key->key = *bytes;
-	key->key.data = key->data;
 	key->shape = buffer->shape;
+	key->hash = bytes->hash;
+	key->len = bytes->len;
+	memcpy(key->data, bytes->data, len);
 	key->delta = 0;
 	key->nincrements = 0;
 	key->level = 0;
@@ -331,23 +378,18 @@ pending_add_again(PendingKey *key, int64 count)
 }
 
 /* The stored form of a key that pending_add() returned in the same epoch. */
-const KeyBytes *
-pending_key_bytes(PendingKey *key)
+const char *
+pending_key_data(const PendingKey *key)
 {
-	return &key->key;
+	return key->data;
 }
 
 /* Add to a key of an open buffer, as part of the transaction. */
 PendingKey *
 pending_add(SbBuffer *buffer, const KeyBytes *bytes, int64 count)
 {
-	PendingKey	probe;
-	PendingKey *key;
+	PendingKey *key = find_key(buffer, bytes);
 
-	probe.buffer = buffer;
-	probe.shape = buffer->shape;
-	probe.key = *bytes;
-	key = find_key(&probe);
 	if (key == NULL)
 		key = make_key(buffer, bytes);
 	pending_add_again(key, count);
@@ -430,13 +472,8 @@ pending_truncated(SbBuffer *buffer)
 static PendingKey *
 look_up(SbBuffer *buffer, const KeyBytes *bytes)
 {
-	PendingKey	probe;
-	PendingKey *key;
+	PendingKey *key = find_key(buffer, bytes);
 
-	probe.buffer = buffer;
-	probe.shape = buffer->shape;
-	probe.key = *bytes;
-	key = find_key(&probe);
 	return key != NULL && key->nincrements > 0 ? key : NULL;
 }
 
@@ -486,7 +523,11 @@ pending_scan_rest(SbBuffer *buffer, uint64 scan, PendingVisitor visit,
 	for (PendingKey *key = pending_keys; key != NULL; key = key->next)
 		if (key->buffer == buffer && key->shape == buffer->shape &&
 			key->nincrements > 0 && key->scan != scan)
-			visit(&key->key, key->delta, arg);
+		{
+			KeyBytes	bytes = {key->data, key->len, key->hash};
+
+			visit(&bytes, key->delta, arg);
+		}
 }
 
 /* ------------------------------------------------------------------------
@@ -591,11 +632,11 @@ sort_by_ranges(PublishedKey *keys)
 	uint64		first[HASH_RANGES + 1] = {0};
 
 	for (PendingKey *key = pending_keys; key != NULL; key = key->next)
-		first[HASH_RANGE(key->key.hash) + 1]++;
+		first[HASH_RANGE(key->hash) + 1]++;
 	for (int i = 0; i < HASH_RANGES; i++)
 		first[i + 1] += first[i];
 	for (PendingKey *key = pending_keys; key != NULL; key = key->next)
-		keys[first[HASH_RANGE(key->key.hash)]++].key = key;
+		keys[first[HASH_RANGE(key->hash)]++].key = key;
 }
 
 /* It would take as long as all the rest to wait for each key. */
@@ -604,7 +645,6 @@ fetch_ahead(PendingKey *key)
 {
 #ifdef __GNUC__
 	__builtin_prefetch(&key->buffer);
-	__builtin_prefetch(key->data);
 #endif
 }
 
@@ -678,6 +718,7 @@ prepare_to_publish(void)
 		PendingKey *key = published[i].key;
 		SbBuffer   *buffer = key->buffer;
 		PendingBuffer *pending = buffer->pending;
+		KeyBytes	bytes = {key->data, key->len, key->hash};
 
 		if (i + FETCH_AHEAD < npublished)
 			fetch_ahead(published[i + FETCH_AHEAD].key);
@@ -697,7 +738,7 @@ prepare_to_publish(void)
 		if (key->delta == 0)
 			continue;
 		CHECK_FOR_INTERRUPTS();
-		counters_pin(buffer->shared, &buffer->table, &key->key, key->delta,
+		counters_pin(buffer->shared, &buffer->table, &bytes, key->delta,
 					 &published[i].pin);
 		pinned = true;
 	}
@@ -774,7 +815,8 @@ forget_all(void)
 	pending_keys = NULL;
 	npending_keys = 0;
 	pending_hash = NULL;
-	pending_context = NULL;
+	block_left = 0;
+	block_size = 0;
 	published = NULL;
 	npublished = 0;
 	undo_stack = NULL;

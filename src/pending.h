@@ -25,7 +25,7 @@ extern SbBuffer *pending_open(Oid relid);
 extern uint64 pending_epoch(void);
 extern PendingKey *pending_add(SbBuffer *buffer, const KeyBytes *key,
 							   int64 count);
-extern const KeyBytes *pending_key_bytes(PendingKey *key);
+extern const char *pending_key_data(const PendingKey *key);
 extern void pending_add_again(PendingKey *key, int64 count);
 extern void pending_add_now(SbBuffer *buffer, const KeyBytes *key,
 							int64 count);

@@ -388,7 +388,7 @@ count_key(TriggerCache *cache, RowKey *row, int64 count)
 	else if (cache->is_text && !row->isnull[0])
 	{
 		if (cache->last != NULL &&
-			key_is_text(pending_key_bytes(cache->last), row->values[0]))
+			key_is_text(pending_key_data(cache->last), row->values[0]))
 		{
 			pending_add_again(cache->last, count);
 			return;
