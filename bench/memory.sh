@@ -1,9 +1,10 @@
 # shellcheck shell=bash disable=SC2034,SC2154 # it shares variables with dev/bench
 #
 # What a key takes of dynamic shared memory, all included: the growth of all its
-# segments by a million text keys of 16 bytes.  The server keeps the segments
-# as files, which tell their sizes.  Where it goes is told by the allocator's
-# own account of itself.
+# segments by a million text keys of 16 bytes, but for the pages that wait for
+# the next keys: each segment is twice as large as the one before the last.  The
+# server keeps the segments as files, which tell their sizes.  Where it goes is
+# told by the allocator's own account of itself.
 
 # The sum of all segments, those of PostgreSQL's own statistics included.
 segments_size() {
@@ -20,7 +21,12 @@ of_area() {
 allocator_account() {
 	of_area dump_area >/dev/null
 	sed -n '/^dsa_area handle/,$p' "$server_log" | awk '
+		/^dsa_area handle/ { delete taken; delete used; free = 0 }
 		/total_segment_size:/ { total = $2 }
+		/contiguous_pages = / {
+			pages = $0; sub(/.*contiguous_pages = /, "", pages); sub(/,.*/, "", pages)
+			free += pages * 4096
+		}
 		/pool for blocks of span objects/ { class = "spans" }
 		/pool for large object spans/ { class = "large" }
 		/pool for size class/ { class = $0; sub(/.*object size /, "", class); sub(/ .*/, "", class) }
@@ -33,7 +39,8 @@ allocator_account() {
 		END {
 			for (class in taken)
 				print class, used[class], class ~ /^[0-9]/ ? used[class] * class : taken[class], taken[class]
-			print "total", 1, total, total
+			print "free", 1, free, free
+			print "total", 1, total - free, total
 		}'
 }
 
@@ -48,24 +55,28 @@ memory_part() {
 
 # Memory is the same in each round; one is enough.
 measure_memory() {
-	local before after account=$work/account class counter=0 entry=0 buckets piece
+	local before after account=$work/account class counter=0 entry=0 buckets piece can_dump free
 
 	bench_server memory "dynamic_shared_memory_type = mmap" "max_worker_processes = 4"
 	perform "ALTER FOREIGN TABLE hits OPTIONS (SET interval '1h')"
 	perform "SELECT sb_increment('first', 1, 'hits')"
+	load probe.sql probe="'$work/probe'"
+	can_dump=$(of_area can_dump_area)
 	before=$(segments_size)
+	[ "$can_dump" != t ] || before=$((before - $(allocator_account | awk '$1 == "free" { print $3 }')))
 	# in pieces, as keys come one after the other and not at once
 	for ((piece = 0; piece < 10; piece++)); do
 		perform "INSERT INTO hits SELECT 'key ' || to_char(n, 'FM000000000000'), 1 FROM generate_series($((piece * million / 10 + 1)), $(((piece + 1) * million / 10))) AS n"
 	done
 	must_be "the keys held" $((million + 1)) "SELECT keys FROM sb_stat_buffers WHERE buffer = 'hits'::regclass"
 	after=$(segments_size)
-	memory_part all $((after - before))
 	memory_part accounted "$(ask "SELECT memory FROM sb_stat_buffers WHERE buffer = 'hits'::regclass")"
 
-	load probe.sql probe="'$work/probe'"
-	if [ "$(of_area can_dump_area)" = t ]; then
+	if [ "$can_dump" = t ]; then
 		allocator_account >"$account"
+		free=$(of_class "$account" free 3)
+		memory_part all $((after - free - before))
+		memory_part waiting "$free"
 		# Of the objects that there are a million of, the larger ones are
 		# the counters and the smaller ones the table's entries.
 		while read -r class; do
@@ -77,9 +88,10 @@ measure_memory() {
 		[ "$counter" = "$entry" ] || memory_part entries "$(of_class "$account" "$entry" 3)"
 		memory_part buckets "$buckets"
 		memory_part allocator "$(awk -v counter="$counter" -v entry="$entry" -v buckets="$buckets" '
-			$1 == "total" { total = $4 } $1 == counter || $1 == entry { used += $3 }
+			$1 == "total" { total = $3 } $1 == counter || $1 == entry { used += $3 }
 			END { print total - used - buckets }' "$account")"
 	else
+		memory_part all $((after - before))
 		say "the allocator can't be asked where the memory goes"
 	fi
 	must_have_counted hits $((million + 1))
