@@ -4,7 +4,8 @@
 #
 # From this version to itself, or from the one in STATBUFFER_OLD_BINDIR (the
 # directory of another version's executables, where statbuffer is installed,
-# too).
+# too).  The minor release of the new one must not be older than the old one's:
+# what the last of them have added to the catalogs, those before don't know.
 
 use strict;
 use warnings;
@@ -99,7 +100,9 @@ is(join('', map { slurp_file($_) } glob($new->data_dir . '/pg_upgrade_output.d/*
 # --- the new server ---------------------------------------------------------
 
 $new->start;
-is($new->safe_psql($db, $definitions), $original, 'the buffers are as they were');
+# (17 has a privilege more, which owners have.)
+is($new->safe_psql($db, $definitions) =~ s/arwdDxtm/arwdDxt/gr, $original =~ s/arwdDxtm/arwdDxt/gr,
+	'the buffers are as they were');
 is($new->safe_psql($db, q{SELECT extversion FROM pg_extension WHERE extname = 'statbuffer'}), '1.0', 'so is the extension');
 is($new->safe_psql($db, 'SELECT * FROM stored'), 'k|5', 'what was stored is there');
 is($new->safe_psql($db, q{SELECT sum(pending) FROM sb_stat_buffers}), 0, 'what was held is not');
