@@ -528,7 +528,11 @@ saved_load(void)
 	{
 		progress = load(&table);
 		if (progress == SAVED_LOADED)
+		{
+			/* who waits for it must not take our last claim for a worker */
+			shared_release_claims(0);
 			set_state(STATE_DONE);
+		}
 		CommitTransactionCommand();
 	}
 	PG_CATCH();

@@ -163,7 +163,7 @@ foreach my $preloaded (0, 1)
 
 	# A drain after a start waits for what was saved; so does a TRUNCATE.
 	$node->restart;
-	is($node->safe_psql($db, q{SELECT sb_drain('hourly', '180s'); SELECT sum(counter) FROM hourly_calls}),
+	is($node->safe_psql($db, qq{SELECT sb_drain('hourly', '$patience'); SELECT sum(counter) FROM hourly_calls}),
 		"t\n30", "$how: the first statement after a start drains it");
 	$node->restart;
 	$node->safe_psql($db, 'TRUNCATE at_once');
@@ -184,7 +184,7 @@ foreach my $preloaded (0, 1)
 		LANGUAGE sql AS 'INSERT INTO missing_calls VALUES (key, counter, clock_timestamp())';
 		SELECT sb_start('stopped')});
 	$node->restart;
-	is($node->safe_psql($db, qq{SELECT sb_drain('$_', '180s')}), 't', "$how: $_ is drained")
+	is($node->safe_psql($db, qq{SELECT sb_drain('$_', '$patience')}), 't', "$how: $_ is drained")
 	  foreach qw(failing slow missing hourly stopped many wide);
 	is( $node->safe_psql($db, q{
 			SELECT (SELECT string_agg(key || counter, ' ' ORDER BY key) FROM failing_calls),
@@ -362,7 +362,7 @@ foreach my $preloaded (0, 1)
 	$node->wait_for_log(qr/dropped the counts of a database that does not exist any more.*\n.* had 42 in 2 keys/, $offset);
 	$node->wait_for_log(qr/dropped the counts of a buffer that does not exist any more.*\n.* had 43 in 1 keys/, $offset);
 	pass("$how: the log tells what was dropped with it");
-	$node->safe_psql($db, q{DELETE FROM failing_bad; SELECT sb_drain('failing', '180s')});
+	$node->safe_psql($db, qq{DELETE FROM failing_bad; SELECT sb_drain('failing', '$patience')});
 
 	# The launcher is terminated just before the server stops.
 	increment($node, $db, 'hourly', 'a', 53);
@@ -406,7 +406,7 @@ foreach my $preloaded (0, 1)
 		AS 'INSERT INTO many_calls SELECT k, c, now() FROM unnest(key, counter) u (k, c)'});
 	wait_for($node, $db, q{SELECT count(*) = 0 FROM pg_ls_dir('.') f WHERE f LIKE 'statbuffer%'},
 		"$how: it is loaded as memory gets free");
-	is($node->safe_psql($db, q{SELECT sb_drain('many', '180s')}), 't', "$how: and flushed");
+	is($node->safe_psql($db, qq{SELECT sb_drain('many', '$patience')}), 't', "$how: and flushed");
 	is($node->safe_psql($db, q{SELECT count(*), count(DISTINCT key), sum(counter) FROM many_calls}),
 		'50000|50000|50000', "$how: each key once");
 
@@ -441,14 +441,14 @@ $copy->stop;
 my $standby = PostgreSQL::Test::Cluster->new('standby');
 $standby->init_from_backup($primary, 'cold', has_streaming => 1);
 $primary->start;
-is($primary->safe_psql($db, q{SELECT sb_drain('hits', '180s')}), 't', 'the primary stores them');
+is($primary->safe_psql($db, qq{SELECT sb_drain('hits', '$patience')}), 't', 'the primary stores them');
 $standby->start;
 $primary->wait_for_catchup($standby);
 is($standby->safe_psql($db, q{SELECT sb_count('a', 'hits') IS NULL}), 't', 'a standby has no counts');
 $standby->promote;
 $standby->wait_for_log(qr/can't be used\n.*DETAIL: .*belongs to timeline 1, but the server is on timeline 2/);
 increment($standby, $db, 'hits', 'a', 1);
-is($standby->safe_psql($db, q{SELECT sb_drain('hits', '180s')}), 't', 'the promoted standby counts');
+is($standby->safe_psql($db, qq{SELECT sb_drain('hits', '$patience')}), 't', 'the promoted standby counts');
 is(stored($standby, $db, 'hits'), '62', 'and nothing is stored twice');
 $standby->stop;
 $primary->stop;

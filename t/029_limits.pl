@@ -73,7 +73,7 @@ foreach my $i (1 .. 150)
 is(lines_in_log($node, 'out of memory', $offset), 0, 'keys are flushed before they are due when memory gets short');
 cmp_ok((split /\|/, stored_keys('early'))[0], '>', 200_000, 'many of them');
 cmp_ok(memory(), '<=', 8 * $MB, 'memory is bounded');
-is($node->safe_psql($db, "SELECT sb_drain('early', '180s')"), 't', 'the rest is drained');
+is($node->safe_psql($db, "SELECT sb_drain('early', '$patience')"), 't', 'the rest is drained');
 is(stored_keys('early'), '300000|300000', 'each key was stored once');
 
 # When they can't be flushed, there is an end: new keys are errors, and the
@@ -116,16 +116,16 @@ $node->safe_psql($db, q{SELECT sb_flush('held ' || g, 'stuck') FROM generate_ser
 
 # And when the handler works again, it all gets free.
 $node->safe_psql($db, 'TRUNCATE stuck_bad');
-is($node->safe_psql($db, "SELECT sb_drain('stuck', '180s')"), 't', 'flushed at last');
+is($node->safe_psql($db, "SELECT sb_drain('stuck', '$patience')"), 't', 'flushed at last');
 is(stored_keys('stuck'), "$held|" . ($held + 10001), 'all of it');
 wait_for($node, $db, q{SELECT sum(keys) = 0 FROM sb_stat_buffers}, 'the keys are freed');
 
 # Processes let go of a segment when they next look at shared memory.
 wait_for_no_worker($node, 'there is nothing to do');
 cmp_ok(memory(), '<=', 4.5 * $MB, 'and memory is given back to the system');
-$node->safe_psql($db, q{SELECT sb_increment('and', 1, 'stuck'), sb_drain('stuck', '180s')});
+$node->safe_psql($db, qq{SELECT sb_increment('and', 1, 'stuck'), sb_drain('stuck', '$patience')});
 $node->safe_psql($db, q{INSERT INTO stuck SELECT 'again ' || g FROM generate_series(1, 10000) g});
-is($node->safe_psql($db, "SELECT sb_drain('stuck', '180s')"), 't', 'it can be filled again');
+is($node->safe_psql($db, "SELECT sb_drain('stuck', '$patience')"), 't', 'it can be filled again');
 
 # A bound that is lowered below what is held: the same.
 $node->safe_psql($db, q{INSERT INTO stuck_bad VALUES ('not now')});
@@ -138,7 +138,7 @@ wait_for($node, $db, q{SELECT keys > 30000 FROM sb_stat_buffers WHERE buffer = '
 like($stderr, qr/ERROR:  out of memory for statbuffer keys/, 'new keys are an error then');
 $node->safe_psql($db, q{INSERT INTO stuck SELECT 'low ' || g FROM generate_series(1, 30000) g});
 $node->safe_psql($db, 'TRUNCATE stuck_bad');
-is($node->safe_psql($db, "SELECT sb_drain('stuck', '180s')"), 't', 'what is held is flushed');
+is($node->safe_psql($db, "SELECT sb_drain('stuck', '$patience')"), 't', 'what is held is flushed');
 
 # --- a transaction of a million keys ----------------------------------------
 
@@ -161,7 +161,7 @@ $node->safe_psql($db, q{
 	COMMIT});
 is($node->safe_psql($db, q{SELECT count(*), sum(count) FROM million WHERE count <> 0}), '500000|375000250000',
 	'a million keys committed');
-is($node->safe_psql($db, "SELECT sb_drain('million', '180s')"), 't', 'are drained');
+is($node->safe_psql($db, "SELECT sb_drain('million', '$patience')"), 't', 'are drained');
 is(stored_keys('million'), '500000|375000250000', 'those that do not add up to nothing are stored');
 $node->safe_psql($db, q{DROP FOREIGN TABLE million});
 
@@ -216,7 +216,7 @@ like($stderr, qr/ERROR:  could not resize shared memory segment .*\nHINT:  Count
 $node->safe_psql($db, q{INSERT INTO hits SELECT 'held ' || g FROM generate_series(1, 1000) g});
 is($node->safe_psql($db, q{SELECT count(*), sum(count) FROM hits}), '1000|2000', 'keys that are held are counted');
 $node->safe_psql($db, 'TRUNCATE hits_bad');
-is($node->safe_psql($db, q{SELECT sb_drain('hits', '180s')}), 't', 'and flushed');
+is($node->safe_psql($db, qq{SELECT sb_drain('hits', '$patience')}), 't', 'and flushed');
 is(stored_keys('hits'), '1000|2000', 'all of them');
 unlike(slurp_file($node->logfile), qr/PANIC|was terminated by signal/, 'no process crashed');
 $node->stop;

@@ -353,7 +353,7 @@ foreach my $database (sort keys %databases)
 		SELECT ftrelid::regclass FROM pg_foreign_table WHERE ftrelid::regclass::text ~ '^(control|b_)' ORDER BY 1}))
 	{
 		$session->query("SELECT sb_start('$buffer')");
-		push @undrained, $buffer if $session->value("SELECT sb_drain('$buffer', '180s')") ne 't';
+		push @undrained, $buffer if $session->value("SELECT sb_drain('$buffer', '$patience')") ne 't';
 	}
 	is("@undrained", '', "$database: buffers can be drained");
 
@@ -501,7 +501,7 @@ growth(
 		foreach (1 .. 20)
 		{
 			$session->query('INSERT INTO control SELECT g, 1 FROM generate_series(1, 50) g');
-			$session->query("SELECT sb_drain('control', '180s')");
+			$session->query("SELECT sb_drain('control', '$patience')");
 		}
 	},
 	20_000,

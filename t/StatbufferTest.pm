@@ -15,10 +15,13 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 our @EXPORT = qw(
-  new_node make_buffer increment wait_for stored wait_for_stored
+  $patience new_node make_buffer increment wait_for stored wait_for_stored
   close_gate open_gate wait_for_no_worker processes lines_in_log ms
   copy_installation replace_file
 );
+
+# The same as a setting, for what waits in the server.
+our $patience = $PostgreSQL::Test::Utils::timeout_default . 's';
 
 # new_node(NAME, SETTING...): a running server with the extension in the
 # database postgres.
