@@ -290,6 +290,18 @@ counters_are_crowded(void)
 		memory_eighths(CROWDED_EIGHTHS);
 }
 
+/*
+ * Is there room for so many new keys, with stored forms of so many bytes, as
+ * far as can be told now?
+ */
+bool
+counters_have_room(uint64 nkeys, uint64 size)
+{
+	return shared_control != NULL &&
+		pg_atomic_read_u64(&shared_control->nbytes) +
+		nkeys * (KEY_COST(0) + 16) + size <= memory_eighths(KEY_MEMORY_EIGHTHS);
+}
+
 static void
 report_crowded(void)
 {

@@ -156,6 +156,7 @@ extern void counters_scan(SharedBuffer *buffer, const CounterTable *table,
 						  CounterVisitor visit, void *arg);
 
 extern bool counters_are_crowded(void);
+extern bool counters_have_room(uint64 nkeys, uint64 size);
 
 /* for the buffer's worker, or who frees the buffer */
 extern void counters_replace_error(SharedBuffer *buffer,

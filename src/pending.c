@@ -161,6 +161,7 @@ same_key(const PendingKey *a, const PendingKey *b)
 static PendingBuffer *pending_buffers = NULL;
 static PendingKey *pending_keys = NULL;
 static uint64 npending_keys = 0;
+static uint64 pending_size = 0; /* of their stored forms */
 
 /* once there are many */
 static keyhash_hash *pending_hash = NULL;
@@ -319,6 +320,7 @@ make_key(SbBuffer *buffer, const KeyBytes *bytes)
 	key->next = pending_keys;
 	pending_keys = key;
 	npending_keys++;
+	pending_size += len;
 	return key;
 }
 
@@ -625,6 +627,9 @@ report_changed(SbBuffer *buffer)
  * ranges of a table of counters, too.  Else each key's counter, its neighbours
  * in the table, and the keys that move when the table grows were somewhere
  * else in memory.
+ *
+ * The first ranges are then full, and have the table grow, before the others
+ * have anything; so this is for keys that there is room for.
  */
 static void
 sort_by_ranges(PublishedKey *keys)
@@ -658,7 +663,8 @@ list_keys(void)
 	if (npending_keys > LIST_SEARCH_MAX)
 		keys = MemoryContextAllocHuge(TopTransactionContext,
 									  npending_keys * sizeof(PublishedKey));
-	if (npending_keys >= SORT_MIN_KEYS)
+	if (npending_keys >= SORT_MIN_KEYS &&
+		counters_have_room(npending_keys, pending_size))
 		sort_by_ranges(keys);
 	else
 	{
@@ -814,6 +820,7 @@ forget_all(void)
 	pending_buffers = NULL;
 	pending_keys = NULL;
 	npending_keys = 0;
+	pending_size = 0;
 	pending_hash = NULL;
 	block_left = 0;
 	block_size = 0;
