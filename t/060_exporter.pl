@@ -162,7 +162,7 @@ sub scrape
 	if (!$response->{success})
 	{
 		diag(slurp_file($log));
-		BAIL_OUT("the exporter does not answer: $response->{status} $response->{content}");
+		die "the exporter does not answer: $response->{status} $response->{content}";
 	}
 	foreach (split /\n/, $response->{content})
 	{
@@ -406,6 +406,7 @@ SKIP:
 
 $exporter->kill_kill;
 undef $exporter;
+unlike(slurp_file($log), qr/level=(warn|error)/, 'the exporter had nothing to complain of');
 $node->stop;
 
 done_testing();
