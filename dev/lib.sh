@@ -138,6 +138,19 @@ need_packages() {
 	fi
 }
 
+# want_packages PACKAGE...: installs those of them that are missing and can be
+# had.  The tests that need one skip themselves where it is not.
+want_packages() {
+	local package
+
+	[ -z "$work" ] || return 0
+	for package in "$@"; do
+		is_installed "$package" && continue
+		say "installing $package"
+		(update_index && install_packages "$package") || say "can't have $package; tests that need it are skipped"
+	done
+}
+
 # --- the sandbox ------------------------------------------------------------
 
 # sandbox ARGUMENT...: runs this script again in a sandbox, with these
