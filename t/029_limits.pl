@@ -18,10 +18,11 @@ my $MB = 1024 * 1024;
 # Dynamic shared memory in files, so that it can be seen how much there is.
 my $node = new_node('main', 'dynamic_shared_memory_type = mmap');
 
-# The server itself takes about one MB.
+# The server itself takes about one MB, and since version 17 one more for its
+# registry of named segments.
 sub memory
 {
-	my $sum = -1.2 * $MB;
+	my $sum = -($node->pg_version < 17 ? 1.2 : 2.2) * $MB;
 
 	$sum += -s $_ // 0 foreach glob $node->data_dir . '/pg_dynshmem/*';
 	return $sum;
