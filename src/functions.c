@@ -248,6 +248,8 @@ function_open_for_increment(Oid relid)
 	uint64		asked;
 	SbBuffer   *buffer;
 
+	/* to lock the relation takes in what others have altered only once */
+	AcceptInvalidationMessages();
 	if (buffer_is_incrementer(relid, userid))
 	{
 		buffer = pending_open(relid);
