@@ -731,6 +731,26 @@ SELECT * FROM like_counts ORDER BY post;
 DROP TABLE public.sb_trig_t;
 DROP FUNCTION count_as_owner();
 
+-- A buffer that another trigger alters and reads between two rows is looked
+-- at anew.
+CREATE FOREIGN TABLE altered (a int, count bigint NOT NULL DEFAULT 1)
+  SERVER statbuffer OPTIONS (interval '1h');
+CREATE TABLE altering (id int, a int);
+CREATE TRIGGER a_count AFTER INSERT ON altering
+  FOR EACH ROW EXECUTE FUNCTION sb_trigger('altered', 'a');
+CREATE FUNCTION alter_it() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  ALTER FOREIGN TABLE altered DROP COLUMN count;
+  ALTER FOREIGN TABLE altered ADD b text, ADD c text, ADD d text, ADD e text,
+    ADD f text, ADD g text, ADD h text, ADD i text, ADD count bigint;
+  PERFORM count(*) FROM altered;
+  RETURN NULL;
+END $$;
+CREATE TRIGGER b_alter AFTER INSERT ON altering
+  FOR EACH ROW WHEN (NEW.id = 1) EXECUTE FUNCTION alter_it();
+INSERT INTO altering VALUES (1, 10), (2, 20), (3, 30);
+SELECT * FROM altered;
+
 DROP OWNED BY regress_sb_trig;
 DROP ROLE regress_sb_trig;
 SET client_min_messages = error;

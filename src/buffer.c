@@ -610,6 +610,7 @@ forget_dropped(void)
 		if (!buffer->valid && buffer->pending == NULL)
 			relids = lappend_oid(relids, buffer->relid);
 
+	recent = NULL;
 	foreach(lc, relids)
 	{
 		Oid			relid = lfirst_oid(lc);
@@ -628,7 +629,6 @@ forget_dropped(void)
 		(void) hash_search(buffers, &relid, HASH_REMOVE, NULL);
 	}
 	list_free(relids);
-	recent = NULL;
 
 	/* the effort stays in proportion to the buffers that were opened */
 	forget_at = Max(FORGET_MIN, 2 * hash_get_num_entries(buffers));

@@ -540,7 +540,8 @@ fits(int64 count, int64 delta, uint32 others)
  * Find or make the counter of a key and hold it, having made sure that
  * `delta' can be added to it.  What can fail, fails here.
  *
- * The caller calls counters_add() or counters_unpin(), whatever happens.  On
+ * The caller calls counters_add(), and counters_schedule() when that says so,
+ * or counters_unpin(), whatever happens.  On
  * error nothing is pinned.
  *
  * Where a delta or a count is so large that range checks of concurrent
@@ -606,8 +607,9 @@ counters_pin(SharedBuffer *buffer, const CounterTable *table, const KeyBytes *ke
  * Add to a pinned counter, and unpin it if it is scheduled.  If it isn't,
  * returns false, and counters_schedule() must be called next.
  *
- * Called after commit: takes no lock, cannot fail.  The lock that goes with a
- * large delta is released with the transaction's other locks, later.
+ * Takes no lock, cannot fail.  The lock that goes with a large delta is
+ * released with the transaction's other locks, later, or by
+ * counters_end_turn().
  */
 bool
 counters_add(CounterPin *pin, int64 delta)

@@ -69,8 +69,9 @@ typedef struct CallCache
 	Oid			userid;
 	uint64		epoch;
 
+	Oid			argtype;		/* of the key */
+
 	/* how to read keys, for this version of the buffer */
-	Oid			argtype;
 	uint32		version;
 	KeyReader  *reader;
 	MemoryContext reader_context;
@@ -79,6 +80,7 @@ typedef struct CallCache
 
 	/* where the last key is counted, if it was of type text */
 	PendingKey *last;
+	uint32		last_version;	/* the buffer's then */
 } CallCache;
 
 /* ------------------------------------------------------------------------
@@ -297,6 +299,7 @@ increment(FunctionCallInfo fcinfo, bool async)
 	if (!cache_is_good(fcinfo, cache))
 		open_for_increment(fcinfo, cache);
 	else if (cache->last != NULL && !PG_ARGISNULL(0) &&
+			 cache->last_version == cache->buffer->version &&
 			 key_is_text(pending_key_data(cache->last), PG_GETARG_DATUM(0)))
 	{
 		pending_add_again(cache->last, count);
@@ -315,6 +318,7 @@ increment(FunctionCallInfo fcinfo, bool async)
 		open_for_increment(fcinfo, cache);
 	last = pending_add(cache->buffer, &key, count);
 	cache->last = takes_text(cache) && !PG_ARGISNULL(0) ? last : NULL;
+	cache->last_version = cache->buffer->version;
 }
 
 Datum

@@ -601,12 +601,13 @@ key_order_make(TupleDesc desc)
 		KeyOrderColumn *column = &order->columns[i];
 		TypeCacheEntry *type;
 
-		type = lookup_type_cache(att->atttypid, TYPECACHE_LT_OPR);
+		type = lookup_type_cache(att->atttypid,
+								 TYPECACHE_LT_OPR | TYPECACHE_CMP_PROC);
 		column->byval = att->attbyval;
 		column->len = att->attlen;
 		column->sort.ssup_cxt = CurrentMemoryContext;
 		column->sort.ssup_collation = att->attcollation;
-		if (OidIsValid(type->lt_opr))
+		if (OidIsValid(type->lt_opr) && OidIsValid(type->cmp_proc))
 			PrepareSortSupportFromOrderingOp(type->lt_opr, &column->sort);
 	}
 	return order;

@@ -39,7 +39,7 @@
 /* so many keys are looked for one by one; more get a hash table */
 #define LIST_SEARCH_MAX		8
 
-/* how many keys are allocated, and where they are put */
+/* how keys are allocated once there are many */
 #define BLOCK_MIN_SIZE		((Size) 8 * 1024)
 #define BLOCK_MAX_SIZE		((Size) 8 * 1024 * 1024)
 #define CACHE_LINE			64

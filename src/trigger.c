@@ -283,6 +283,7 @@ get_cache(FunctionCallInfo fcinfo, TriggerErrorContext *context)
 	}
 	if (cache->buffer != NULL && cache->attnos != NULL &&
 		cache->epoch == pending_epoch() && cache->buffer->valid &&
+		cache->version == cache->buffer->version &&
 		cache->userid == GetUserId())
 		return cache;
 
