@@ -16,10 +16,11 @@ growth_held_run() { # WHO HELD
 	unset PGOPTIONS
 }
 
-growth_held_round() {
+# growth_round RUN SIZE: each in its turn
+growth_round() {
 	local who
 	while read -r who; do
-		growth_held_run "$who" "$1"
+		"$1" "$who" "$2"
 	done < <(in_turn no-op statbuffer)
 }
 
@@ -31,7 +32,7 @@ growth_held() {
 			perform "INSERT INTO held SELECT 'key ' || n, 1 FROM generate_series($held, $((upto - 1))) AS n"
 			held=$upto
 		done
-		each_round growth_held_round "$size"
+		each_round growth_round growth_held_run "$size"
 		must_be "the keys held" "$held" "SELECT keys FROM sb_stat_buffers WHERE buffer = 'held'::regclass"
 	done
 	must_have_counted held $((held + ${#held_sizes[@]} * rounds * million))
@@ -71,17 +72,10 @@ growth_keys_run() { # WHO KEYS
 	[ "$1" = no-op ] || many=$((many + times * $2))
 }
 
-growth_keys_round() {
-	local who
-	while read -r who; do
-		growth_keys_run "$who" "$1"
-	done < <(in_turn no-op statbuffer)
-}
-
 growth_keys() {
 	local size many=0
 	for size in "${keys_sizes[@]}"; do
-		each_round growth_keys_round "$size"
+		each_round growth_round growth_keys_run "$size"
 	done
 	must_have_counted many "$many"
 	perform "TRUNCATE many"

@@ -569,9 +569,7 @@ build(SbBuffer *buffer, Relation rel)
 		buffer->key_attnos = key_attnos;
 		buffer->count_attno = count_attno;
 		buffer->shape = shape;
-		buffer->is_text = desc->natts == 1 &&
-			TupleDescAttr(desc, 0)->atttypid == TEXTOID &&
-			TupleDescAttr(desc, 0)->attstorage != TYPSTORAGE_PLAIN;
+		buffer->is_text = key_is_one_text(desc);
 		buffer->version = ++last_version;
 	}
 	else

@@ -50,7 +50,7 @@ typedef struct SbBuffer
 	TupleDesc	desc;			/* the key columns */
 	AttrNumber *key_attnos;		/* where they are in the relation */
 	AttrNumber	count_attno;
-	bool		is_text;		/* key_form_text() does it */
+	bool		is_text;		/* key_is_one_text() */
 	uint64		shape;
 	bool		has_rows;		/* row types occur in the keys */
 	BufferOptions options;

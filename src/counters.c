@@ -726,8 +726,7 @@ counters_clear(SharedBuffer *buffer, CounterPin *pin)
 	pg_atomic_fetch_add_u64(&buffer->stats[STAT_PUBLISHED], -count);
 	pg_atomic_write_u64(&counter->counted_at, 0);
 	counters_clear_failure(buffer, counter);
-	pg_atomic_fetch_sub_u32(&counter->pins, 1);
-	pin->counter = NULL;
+	release_pin(pin);
 }
 
 /*

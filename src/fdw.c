@@ -370,11 +370,8 @@ insert_row(EState *estate, ResultRelInfo *rinfo, TupleTableSlot *slot,
 
 	MemoryContextReset(state->row_context);
 	oldcontext = MemoryContextSwitchTo(state->row_context);
-	if (buffer->is_text && !state->isnull[0])
-		key_form_text(state->values[0], &state->space, &key);
-	else
-		key_form(buffer->desc, NameStr(buffer->name), state->values,
-				 state->isnull, &state->space, &key);
+	key_form(buffer->desc, NameStr(buffer->name), state->values,
+			 state->isnull, &state->space, &key);
 	(void) pending_add(buffer, &key, DatumGetInt64(count));
 	MemoryContextSwitchTo(oldcontext);
 	return slot;

@@ -250,13 +250,13 @@ function_open_for_increment(Oid relid)
 	uint64		asked;
 	SbBuffer   *buffer;
 
-	/* to lock the relation takes in what others have altered only once */
+	/* as function_check_privilege() does */
 	AcceptInvalidationMessages();
 	if (buffer_is_incrementer(relid, userid))
 	{
 		buffer = pending_open(relid);
 
-		/* to lock it has taken in what others have altered */
+		/* who waited for the lock has taken in what was altered meanwhile */
 		if (buffer_is_incrementer(relid, userid))
 			return buffer;
 	}

@@ -155,51 +155,13 @@ flatten(Form_pg_attribute att, Datum value)
 	return value;
 }
 
-/*
- * Make the stored form of a key in `space'.  Modifies `values'.
- *
- * Raises an error when a column that is NOT NULL is null, or the form is too
- * long.
- */
-void
-key_form(TupleDesc desc, const char *relname, Datum *values, bool *isnull,
-		 KeySpace *space, KeyBytes *key)
+/* Is the key one column of type text, whose values have short headers? */
+bool
+key_is_one_text(TupleDesc desc)
 {
-	bool		hasnulls = false;
-	Size		bitmap_size = 0;
-	Size		size;
-	uint16		infomask = 0;
-
-	for (int i = 0; i < desc->natts; i++)
-	{
-		Form_pg_attribute att = TupleDescAttr(desc, i);
-
-		if (isnull[i])
-		{
-			if (att->attnotnull)
-				ereport(ERROR,
-						(errcode(ERRCODE_NOT_NULL_VIOLATION),
-						 errmsg("null value in key column \"%s\" of buffer \"%s\" violates not-null constraint",
-								NameStr(att->attname), relname)));
-			hasnulls = true;
-		}
-		else
-			values[i] = flatten(att, values[i]);
-	}
-
-	size = heap_compute_data_size(desc, values, isnull);
-	if (size > KEY_MAX_SIZE)
-		report_too_long(size);
-	if (hasnulls)
-		bitmap_size = MAXALIGN(BITMAPLEN(desc->natts));
-	/* there may be padding, but not around a single column */
-	if (hasnulls || desc->natts > 1)
-		memset(space->data, 0, bitmap_size + size);
-	heap_fill_tuple(desc, values, isnull, space->data + bitmap_size, size,
-					&infomask, hasnulls ? (bits8 *) space->data : NULL);
-
-	finish_key(space->data,
-			   (bitmap_size + size) | (hasnulls ? KEY_HAS_NULLS : 0), key);
+	return desc->natts == 1 &&
+		TupleDescAttr(desc, 0)->atttypid == TEXTOID &&
+		TupleDescAttr(desc, 0)->attstorage != TYPSTORAGE_PLAIN;
 }
 
 /*
@@ -232,6 +194,59 @@ key_form_text(Datum value, KeySpace *space, KeyBytes *key)
 	 */
 	memmove(space->data + header, VARDATA_ANY(text), len);
 	finish_key(space->data, len + header, key);
+}
+
+/*
+ * Make the stored form of a key in `space'.  Modifies `values'.
+ *
+ * Raises an error when a column that is NOT NULL is null, or the form is too
+ * long.
+ */
+void
+key_form(TupleDesc desc, const char *relname, Datum *values, bool *isnull,
+		 KeySpace *space, KeyBytes *key)
+{
+	bool		hasnulls = false;
+	Size		bitmap_size = 0;
+	Size		size;
+	uint16		infomask = 0;
+
+	if (key_is_one_text(desc) && !isnull[0])
+	{
+		key_form_text(values[0], space, key);
+		return;
+	}
+
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+
+		if (isnull[i])
+		{
+			if (att->attnotnull)
+				ereport(ERROR,
+						(errcode(ERRCODE_NOT_NULL_VIOLATION),
+						 errmsg("null value in key column \"%s\" of buffer \"%s\" violates not-null constraint",
+								NameStr(att->attname), relname)));
+			hasnulls = true;
+		}
+		else
+			values[i] = flatten(att, values[i]);
+	}
+
+	size = heap_compute_data_size(desc, values, isnull);
+	if (size > KEY_MAX_SIZE)
+		report_too_long(size);
+	if (hasnulls)
+		bitmap_size = MAXALIGN(BITMAPLEN(desc->natts));
+	/* there may be padding, but not around a single column */
+	if (hasnulls || desc->natts > 1)
+		memset(space->data, 0, bitmap_size + size);
+	heap_fill_tuple(desc, values, isnull, space->data + bitmap_size, size,
+					&infomask, hasnulls ? (bits8 *) space->data : NULL);
+
+	finish_key(space->data,
+			   (bitmap_size + size) | (hasnulls ? KEY_HAS_NULLS : 0), key);
 }
 
 /* Is the stored form what key_form_text() would make of the value? */

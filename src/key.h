@@ -43,6 +43,7 @@ typedef struct KeyReader KeyReader;
 
 extern void key_form(TupleDesc desc, const char *relname, Datum *values,
 					 bool *isnull, KeySpace *space, KeyBytes *key);
+extern bool key_is_one_text(TupleDesc desc);
 extern void key_form_text(Datum value, KeySpace *space, KeyBytes *key);
 extern bool key_is_text(const char *data, Datum value);
 extern uint32 key_hash(const char *data, uint16 len);

@@ -61,7 +61,7 @@ typedef struct TriggerCache
 	AttrNumber *attnos;			/* NULL: not found out yet */
 	KeyReader  *reader;
 	bool		runs_code;		/* key_reader_runs_code() */
-	bool		is_text;		/* key_form_text() does it */
+	bool		is_text;		/* one column, text in both */
 	bool		is_byval;		/* one column, passed by value */
 	RowKey		old;
 	RowKey		new;
@@ -337,26 +337,18 @@ static void
 form_key(TriggerCache *cache, RowKey *row, KeySpace *space, KeyBytes *key)
 {
 	SbBuffer   *buffer = cache->buffer;
-	Relation	rel;
+	Relation	rel = NULL;
 
-	if (cache->is_text && !row->isnull[0])
+	if (cache->runs_code)
 	{
-		key_form_text(row->values[0], space, key);
-		return;
+		/* what is in use can't be altered by code that runs meanwhile */
+		rel = table_open(buffer->relid, NoLock);
+		key_read_columns(cache->reader, row->values, row->isnull);
 	}
-	if (!cache->runs_code)
-	{
-		key_form(buffer->desc, NameStr(buffer->name), row->values,
-				 row->isnull, space, key);
-		return;
-	}
-
-	/* what is in use can't be altered by code that runs meanwhile */
-	rel = table_open(buffer->relid, NoLock);
-	key_read_columns(cache->reader, row->values, row->isnull);
 	key_form(buffer->desc, NameStr(buffer->name), row->values, row->isnull,
 			 space, key);
-	table_close(rel, NoLock);
+	if (rel != NULL)
+		table_close(rel, NoLock);
 }
 
 /* After keys were formed: the code that ran may have done anything. */
@@ -368,6 +360,16 @@ ensure_open(TriggerCache *cache)
 	Assert(cache->version == cache->buffer->version);
 }
 
+/* Is it the key of `last'? */
+static inline bool
+is_last(TriggerCache *cache, Datum value)
+{
+	if (cache->last == NULL)
+		return false;
+	return cache->is_byval ? cache->last_value == value :
+		key_is_text(pending_key_data(cache->last), value);
+}
+
 /* Add to a row's key; often it is that of the row before. */
 static void
 count_key(TriggerCache *cache, RowKey *row, int64 count)
@@ -375,27 +377,18 @@ count_key(TriggerCache *cache, RowKey *row, int64 count)
 	KeySpace	space;
 	KeyBytes	key;
 
-	if (cache->is_byval && !row->isnull[0])
+	if ((cache->is_byval || cache->is_text) && !row->isnull[0])
 	{
-		if (cache->last != NULL && cache->last_value == row->values[0])
+		Datum		value = row->values[0];
+
+		if (is_last(cache, value))
 		{
 			pending_add_again(cache->last, count);
 			return;
 		}
 		form_key(cache, row, &space, &key);
 		cache->last = pending_add(cache->buffer, &key, count);
-		cache->last_value = row->values[0];
-	}
-	else if (cache->is_text && !row->isnull[0])
-	{
-		if (cache->last != NULL &&
-			key_is_text(pending_key_data(cache->last), row->values[0]))
-		{
-			pending_add_again(cache->last, count);
-			return;
-		}
-		form_key(cache, row, &space, &key);
-		cache->last = pending_add(cache->buffer, &key, count);
+		cache->last_value = value;
 	}
 	else
 	{
