@@ -135,6 +135,8 @@ void
 launcher_ensure(void)
 {
 	BackgroundWorker worker;
+	BackgroundWorkerHandle *handle;
+	MemoryContext oldcontext;
 
 	/* who counts sees to it, too, that counts are saved without one */
 	stopping_stand_by();
@@ -142,12 +144,16 @@ launcher_ensure(void)
 		return;
 
 	fill_launcher(&worker);
-	if (!RegisterDynamicBackgroundWorker(&worker, NULL))
+	oldcontext = MemoryContextSwitchTo(TopMemoryContext);
+	if (RegisterDynamicBackgroundWorker(&worker, &handle))
+		stopping_expect_launcher(handle);
+	else
 		ereport(LOG,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("could not register the statbuffer launcher"),
 				 errdetail("Counts are kept, but nothing is flushed."),
 				 errhint("You might need to increase max_worker_processes.")));
+	MemoryContextSwitchTo(oldcontext);
 }
 
 /*

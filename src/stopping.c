@@ -7,7 +7,8 @@
  * time, and waits for all of them.  Workers flush until no session is left
  * that could count; then the launcher saves what could not be stored.  When
  * there is no launcher just then, because somebody has terminated it, another
- * process that knows of counts does it before it exits.
+ * process that knows of counts does it before it exits; and who has registered
+ * the launcher does not exit before it is there.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -38,6 +39,11 @@
  * for all others to end.
  */
 #define OTHERS_WAIT_MSECS	10000
+
+/* how long who has registered the launcher stays until it has come up */
+#define LAUNCHER_WAIT_MSECS	10000
+
+static BackgroundWorkerHandle *registered_launcher = NULL;
 
 /*
  * Is the server being shut down, and not only this process?  The postmaster
@@ -163,6 +169,37 @@ stopping_save(void)
 }
 
 /*
+ * Is it on this process, which ends, to save, because the server stops and
+ * there is no launcher?  As long as the launcher that it has registered has not
+ * come up, that is not known: the server may be stopped first, and does not
+ * start it then.
+ */
+static bool
+must_save(void)
+{
+	TimestampTz start = GetCurrentTimestamp();
+	pid_t		pid;
+
+	for (;;)
+	{
+		if (*(volatile pid_t *) &shared_control->launcher_pid != 0 ||
+			pg_atomic_read_u32(&shared_control->closed) != 0)
+			return false;
+		if (stopping_server())
+			return true;
+		if (registered_launcher == NULL ||
+			GetBackgroundWorkerPid(registered_launcher, &pid) == BGWH_STOPPED ||
+			TimestampDifferenceExceeds(start, GetCurrentTimestamp(),
+									   LAUNCHER_WAIT_MSECS))
+			return false;
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 POLL_MSECS, compat_wait_event("StatbufferShutdown"));
+		ResetLatch(MyLatch);
+	}
+}
+
+/*
  * At the end of a process that has counted: when the server stops without a
  * launcher, be the launcher.
  */
@@ -170,20 +207,18 @@ static void
 save_without_launcher(int code, Datum arg)
 {
 	/* the usual case, without a lock */
-	if (*(volatile pid_t *) &shared_control->launcher_pid != 0 ||
-		pg_atomic_read_u32(&shared_control->closed) != 0 ||
-		!stopping_server())
+	if (*(volatile pid_t *) &shared_control->launcher_pid != 0)
 		return;
 
 	/* what this process has taken or pinned must be given back first */
 	LWLockReleaseAll();
 	AbortOutOfAnyTransaction();
 	shared_release_claims(code);
-	if (!shared_claim_launcher())
-		return;
 
 	/* nor may those that we wait for wait for us */
 	LockReleaseAll(USER_LOCKMETHOD, true);
+	if (!must_save() || !shared_claim_launcher())
+		return;
 	stopping_save();
 	shared_release_launcher();
 }
@@ -198,4 +233,16 @@ stopping_stand_by(void)
 		return;
 	before_shmem_exit(save_without_launcher, (Datum) 0);
 	done = true;
+}
+
+/*
+ * The launcher that this process has registered: this process won't be gone
+ * before that one is there.
+ */
+void
+stopping_expect_launcher(BackgroundWorkerHandle *launcher)
+{
+	if (registered_launcher != NULL)
+		pfree(registered_launcher);
+	registered_launcher = launcher;
 }

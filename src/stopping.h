@@ -10,9 +10,12 @@
 #ifndef STATBUFFER_STOPPING_H
 #define STATBUFFER_STOPPING_H
 
+#include "postmaster/bgworker.h"
+
 extern bool stopping_server(void);
 extern int	stopping_sessions(Oid dboid);
 extern void stopping_save(void);
 extern void stopping_stand_by(void);
+extern void stopping_expect_launcher(BackgroundWorkerHandle *launcher);
 
 #endif							/* STATBUFFER_STOPPING_H */

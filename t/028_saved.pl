@@ -12,6 +12,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use StatbufferTest;
 use Test::More;
+use Time::HiRes qw(usleep);
 
 my $db = 'postgres';
 
@@ -241,6 +242,24 @@ foreach my $preloaded (0, 1)
 	$node->start;
 	is($node->safe_psql($db, q{SELECT sb_count('a', 'hourly') IS NULL}), 't',
 		"$how: does not come back after a crash");
+
+	# Not preloaded, the first session to count registers the launcher.  It is
+	# gone, and the server told to stop, before the postmaster has read that.
+	my $postmaster = (split /\n/, slurp_file($node->data_dir . '/postmaster.pid'))[0];
+	my $first = $node->background_psql($db);
+	$first->query_safe('SELECT 1');
+	kill 'STOP', $postmaster;
+	$first->query_safe(q{SELECT sb_increment('a', 7, 'hourly')});
+	$first->quit;
+	usleep(200_000);
+	$node->command_ok([ 'pg_ctl', '-D', $node->data_dir, '-m', 'fast', '-W', 'stop' ],
+		"$how: the server is told to stop");
+	kill 'CONT', $postmaster;
+	$node->stop('fast', fail_ok => 1);
+	$node->start;
+	is($node->safe_psql($db, q{SELECT sb_count('a', 'hourly')}), '7',
+		"$how: what is counted before there is a launcher is saved");
+	$node->safe_psql($db, 'TRUNCATE hourly');
 
 	# The remains of a crash while saving or loading are swept away.
 	increment($node, $db, 'hourly', 'a', 100);
