@@ -87,6 +87,7 @@ INSERT INTO deeds (deed) VALUES
   ($$DROP EXTENSION statbuffer CASCADE$$),
   ($$ALTER EXTENSION statbuffer DROP VIEW sb_stat_buffers$$),
   ($$SET statbuffer.max_memory = '1GB'$$),
+  ($$SET statbuffer.max_shutdown = '1d'$$),
   ($$ALTER ROLE CURRENT_USER SET statbuffer.max_workers = 1000$$);
 SELECT split_part(deed, E'\n', 1) AS deed,
        attempt('regress_sb_owner', deed) AS owner,

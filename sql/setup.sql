@@ -55,9 +55,10 @@ SELECT * FROM sb_stat_buffers;
 -- The settings have a description, a unit where one is needed, and a range.
 SELECT name, setting, unit, min_val, short_desc <> '' AS described
   FROM pg_settings
-  WHERE name IN ('statbuffer.max_memory', 'statbuffer.max_workers')
+  WHERE name LIKE 'statbuffer.%'
   ORDER BY name;
 SHOW statbuffer.max_memory;
+SHOW statbuffer.max_shutdown;
 SHOW statbuffer.max_workers;
 
 -- The prefix is reserved.

@@ -63,9 +63,6 @@ typedef struct OptionDef
 
 #define OPTION_FIELD(field)	offsetof(BufferOptions, field)
 
-/* a day is long enough to wait for something that is running */
-#define MSECS_PER_DAY		(24 * 60 * 60 * 1000)
-
 static const OptionDef option_defs[] = {
 	{"handler", OPTION_NAME, OPTION_FIELD(handler), "handle_flush", 0, 0},
 	{"interval", OPTION_TIME, OPTION_FIELD(interval), "5s", 0, INT_MAX},
@@ -73,7 +70,7 @@ static const OptionDef option_defs[] = {
 	{"timeout", OPTION_TIME, OPTION_FIELD(timeout), "10s", 0, INT_MAX},
 	{"backoff", OPTION_TIME, OPTION_FIELD(backoff), "1s", 1, INT_MAX},
 	{"restart", OPTION_RESTART, OPTION_FIELD(temporary), "transient", 0, 0},
-	{"shutdown", OPTION_TIME, OPTION_FIELD(shutdown), "5s", 0, MSECS_PER_DAY},
+	{"shutdown", OPTION_TIME, OPTION_FIELD(shutdown), "5s", 0, SHUTDOWN_MAX_MSECS},
 	{"batch_size", OPTION_INT, OPTION_FIELD(batch_size), "1000", 1, 100000},
 	{"handler_timeout", OPTION_TIME, OPTION_FIELD(handler_timeout), "0", 0, INT_MAX},
 	{"stopped", OPTION_BOOL, OPTION_FIELD(stopped), "false", 0, 0},

@@ -16,6 +16,9 @@
 #include "shared.h"
 #include "storage/lockdefs.h"
 
+/* a day is long enough to wait for something that is running */
+#define SHUTDOWN_MAX_MSECS	(24 * 60 * 60 * 1000)
+
 typedef struct BufferOptions
 {
 	char	   *handler;

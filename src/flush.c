@@ -39,6 +39,7 @@
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/interrupt.h"
+#include "statbuffer.h"
 #include "stopping.h"
 #include "storage/lmgr.h"
 #include "storage/proc.h"
@@ -142,8 +143,18 @@ handler_timeout_expired(void)
 }
 
 /*
+ * How long the last flush may take when the server stops, in milliseconds.
+ * Called by signal handlers, too.
+ */
+int
+flush_shutdown_msecs(void)
+{
+	return Min(worker.shutdown_msecs, statbuffer_max_shutdown);
+}
+
+/*
  * Comes by during transactions, which may wait for a lock or for a handler.
- * When the server stops, they have as long as the option "shutdown" says.
+ * When the server stops, they have as long as the last flush may take.
  * When only this worker shall go, somebody waits for that, DROP DATABASE for
  * example, and the next worker can do it all again.  When the buffer is being
  * stopped, what it does is cancelled.
@@ -170,7 +181,7 @@ watch(void)
 	{
 		worker.stop_at = GetCurrentTimestamp();
 		if (stopping_server())
-			worker.stop_at = TimestampTzPlusMilliseconds(worker.stop_at, worker.shutdown_msecs);
+			worker.stop_at = TimestampTzPlusMilliseconds(worker.stop_at, flush_shutdown_msecs());
 	}
 	if (GetCurrentTimestamp() >= worker.stop_at)
 	{

@@ -22,7 +22,7 @@ typedef struct WorkerState
 	TimestampTz paused_until;	/* the buffer fails, or is in others' way */
 
 	/* for the signal handler that ends what takes too long */
-	volatile int shutdown_msecs;
+	volatile int shutdown_msecs;	/* the buffer's option */
 	volatile TimestampTz stop_at;	/* 0: nobody has told us to stop */
 } WorkerState;
 
@@ -35,6 +35,7 @@ extern void flush_forget_cancel(void);
 extern void flush_begin_transaction(void);
 extern void flush_commit_transaction(void);
 extern void flush_check_definition(void);
+extern int	flush_shutdown_msecs(void);
 extern void flush_batch(TimestampTz now);
 extern void flush_log_discarded(bool at_once);
 

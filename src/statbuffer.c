@@ -48,6 +48,7 @@ COMPAT_MODULE_MAGIC("statbuffer", STATBUFFER_VERSION);
 extern PGDLLEXPORT void _PG_init(void);
 
 int			statbuffer_max_memory;
+int			statbuffer_max_shutdown;
 int			statbuffer_max_workers;
 
 static shmem_request_hook_type prev_shmem_request_hook = NULL;
@@ -183,6 +184,15 @@ _PG_init(void)
 							4 * 1024, MAX_KILOBYTES,
 							PGC_SIGHUP,
 							GUC_UNIT_KB,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("statbuffer.max_shutdown",
+							"Sets the most time that the last flush of a buffer may take when the server stops.",
+							"The option \"shutdown\" of a buffer, which its owner sets, counts for no more. What is not stored by then is saved to a file.",
+							&statbuffer_max_shutdown,
+							60 * 1000,
+							0, SHUTDOWN_MAX_MSECS,
+							PGC_SIGHUP,
+							GUC_UNIT_MS,
 							NULL, NULL, NULL);
 	DefineCustomIntVariable("statbuffer.max_workers",
 							"Sets the most worker processes that flush buffers at a time.",

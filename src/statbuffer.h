@@ -14,6 +14,7 @@
 #define STATBUFFER_VERSION	"1.0"
 
 extern int	statbuffer_max_memory;	/* kilobytes */
+extern int	statbuffer_max_shutdown;	/* milliseconds */
 extern int	statbuffer_max_workers;
 
 #endif							/* STATBUFFER_H */

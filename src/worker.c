@@ -135,10 +135,10 @@ last_flush(void)
 	/* it had no time to look at it */
 	if (worker.buffer == NULL)
 		flush_check_definition();
-	if (worker.buffer == NULL || worker.shared == NULL || worker.shutdown_msecs == 0)
+	if (worker.buffer == NULL || worker.shared == NULL || flush_shutdown_msecs() == 0)
 		return;
 	if (worker.stop_at == 0)
-		worker.stop_at = TimestampTzPlusMilliseconds(now, worker.shutdown_msecs);
+		worker.stop_at = TimestampTzPlusMilliseconds(now, flush_shutdown_msecs());
 	for (;;)
 	{
 		/* who isn't there any more has published */

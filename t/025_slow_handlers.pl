@@ -458,19 +458,21 @@ $node->stop;
 
 # Handlers sleep and run in circles in several buffers, and one doesn't let
 # itself be cancelled.  The server stops all the same: after "shutdown", and
-# for "shutdown" 0 at once.  The hour that they want to take is longer than
-# pg_ctl waits.
+# for "shutdown" 0 at once; whatever it says, not later than the setting
+# "statbuffer.max_shutdown" allows.  The hour that they want to take is longer
+# than pg_ctl waits.
 for my $preloaded (0, 1)
 {
-	for my $shutdown ('1s', '0')
+	for my $shutdown ('1s', '0', '1d')
 	{
 		for my $mode (qw(fast smart))
 		{
 			my $how = ($preloaded ? 'preloaded' : 'not preloaded') . ", shutdown $shutdown, $mode";
 			my $name = join '_', 'stop', $preloaded, $shutdown, $mode;
 
-			next if $mode eq 'smart' && $shutdown eq '0';
+			next if $mode eq 'smart' && $shutdown ne '1s';
 			$node = new_node($name, 'statbuffer.max_workers = 12',
+				"statbuffer.max_shutdown = '" . ($shutdown eq '1d' ? '1s' : '1h') . q{'},
 				$preloaded ? q{shared_preload_libraries = 'statbuffer'} : '');
 			$node->safe_psql($db, $definitions);
 			$node->safe_psql($db, q{
