@@ -87,7 +87,7 @@ SELECT value, try_option('stopped', value)
 SELECT value, try_option('handler', value)
   FROM unnest(ARRAY['handle_flush', 'public.handle_flush', '"My app"."My handler"',
                     'no_such_function', '', ' ', '.', 'a b', 'a.',
-                    '"unfinished', 'f(text, bigint)']) AS value;
+                    '"unfinished', 'a.b.c.d', 'f(text, bigint)']) AS value;
 
 -- An option that there is not, in spite of looking like one.
 SELECT name, try_option(name, '1')

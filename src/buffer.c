@@ -18,6 +18,7 @@
 #include "access/relation.h"
 #include "access/xact.h"
 #include "buffer.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_foreign_table.h"
 #include "catalog/pg_type.h"
@@ -112,13 +113,19 @@ set_option(BufferOptions *result, const OptionDef *def, const char *value)
 {
 	void	   *field = (char *) result + def->offset;
 	const char *hint = NULL;
+	List	   *names;
 	bool		parsed;
 
 	switch (def->kind)
 	{
 		case OPTION_NAME:
 			/* raises an error for what isn't a name */
-			(void) compat_qualified_name_list(value);
+			names = compat_qualified_name_list(value);
+			if (list_length(names) > 3)
+				ereport(ERROR,
+						(errcode(ERRCODE_SYNTAX_ERROR),
+						 errmsg("improper qualified name (too many dotted names): %s",
+								NameListToString(names))));
 			*(char **) field = pstrdup(value);
 			break;
 		case OPTION_TIME:

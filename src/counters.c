@@ -968,6 +968,8 @@ counters_drop_buffer(SharedBuffer *buffer, bool with_database)
 				(with_database ?
 				 errmsg("statbuffer dropped the counts of a database that does not exist any more") :
 				 errmsg("statbuffer dropped the counts of a buffer that does not exist any more"),
-				 errdetail("Relation %u of database %u had " INT64_FORMAT " in " UINT64_FORMAT " keys.",
-						   key.relid, key.dboid, (int64) sum, nkeys)));
+				 errdetail_plural("Relation %u of database %u held a count of %lld in %llu key.",
+								  "Relation %u of database %u held counts of %lld altogether in %llu keys.",
+								  nkeys, key.relid, key.dboid,
+								  (long long) sum, (unsigned long long) nkeys)));
 }

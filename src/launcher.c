@@ -56,6 +56,9 @@
 /* what lasts is told in the log so often */
 #define LOG_AGAIN_MSECS			600000
 
+/* who waits for so long is not just waiting for an idle worker to make way */
+#define LOG_FULL_MSECS			3000
+
 /* how long DROP DATABASE and the like keep workers out, at the most */
 #define EVICTION_MSECS			60000
 #define EVICTION_WAIT_MSECS		5000
@@ -567,16 +570,36 @@ compare_candidates(const void *a, const void *b)
 	return due_a < due_b ? -1 : (due_a > due_b ? 1 : 0);
 }
 
-/* Tell the log that flushes wait for slots, if that isn't known. */
-static void
+/*
+ * Tell the log that flushes wait for slots, if that isn't known, and lasts:
+ * workers that are idle make way in a moment.  To be called whenever the number
+ * of those that wait is known.  Returns when to call it again if it is still
+ * the same.
+ */
+static TimestampTz
 report_full(int nwaiting, bool postmaster)
 {
+	static TimestampTz waiting_since = 0;
 	static TimestampTz last_logged = 0;
 	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz report_at;
 
-	if (last_logged != 0 &&
-		!TimestampDifferenceExceeds(last_logged, now, LOG_AGAIN_MSECS))
-		return;
+	if (nwaiting == 0)
+	{
+		waiting_since = 0;
+		return SCHEDULE_NEVER;
+	}
+	if (waiting_since == 0)
+		waiting_since = now;
+	report_at = waiting_since;
+	if (!postmaster)
+		report_at = TimestampTzPlusMilliseconds(report_at, LOG_FULL_MSECS);
+	if (last_logged != 0)
+		report_at = Max(report_at,
+						TimestampTzPlusMilliseconds(last_logged, LOG_AGAIN_MSECS));
+	if (now < report_at)
+		return report_at;
+
 	last_logged = now;
 	if (postmaster)
 		ereport(LOG,
@@ -594,6 +617,7 @@ report_full(int nwaiting, bool postmaster)
 								  "%d buffers with due keys wait; the workers take turns.",
 								  nwaiting, nwaiting),
 				 errhint("You might need to increase statbuffer.max_workers.")));
+	return TimestampTzPlusMilliseconds(now, LOG_AGAIN_MSECS);
 }
 
 /* Look through the registry for buffers that need a worker. */
@@ -712,8 +736,7 @@ start_workers(bool loading)
 	pfree(candidates);
 
 	pg_atomic_write_u32(&shared_control->waiting, nwaiting + loading);
-	if (nwaiting > 0)
-		report_full(nwaiting, full || register_after > now);
+	next = Min(next, report_full(nwaiting, full || register_after > now));
 	if (nwaiting > 0 || loading)
 		tell_workers(InvalidOid);
 	return next;

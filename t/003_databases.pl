@@ -99,7 +99,7 @@ is($node->safe_psql('doomed', 'SELECT count(pid), sum(pending) FROM sb_stat_buff
 	'a worker sleeps, counts are pending');
 $node->safe_psql('postgres', 'DROP DATABASE doomed');
 pass('DROP DATABASE: the worker made room');
-$node->wait_for_log(qr/dropped the counts of a database that does not exist any more.*\n.* had 42 in 2 keys/, $offset);
+$node->wait_for_log(qr/dropped the counts of a database that does not exist any more.*\n.* held counts of 42 altogether in 2 keys\./, $offset);
 pass('DROP DATABASE: its counts are freed, and the log tells');
 
 # The same with counts whose worker has left.
@@ -108,7 +108,7 @@ new_database('doomed', [ 'hits', q{interval '1h', timeout '100ms'} ]);
 increment($node, 'doomed', 'hits', 'a', 42);
 wait_for_no_worker($node, 'no worker is there');
 $node->safe_psql('postgres', 'DROP DATABASE doomed');
-$node->wait_for_log(qr/dropped the counts of a database that does not exist any more.*\n.* had 42 in 1 keys/, $offset);
+$node->wait_for_log(qr/dropped the counts of a database that does not exist any more.*\n.* held a count of 42 in 1 key\./, $offset);
 pass('DROP DATABASE without a worker: its counts are freed, too');
 
 # With FORCE.
@@ -116,7 +116,7 @@ $offset = -s $node->logfile;
 new_database('doomed', [ 'hits', q{interval '1h', timeout '1h'} ]);
 increment($node, 'doomed', 'hits', 'a', 42);
 $node->safe_psql('postgres', 'DROP DATABASE doomed WITH (FORCE)');
-$node->wait_for_log(qr/dropped the counts of a database that does not exist any more.*\n.* had 42 in 1 keys/, $offset);
+$node->wait_for_log(qr/dropped the counts of a database that does not exist any more.*\n.* held a count of 42 in 1 key\./, $offset);
 pass('DROP DATABASE WITH (FORCE)');
 
 # What can't be dropped goes on as before.
@@ -180,7 +180,7 @@ increment($node, 'doomed', 'hits', 'a');
 is($node->safe_psql('doomed', q{SELECT sb_drain('hits')}), 't', 'not preloaded: a worker is there');
 increment($node, 'doomed', 'hits', 'a', 42);
 $node->safe_psql('postgres', 'DROP DATABASE doomed WITH (FORCE)');
-$node->wait_for_log(qr/dropped the counts of a database that does not exist any more.*\n.* had 42 in 1 keys/, $offset);
+$node->wait_for_log(qr/dropped the counts of a database that does not exist any more.*\n.* held a count of 42 in 1 key\./, $offset);
 pass('not preloaded: DROP DATABASE WITH (FORCE) works, and its counts are freed');
 
 # One that has used it asks, too.

@@ -118,7 +118,7 @@ sub wait_for_dropped
 	my ($count, $keys, $offset, $what) = @_;
 
 	$node->wait_for_log(
-		qr/dropped the counts of a buffer that does not exist any more.*\n.* had $count in $keys keys/, $offset);
+		qr/dropped the counts of a buffer that does not exist any more.*\n.* held (?:a count|counts) of $count .*in $keys key/, $offset);
 	pass("$how, $what: the log tells what was dropped");
 	return;
 }
@@ -860,7 +860,7 @@ sub make_busy_database
 sub test_databases
 {
 	my $file = $node->basedir . '/shut';
-	my $dropped = qr/dropped the counts of a database that does not exist any more.*\n.* had/;
+	my $dropped = qr/dropped the counts of a database that does not exist any more.*\n.* held counts of/;
 	my $offset;
 
 	make_busy_database('patient', $file);
@@ -898,7 +898,7 @@ sub test_databases
 		unlink $file or die $!;
 		finish_statement($_) for @statements;
 
-		$node->wait_for_log(qr/$dropped 102 in 2 keys/, $offset);
+		$node->wait_for_log(qr/$dropped 102 altogether in 2 keys/, $offset);
 		pass("$how, DROP DATABASE: the log tells what was dropped");
 		for my $database (qw(new_name original homebody patient))
 		{
@@ -929,7 +929,7 @@ sub test_databases
 	# undone with its database.
 	$offset = -s $node->logfile;
 	$node->safe_psql('postgres', 'DROP DATABASE patient WITH (FORCE)');
-	$node->wait_for_log(qr/$dropped 107 in 2 keys/, $offset);
+	$node->wait_for_log(qr/$dropped 107 altogether in 2 keys/, $offset);
 	pass("$how, DROP DATABASE WITH (FORCE): the log tells what was dropped");
 	unlink $file;
 	return;

@@ -378,8 +378,8 @@ foreach my $preloaded (0, 1)
 	$node->safe_psql($db, 'DROP FOREIGN TABLE fleeting');
 	is($node->safe_psql($db, q{SELECT sb_count('x', 'failing')}), '47',
 		"$how: what was not dropped is there");
-	$node->wait_for_log(qr/dropped the counts of a database that does not exist any more.*\n.* had 42 in 2 keys/, $offset);
-	$node->wait_for_log(qr/dropped the counts of a buffer that does not exist any more.*\n.* had 43 in 1 keys/, $offset);
+	$node->wait_for_log(qr/dropped the counts of a database that does not exist any more.*\n.* held counts of 42 altogether in 2 keys\./, $offset);
+	$node->wait_for_log(qr/dropped the counts of a buffer that does not exist any more.*\n.* held a count of 43 in 1 key\./, $offset);
 	pass("$how: the log tells what was dropped with it");
 	$node->safe_psql($db, qq{DELETE FROM failing_bad; SELECT sb_drain('failing', '$patience')});
 
