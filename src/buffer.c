@@ -82,8 +82,8 @@ static HTAB *buffers = NULL;
 /* the one that was looked for last; NULL: none */
 static SbBuffer *recent = NULL;
 
-/* how often something was altered that privileges may depend on */
-static uint64 privileges_changed = 0;
+/* how often something was altered that definitions or privileges depend on */
+static uint64 nchanges = 0;
 
 /* with so many, look for those whose relations are gone */
 #define FORGET_MIN			32
@@ -246,7 +246,7 @@ invalidate(Datum arg, Oid relid)
 	HASH_SEQ_STATUS status;
 	SbBuffer   *buffer;
 
-	privileges_changed++;
+	nchanges++;
 	if (OidIsValid(relid))
 	{
 		buffer = hash_search(buffers, &relid, HASH_FIND, NULL);
@@ -271,7 +271,7 @@ invalidate_roles(Datum arg, int cacheid, uint32 hashvalue)
 	HASH_SEQ_STATUS status;
 	SbBuffer   *buffer;
 
-	privileges_changed++;
+	nchanges++;
 	hash_seq_init(&status, buffers);
 	while ((buffer = hash_seq_search(&status)) != NULL)
 		buffer->incrementer = InvalidOid;
@@ -293,14 +293,14 @@ buffer_is_incrementer(Oid relid, Oid userid)
 uint64
 buffer_ask_privileges(void)
 {
-	return privileges_changed;
+	return nchanges;
 }
 
 /* The user may, unless something was altered since that was asked. */
 void
 buffer_note_incrementer(SbBuffer *buffer, Oid userid, uint64 asked)
 {
-	if (privileges_changed == asked)
+	if (nchanges == asked)
 		buffer->incrementer = userid;
 }
 
@@ -542,6 +542,7 @@ build(SbBuffer *buffer, Relation rel)
 	BufferOptions options;
 	uint64		shape;
 	bool		has_rows = false;
+	uint64		asked = nchanges;
 
 	/* whatever fails on the way, the old definition is intact */
 	shape_context = AllocSetContextCreate(CurrentMemoryContext,
@@ -590,7 +591,9 @@ build(SbBuffer *buffer, Relation rel)
 
 	/* the shared part is found, and its shape checked, anew */
 	buffer->shared = NULL;
-	buffer->valid = true;
+
+	/* row types can be altered while they are read */
+	buffer->valid = nchanges == asked;
 }
 
 /*

@@ -95,6 +95,9 @@ struct PendingKey
 	char		data[FLEXIBLE_ARRAY_MEMBER];
 };
 
+StaticAssertDecl(offsetof(PendingKey, data) % sizeof(int) == 0,
+				 "keys must be aligned for int");
+
 /* What a key was before a subtransaction changed it. */
 typedef struct PendingUndo
 {
