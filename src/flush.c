@@ -111,6 +111,7 @@ static TimeoutId handler_timeout_id;
 static TimeoutId watch_timeout_id;
 static volatile sig_atomic_t handler_timed_out = false;
 static volatile sig_atomic_t handler_active = false;
+static volatile sig_atomic_t cancellable = false;	/* errors are caught */
 static volatile sig_atomic_t cancelled = false;
 static SharedBuffer *volatile watched_buffer = NULL;	/* or it is going away */
 
@@ -121,11 +122,14 @@ static SharedBuffer *volatile watched_buffer = NULL;	/* or it is going away */
 
 /*
  * Somebody cancels what the worker does.  That is not the handler's failure,
- * which may raise the same error by itself.
+ * which may raise the same error by itself.  What is not the user's is not
+ * cancelled.
  */
 static void
 cancel_requested(SIGNAL_ARGS)
 {
+	if (!cancellable)
+		return;
 	cancelled = true;
 	StatementCancelHandler(postgres_signal_arg);
 }
@@ -167,7 +171,7 @@ watch(void)
 
 	if (watched != NULL)
 		halt_at = (TimestampTz) pg_atomic_read_u64(&watched->halt_at);
-	if (halt_at != 0 && GetCurrentTimestamp() >= halt_at)
+	if (cancellable && halt_at != 0 && GetCurrentTimestamp() >= halt_at)
 	{
 		cancelled = true;
 		QueryCancelPending = true;
@@ -239,6 +243,26 @@ flush_commit_transaction(void)
 	disable_timeout(watch_timeout_id, false);
 }
 
+/*
+ * In PG_TRY: the same for what can be cancelled, because it waits for others or
+ * runs the user's function.
+ */
+static void
+begin_cancellable(void)
+{
+	cancellable = true;
+	flush_begin_transaction();
+}
+
+/* After PG_END_TRY: nothing is running, so there is nothing to cancel. */
+static void
+end_cancellable(void)
+{
+	cancellable = false;
+	cancelled = false;
+	QueryCancelPending = false;
+}
+
 /* ------------------------------------------------------------------------
  * Coming and going
  * ------------------------------------------------------------------------
@@ -257,6 +281,7 @@ flush_claimed(SharedBuffer *shared)
 	batch.buffer = shared;
 	watched_buffer = shared;
 	pqsignal(SIGINT, cancel_requested);
+	end_cancellable();
 }
 
 /* The process is connected. */
@@ -285,14 +310,6 @@ flush_end(void)
 {
 	watched_buffer = NULL;
 	Assert(batch.nitems == 0);
-}
-
-/* Nothing is running, so there is nothing to cancel. */
-void
-flush_forget_cancel(void)
-{
-	cancelled = false;
-	QueryCancelPending = false;
 }
 
 /* ------------------------------------------------------------------------
@@ -789,7 +806,7 @@ flush_batch(TimestampTz now)
 
 	PG_TRY();
 	{
-		flush_begin_transaction();
+		begin_cancellable();
 		if (open_definition())
 		{
 			Handler    *handler;
@@ -837,6 +854,7 @@ flush_batch(TimestampTz now)
 		ntaken = 0;
 	}
 	PG_END_TRY();
+	end_cancellable();
 	report_failure(error, nfailed);
 	flush_log_discarded(false);
 
@@ -870,7 +888,7 @@ flush_check_definition(void)
 
 	PG_TRY();
 	{
-		flush_begin_transaction();
+		begin_cancellable();
 		if (open_definition())
 			pgstat_report_activity(STATE_IDLE, NameStr(worker.buffer->name));
 		flush_commit_transaction();
@@ -880,5 +898,6 @@ flush_check_definition(void)
 		error = roll_back(&nfailed);
 	}
 	PG_END_TRY();
+	end_cancellable();
 	report_failure(error, nfailed);
 }

@@ -31,7 +31,6 @@ extern WorkerState worker;
 extern void flush_claimed(SharedBuffer *shared);
 extern void flush_connected(void);
 extern void flush_end(void);
-extern void flush_forget_cancel(void);
 extern void flush_begin_transaction(void);
 extern void flush_commit_transaction(void);
 extern void flush_check_definition(void);

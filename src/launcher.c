@@ -56,7 +56,7 @@
 /* what lasts is told in the log so often */
 #define LOG_AGAIN_MSECS			600000
 
-/* who waits for so long is not just waiting for an idle worker to make way */
+/* when there are some for so long, they don't just wait for an idle worker */
 #define LOG_FULL_MSECS			3000
 
 /* how long DROP DATABASE and the like keep workers out, at the most */
@@ -589,8 +589,12 @@ report_full(int nwaiting, bool postmaster)
 		waiting_since = 0;
 		return SCHEDULE_NEVER;
 	}
-	if (waiting_since == 0)
+
+	/* the clock may be set back */
+	if (waiting_since == 0 || waiting_since > now)
 		waiting_since = now;
+	last_logged = Min(last_logged, now);
+
 	report_at = waiting_since;
 	if (!postmaster)
 		report_at = TimestampTzPlusMilliseconds(report_at, LOG_FULL_MSECS);
@@ -781,7 +785,6 @@ end_or_hand_over(void)
 		}
 		else if (!shared_offer_launcher(true))
 			proc_exit(0);
-		QueryCancelPending = false;
 		CHECK_FOR_INTERRUPTS();
 
 		/* looks again by itself: a shutdown would wait for us for ever */
@@ -843,6 +846,7 @@ statbuffer_launcher_main(Datum main_arg)
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+	pqsignal(SIGINT, SIG_IGN);	/* there is nothing to cancel */
 	BackgroundWorkerUnblockSignals();
 
 	/* started again, it would come to the same end */
@@ -869,7 +873,6 @@ statbuffer_launcher_main(Datum main_arg)
 		int			events = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH;
 
 		ResetLatch(MyLatch);
-		QueryCancelPending = false; /* nothing is running */
 		CHECK_FOR_INTERRUPTS();
 		if (ShutdownRequestPending)
 			end_or_hand_over();

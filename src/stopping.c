@@ -8,7 +8,7 @@
  * that could count; then the launcher saves what could not be stored.  When
  * there is no launcher just then, because somebody has terminated it, another
  * process that knows of counts does it before it exits; and who has registered
- * the launcher does not exit before it is there.
+ * the launcher gives it a while to come up before it exits.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -182,15 +182,25 @@ must_save(void)
 
 	for (;;)
 	{
+		TimestampTz now = GetCurrentTimestamp();
+		bool		will_come;
+
 		if (*(volatile pid_t *) &shared_control->launcher_pid != 0 ||
 			pg_atomic_read_u32(&shared_control->closed) != 0)
 			return false;
+
+		start = Min(start, now);	/* the clock may be set back */
+		will_come = registered_launcher != NULL &&
+			GetBackgroundWorkerPid(registered_launcher, &pid) != BGWH_STOPPED &&
+			!TimestampDifferenceExceeds(start, now, LAUNCHER_WAIT_MSECS);
+
+		/*
+		 * after that: the postmaster writes first and gives up the worker
+		 * then
+		 */
 		if (stopping_server())
 			return true;
-		if (registered_launcher == NULL ||
-			GetBackgroundWorkerPid(registered_launcher, &pid) == BGWH_STOPPED ||
-			TimestampDifferenceExceeds(start, GetCurrentTimestamp(),
-									   LAUNCHER_WAIT_MSECS))
+		if (!will_come)
 			return false;
 		(void) WaitLatch(MyLatch,
 						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
@@ -236,8 +246,8 @@ stopping_stand_by(void)
 }
 
 /*
- * The launcher that this process has registered: this process won't be gone
- * before that one is there.
+ * The launcher that this process has registered, and which should be there
+ * before this process is gone.
  */
 void
 stopping_expect_launcher(BackgroundWorkerHandle *launcher)

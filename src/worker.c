@@ -144,8 +144,6 @@ last_flush(void)
 		/* who isn't there any more has published */
 		bool		alone = stopping_sessions(MyDatabaseId) == 0;
 
-		flush_forget_cancel();
-
 		/* keys that fail have their turn when all others are stored */
 		batch_serve_requests(worker.shared, now);
 		schedule_advance(worker.shared, now);
@@ -287,7 +285,6 @@ worker_loop(void)
 		bool		due;
 
 		ResetLatch(MyLatch);
-		flush_forget_cancel();
 		CHECK_FOR_INTERRUPTS();
 		if (ConfigReloadPending)
 		{

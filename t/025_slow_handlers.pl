@@ -14,6 +14,7 @@ use lib $FindBin::RealBin;
 use PostgreSQL::Test::Utils;
 use StatbufferTest;
 use Test::More;
+use Time::HiRes qw(usleep);
 
 my $db = 'postgres';
 
@@ -265,6 +266,28 @@ for my $function (qw(pg_cancel_backend pg_terminate_backend))
 		$function eq 'pg_cancel_backend' ? 1 : 0,
 		"$function(): the worker is " . ($function eq 'pg_cancel_backend' ? 'still there' : 'gone, and need not wait for "shutdown"'));
 }
+
+# While a worker comes up, nothing of the user's runs that could be cancelled.
+# Nobody can connect while the session has the lock, so it does it all.
+$node->safe_psql($db, q{DELETE FROM manners; TRUNCATE calls; ALTER FOREIGN TABLE nudged OPTIONS (ADD timeout '0')});
+my $no_worker = q{SELECT pid IS NULL FROM sb_stat_buffers WHERE buffer = 'nudged'::regclass};
+my $offset = -s $node->logfile;
+my $locker = $node->background_psql($db);
+my $coming_up = q{SELECT pid FROM sb_stat_buffers JOIN pg_locks USING (pid)
+	WHERE buffer = 'nudged'::regclass AND relation = 'pg_authid'::regclass AND NOT granted;};
+$locker->query_safe("INSERT INTO nudged VALUES ('first', 1); SELECT sb_drain('nudged'); $coming_up");
+wait_for($node, $db, $no_worker, 'there is no worker');
+$locker->query_safe(q{BEGIN; LOCK pg_authid IN ACCESS EXCLUSIVE MODE; SELECT sb_async_increment('second', 10, 'nudged')});
+my $until = time + $PostgreSQL::Test::Utils::timeout_default;
+my $new;
+usleep(10_000) until ($new = $locker->query_safe($coming_up)) ne '' || time > $until;
+like($new, qr/^\d+$/, 'a worker is coming up');
+$locker->query_safe("SELECT pg_cancel_backend($new), pg_sleep(0.2)");
+is($locker->query_safe($coming_up), $new, 'pg_cancel_backend() while it does: it goes on');
+$locker->query_safe('COMMIT');
+$locker->quit;
+wait_for_sum($node, $db, 'nudged', 11, 'and flushes');
+is(lines_in_log($node, qr/ERROR:.*canceling statement/, $offset), 0, 'nothing was cancelled');
 $node->safe_psql($db, 'DROP FOREIGN TABLE nudged; TRUNCATE calls');
 
 # --- nobody waits -----------------------------------------------------------
