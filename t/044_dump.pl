@@ -83,6 +83,7 @@ $node->safe_psql('shop', q{
 		'SELECT app.store(key, counter)';
 	SET search_path = app;
 	SELECT ext.sb_start();
+	ALTER FOREIGN TABLE ext.sb_default OPTIONS (ADD interval '1h');
 });
 # Some counts are stored, others held.
 $node->safe_psql('shop', q{
