@@ -204,7 +204,7 @@ must_save(void)
 			return false;
 		(void) WaitLatch(MyLatch,
 						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 POLL_MSECS, compat_wait_event("StatbufferShutdown"));
+						 POLL_MSECS, compat_wait_event("StatbufferLauncherStart"));
 		ResetLatch(MyLatch);
 	}
 }

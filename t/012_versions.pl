@@ -64,13 +64,14 @@ waits_for(q{query LIKE 'ALTER DATABASE%'}, 'StatbufferEviction', 'a session that
 open_gate($gate);
 $rename->quit;
 
-# What has been waited for is listed.
+# What has been waited for is listed.  (The first session to count may have
+# waited for the launcher, or not.)
 SKIP:
 {
 	skip 'no list of wait events before version 17', 1 if $version < 17;
 
 	is(sql(q{SELECT string_agg(name, ' ' ORDER BY name) FROM pg_wait_events
-			WHERE type = 'Extension' AND name LIKE 'Statbuffer%'}),
+			WHERE type = 'Extension' AND name LIKE 'Statbuffer%' AND name <> 'StatbufferLauncherStart'}),
 		'StatbufferDrain StatbufferEviction StatbufferLauncherMain StatbufferWorkerMain',
 		'pg_wait_events lists them');
 }

@@ -274,10 +274,10 @@ my $no_worker = q{SELECT pid IS NULL FROM sb_stat_buffers WHERE buffer = 'nudged
 my $offset = -s $node->logfile;
 my $locker = $node->background_psql($db);
 my $coming_up = q{SELECT pid FROM sb_stat_buffers JOIN pg_locks USING (pid)
-	WHERE buffer = 'nudged'::regclass AND relation = 'pg_authid'::regclass AND NOT granted;};
+	WHERE buffer = 'nudged'::regclass AND relation = 'pg_db_role_setting'::regclass AND NOT granted;};
 $locker->query_safe("INSERT INTO nudged VALUES ('first', 1); SELECT sb_drain('nudged'); $coming_up");
 wait_for($node, $db, $no_worker, 'there is no worker');
-$locker->query_safe(q{BEGIN; LOCK pg_authid IN ACCESS EXCLUSIVE MODE; SELECT sb_async_increment('second', 10, 'nudged')});
+$locker->query_safe(q{BEGIN; LOCK pg_db_role_setting IN ACCESS EXCLUSIVE MODE; SELECT sb_async_increment('second', 10, 'nudged')});
 my $until = time + $PostgreSQL::Test::Utils::timeout_default;
 my $new;
 usleep(10_000) until ($new = $locker->query_safe($coming_up)) ne '' || time > $until;
