@@ -145,6 +145,14 @@ SELECT key, total, calls FROM stored ORDER BY key;
 DROP FOREIGN TABLE by_numeric;
 DROP FUNCTION store(numeric, bigint);
 
+-- A new key is due when others are, however much is counted.
+CREATE FOREIGN TABLE fresh (key text NOT NULL, count bigint NOT NULL DEFAULT 1)
+  SERVER statbuffer OPTIONS (handler 'store', interval '1h');
+SELECT sb_async_increment('k', :max, 'fresh') \;
+SELECT oldest_due > now() + interval '50 min' AS later, pid
+  FROM sb_stat_buffers WHERE buffer = 'fresh'::regclass;
+DROP FOREIGN TABLE fresh;
+
 DROP FOREIGN TABLE buf;
 DROP FUNCTION store(text, bigint);
 DROP TABLE stored;

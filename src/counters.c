@@ -465,6 +465,15 @@ set_large_tag(LOCKTAG *tag, SharedBuffer *buffer)
 	SET_LOCKTAG_ADVISORY(*tag, buffer->key.dboid, buffer->key.relid, 0, 3);
 }
 
+static void
+begin_turn(SharedBuffer *buffer)
+{
+	LOCKTAG		tag;
+
+	set_large_tag(&tag, buffer);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+}
+
 /* Link a counter that was just given a due time, unless it is linked. */
 static void
 link_counter(SharedBuffer *buffer, SharedCounter *counter, dsa_pointer self,
@@ -561,10 +570,14 @@ counters_pin(SharedBuffer *buffer, const CounterTable *table, const KeyBytes *ke
 	int64		count,
 				in_flight;
 
+	/* a new counter that is let go of has the worker look at it */
+	if (unlikely(!is_moderate(delta, MODERATE_DELTA)))
+	{
+		begin_turn(buffer);
+		locked = true;
+	}
 	for (;;)
 	{
-		LOCKTAG		tag;
-
 		find_or_create(buffer, table, key, pin);
 
 		/* the pin, an atomic operation, came before these */
@@ -579,8 +592,7 @@ counters_pin(SharedBuffer *buffer, const CounterTable *table, const KeyBytes *ke
 			break;
 
 		counters_unpin(buffer, pin);
-		set_large_tag(&tag, buffer);
-		(void) LockAcquire(&tag, ExclusiveLock, false, false);
+		begin_turn(buffer);
 		locked = true;
 	}
 
