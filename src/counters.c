@@ -465,15 +465,6 @@ set_large_tag(LOCKTAG *tag, SharedBuffer *buffer)
 	SET_LOCKTAG_ADVISORY(*tag, buffer->key.dboid, buffer->key.relid, 0, 3);
 }
 
-static void
-begin_turn(SharedBuffer *buffer)
-{
-	LOCKTAG		tag;
-
-	set_large_tag(&tag, buffer);
-	(void) LockAcquire(&tag, ExclusiveLock, false, false);
-}
-
 /* Link a counter that was just given a due time, unless it is linked. */
 static void
 link_counter(SharedBuffer *buffer, SharedCounter *counter, dsa_pointer self,
@@ -565,24 +556,26 @@ void
 counters_pin(SharedBuffer *buffer, const CounterTable *table, const KeyBytes *key,
 			 int64 delta, CounterPin *pin)
 {
-	bool		locked = false;
+	bool		moderate = is_moderate(delta, MODERATE_DELTA);
 	uint32		others;
 	int64		count,
 				in_flight;
 
-	/* a new counter that is let go of has the worker look at it */
-	if (unlikely(!is_moderate(delta, MODERATE_DELTA)))
+	/* a new counter that is let go of has the worker look at it: lock first */
+	for (bool locked = !moderate;; locked = true)
 	{
-		begin_turn(buffer);
-		locked = true;
-	}
-	for (;;)
-	{
+		if (unlikely(locked))
+		{
+			LOCKTAG		tag;
+
+			set_large_tag(&tag, buffer);
+			(void) LockAcquire(&tag, ExclusiveLock, false, false);
+		}
 		find_or_create(buffer, table, key, pin);
 
 		/* the pin, an atomic operation, came before these */
 		counters_read(pin->counter, &count, &in_flight);
-		if (likely(is_moderate(delta, MODERATE_DELTA) &&
+		if (likely(moderate &&
 				   is_moderate(count, MODERATE_COUNT) &&
 				   is_moderate(count + in_flight, MODERATE_COUNT) &&
 				   (pg_atomic_read_u32(&pin->counter->pins) &
@@ -592,8 +585,6 @@ counters_pin(SharedBuffer *buffer, const CounterTable *table, const KeyBytes *ke
 			break;
 
 		counters_unpin(buffer, pin);
-		begin_turn(buffer);
-		locked = true;
 	}
 
 	others = pg_atomic_fetch_or_u32(&pin->counter->pins, COUNTER_LARGE);

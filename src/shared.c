@@ -24,9 +24,6 @@
 #include "storage/ipc.h"
 #include "utils/memutils.h"
 
-/* how long to wait for a launcher that was registered before another is */
-#define LAUNCHER_START_MSECS	10000
-
 /* how long after a worker that failed another is started */
 #define WORKER_FAILED_MSECS		1000
 

@@ -30,6 +30,9 @@
 /* of the place in the main segment; never to be changed */
 #define SHARED_CONTROL_SIZE	2048
 
+/* how long a launcher that was registered has to come up */
+#define LAUNCHER_START_MSECS	10000
+
 #define SHARED_ERROR_SIZE	512
 #define SHARED_EVICTIONS	8
 #define SHARED_SHAPES		32

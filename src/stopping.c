@@ -40,9 +40,6 @@
  */
 #define OTHERS_WAIT_MSECS	10000
 
-/* how long who has registered the launcher stays until it has come up */
-#define LAUNCHER_WAIT_MSECS	10000
-
 static BackgroundWorkerHandle *registered_launcher = NULL;
 
 /*
@@ -192,7 +189,7 @@ must_save(void)
 		start = Min(start, now);	/* the clock may be set back */
 		will_come = registered_launcher != NULL &&
 			GetBackgroundWorkerPid(registered_launcher, &pid) != BGWH_STOPPED &&
-			!TimestampDifferenceExceeds(start, now, LAUNCHER_WAIT_MSECS);
+			!TimestampDifferenceExceeds(start, now, LAUNCHER_START_MSECS);
 
 		/*
 		 * after that: the postmaster writes first and gives up the worker
