@@ -60,6 +60,13 @@ is_installed() {
 	[ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
 }
 
+# same_version PACKAGE PACKAGE: are both installed, in one version?
+same_version() {
+	# shellcheck disable=SC2016 # the braces are dpkg-query's
+	[ "$(dpkg-query -W -f '${db:Status-Status} ${Version}\n' "$@" 2>/dev/null | sort -u | wc -l)" = 1 ] &&
+		is_installed "$2"
+}
+
 as_root() {
 	if [ "$(id -u)" = 0 ]; then
 		"$@"
@@ -124,6 +131,10 @@ need_packages() {
 			[ -n "$major" ] || die "found no package of PostgreSQL"
 		fi
 		want+=("postgresql-$major" "postgresql-server-dev-$major")
+		# An older server may be there, and the headers of a newer minor
+		# release are not for it.  What is named gets up to date.
+		same_version "postgresql-$major" "postgresql-server-dev-$major" ||
+			missing+=("postgresql-$major")
 		# Not the one in /usr/bin: that is a wrapper which may speak of
 		# another version.
 		PG_CONFIG=/usr/lib/postgresql/$major/bin/pg_config
