@@ -301,8 +301,12 @@ open_for_increment(FunctionCallInfo fcinfo, CallCache *cache)
 	cache->generation = generation;
 }
 
-static void
-increment(FunctionCallInfo fcinfo, bool async)
+/*
+ * Count what the fast path in increment() cannot.  `is_open' tells that the
+ * cache's buffer is the one, and open.
+ */
+static pg_noinline void
+increment_key(FunctionCallInfo fcinfo, bool async, bool is_open)
 {
 	CallCache  *cache = get_cache(fcinfo);
 	const BufferShape *shape;
@@ -317,17 +321,8 @@ increment(FunctionCallInfo fcinfo, bool async)
 				 errmsg("count must not be null")));
 	count = PG_GETARG_INT64(1);
 
-	/* a statement may run for long, and a revoked privilege is to be gone */
-	AcceptInvalidationMessages();
-	if (!cache_is_good(fcinfo, cache))
+	if (!is_open)
 		open_for_increment(fcinfo, cache);
-	else if (cache->last != NULL && !PG_ARGISNULL(0) &&
-			 key_is_text(pending_key_data(cache->last), PG_GETARG_DATUM(0)))
-	{
-		pending_add_again(cache->last, count, cache->userid);
-		return;
-	}
-
 	shape = read_key(fcinfo, cache, cache->buffer, &space, &key);
 	if (async)
 	{
@@ -340,6 +335,27 @@ increment(FunctionCallInfo fcinfo, bool async)
 		open_for_increment(fcinfo, cache);
 	last = pending_add(cache->buffer, shape, &key, count, cache->userid);
 	cache->last = takes_text(cache, shape) && !PG_ARGISNULL(0) ? last : NULL;
+}
+
+/*
+ * Count.  The usual case comes first: nothing has changed since the last call,
+ * and the key is the same text.
+ */
+static pg_attribute_always_inline void
+increment(FunctionCallInfo fcinfo, bool async)
+{
+	CallCache  *cache = fcinfo->flinfo->fn_extra;
+	bool		is_open;
+
+	/* a statement may run for long, and a revoked privilege is to be gone */
+	AcceptInvalidationMessages();
+	is_open = cache != NULL && cache_is_good(fcinfo, cache);
+	if (is_open && cache->last != NULL &&
+		!PG_ARGISNULL(0) && !PG_ARGISNULL(1) &&
+		key_is_text(pending_key_data(cache->last), PG_GETARG_DATUM(0)))
+		pending_add_again(cache->last, PG_GETARG_INT64(1), cache->userid);
+	else
+		increment_key(fcinfo, async, is_open);
 }
 
 Datum

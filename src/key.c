@@ -231,7 +231,7 @@ key_is_one_text(TupleDesc desc)
 void
 key_form_text(Datum value, KeySpace *space, KeyBytes *key)
 {
-	struct varlena *text = PG_DETOAST_DATUM_PACKED(value);
+	struct varlena *text = key_get_text(value);
 	Size		len = VARSIZE_ANY_EXHDR(text);
 	Size		header;
 
@@ -307,17 +307,6 @@ key_form(TupleDesc desc, const char *relname, Datum *values, bool *isnull,
 
 	finish_key(space->data,
 			   (bitmap_size + size) | (hasnulls ? KEY_HAS_NULLS : 0), key);
-}
-
-/* Is the stored form what key_form_text() would make of the value? */
-bool
-key_is_text(const char *data, Datum value)
-{
-	struct varlena *text = PG_DETOAST_DATUM_PACKED(value);
-	Size		len = VARSIZE_ANY_EXHDR(text);
-
-	return VARSIZE_ANY_EXHDR(data) == len &&
-		memcmp(VARDATA_ANY(data), VARDATA_ANY(text), len) == 0;
 }
 
 /*

@@ -45,7 +45,6 @@ extern void key_form(TupleDesc desc, const char *relname, Datum *values,
 					 bool *isnull, KeySpace *space, KeyBytes *key);
 extern bool key_is_one_text(TupleDesc desc);
 extern void key_form_text(Datum value, KeySpace *space, KeyBytes *key);
-extern bool key_is_text(const char *data, Datum value);
 extern uint32 key_hash(const char *data, uint16 len);
 extern void key_deform(TupleDesc desc, const char *data, uint16 len,
 					   Datum *values, bool *isnull);
@@ -60,6 +59,28 @@ extern bool key_reader_runs_code(KeyReader *reader);
 extern void key_read(KeyReader *reader, Datum arg, bool argnull,
 					 Datum *values, bool *isnull);
 extern void key_read_columns(KeyReader *reader, Datum *values, bool *isnull);
+
+/* A text as it is if it is not compressed or toasted, else detoasted. */
+static inline struct varlena *
+key_get_text(Datum value)
+{
+	struct varlena *text = (struct varlena *) DatumGetPointer(value);
+
+	if (unlikely(VARATT_IS_COMPRESSED(text) || VARATT_IS_EXTERNAL(text)))
+		text = pg_detoast_datum_packed(text);
+	return text;
+}
+
+/* Is the stored form what key_form_text() would make of the value? */
+static inline bool
+key_is_text(const char *data, Datum value)
+{
+	struct varlena *text = key_get_text(value);
+	Size		len = VARSIZE_ANY_EXHDR(text);
+
+	return VARSIZE_ANY_EXHDR(data) == len &&
+		memcmp(VARDATA_ANY(data), VARDATA_ANY(text), len) == 0;
+}
 
 /* The order in which the keys of a batch are handed over. */
 typedef struct KeyOrder KeyOrder;
