@@ -34,7 +34,6 @@
 #include "pending.h"
 #include "saved.h"
 #include "utils/memutils.h"
-#include "utils/timestamp.h"
 
 /* so many keys are looked for one by one; more get a hash table */
 #define LIST_SEARCH_MAX		8
@@ -406,14 +405,14 @@ pending_add(SbBuffer *buffer, const KeyBytes *bytes, int64 count)
  * does not need the time; `now' is read once it is, and is 0 before.
  */
 static void
-add_pinned(SbBuffer *buffer, CounterPin *pin, int64 delta, TimestampTz *now)
+add_pinned(SbBuffer *buffer, CounterPin *pin, int64 delta, ClockTime *now)
 {
-	TimestampTz counted_at;
+	ClockTime	counted_at;
 
 	if (counters_add(pin, delta))
 		return;
 	if (*now == 0)
-		*now = GetCurrentTimestamp();
+		*now = clock_now();
 	counted_at = buffer_count_time(buffer, *now);
 	counters_schedule(buffer->shared, pin, counted_at,
 					  buffer_due_time(buffer, counted_at));
@@ -430,7 +429,7 @@ pending_add_now(SbBuffer *buffer, const KeyBytes *key, int64 count)
 	if (count != 0)
 	{
 		CounterPin	pin;
-		TimestampTz now = 0;
+		ClockTime	now = 0;
 		bool		large;
 
 		counters_pin_now(buffer->shared, &buffer->table, key, count, &pin);
@@ -761,7 +760,7 @@ prepare_to_publish(void)
 static void
 publish(void)
 {
-	TimestampTz now = 0;
+	ClockTime	now = 0;
 
 	for (PendingBuffer *pending = pending_buffers; pending;
 		 pending = pending->next)
