@@ -94,7 +94,7 @@ sub meanwhile
 	$node->poll_query_until($db, q{
 		SELECT count(*) = 1 FROM pg_stat_activity
 		WHERE query ~ '^SELECT sb_(drain|stop)\(''held' AND wait_event IS NOT NULL AND state = 'active'})
-	  or BAIL_OUT("$statement does not wait");
+	  or die "$statement does not wait";
 	$others->();
 	eval { $run->finish; 1 } or $run->kill_kill;
 	chomp $out;
