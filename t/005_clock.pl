@@ -327,7 +327,7 @@ sub held_times
 	my ($buffer) = @_;
 
 	return $node->safe_psql($db, qq{
-		SELECT count(*), min(due_at) > clock_timestamp() + '45min', max(due_at) <= clock_timestamp() + '1h'
+		SELECT count(*), min(due_at) > clock_timestamp() + '10min', max(due_at) <= clock_timestamp() + '1h'
 		FROM sb_keys('$buffer') WHERE count > 0});
 }
 set_clock(-2 * $day);
