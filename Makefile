@@ -2,6 +2,7 @@ MODULE_big = statbuffer
 OBJS = \
 	src/batch.o \
 	src/buffer.o \
+	src/clock.o \
 	src/counters.o \
 	src/fdw.o \
 	src/flush.o \

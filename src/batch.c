@@ -68,7 +68,7 @@ finish_round(SharedBuffer *buffer)
 
 /* Do what sb_flush(), sb_flush_all() and sb_drain() asked for. */
 void
-batch_serve_requests(SharedBuffer *buffer, TimestampTz now)
+batch_serve_requests(SharedBuffer *buffer, ClockTime now)
 {
 	uint64		asked;
 	bool		round_is_over;
@@ -145,8 +145,8 @@ batch_serve_requests(SharedBuffer *buffer, TimestampTz now)
  */
 int
 batch_take(CounterBatch *batch, const CounterTable *table, int limit,
-		   int suspect_limit, bool mix_failing, TimestampTz now,
-		   TimestampTz foreign_retry_at)
+		   int suspect_limit, bool mix_failing, ClockTime now,
+		   ClockTime foreign_retry_at)
 {
 	SharedBuffer *buffer = batch->buffer;
 	uint32		suspect = 0;
@@ -194,7 +194,7 @@ batch_take(CounterBatch *batch, const CounterTable *table, int limit,
 		 * schedules the key anew; what was added before is in the count when
 		 * we take it.
 		 */
-		item->counted_at = (TimestampTz) pg_atomic_read_u64(&counter->counted_at);
+		item->counted_at = (ClockTime) pg_atomic_read_u64(&counter->counted_at);
 		counter->next = (uint64) now;
 		pg_atomic_fetch_and_u32(&counter->pins, ~COUNTER_LINKED);
 		pg_atomic_write_u64(&counter->counted_at, 0);
@@ -290,7 +290,7 @@ static void
 give_back_item(SharedBuffer *buffer, BatchItem *item)
 {
 	SharedCounter *counter = item->counter;
-	TimestampTz counted_at;
+	ClockTime	counted_at;
 	uint32		pins;
 
 	if (item->verdict == VERDICT_BACK_OFF)

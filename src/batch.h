@@ -27,10 +27,10 @@ typedef struct BatchItem
 	SharedCounter *counter;
 	dsa_pointer self;
 	int64		count;
-	TimestampTz counted_at;
-	TimestampTz taken_at;
+	ClockTime	counted_at;
+	ClockTime	taken_at;
 	BatchVerdict verdict;
-	TimestampTz retry_at;
+	ClockTime	retry_at;
 } BatchItem;
 
 /*
@@ -46,10 +46,10 @@ typedef struct CounterBatch
 	int			nforeign;		/* keys of another shape that were due */
 } CounterBatch;
 
-extern void batch_serve_requests(SharedBuffer *buffer, TimestampTz now);
+extern void batch_serve_requests(SharedBuffer *buffer, ClockTime now);
 extern int	batch_take(CounterBatch *batch, const CounterTable *table,
 					   int limit, int suspect_limit, bool mix_failing,
-					   TimestampTz now, TimestampTz foreign_retry_at);
+					   ClockTime now, ClockTime foreign_retry_at);
 extern void batch_pass_over(CounterBatch *batch, int i);
 extern void batch_settle(CounterBatch *batch);
 extern void batch_give_back(CounterBatch *batch);

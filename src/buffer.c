@@ -966,8 +966,8 @@ buffer_check_running(SbBuffer *buffer)
 }
 
 /* When a key counts as counted that is first counted now: with the jitter. */
-TimestampTz
-buffer_count_time(SbBuffer *buffer, TimestampTz now)
+ClockTime
+buffer_count_time(SbBuffer *buffer, ClockTime now)
 {
 	if (buffer->options.jitter > 0)
 		now += pg_prng_uint64_range(&pg_global_prng_state, 0,
@@ -976,8 +976,8 @@ buffer_count_time(SbBuffer *buffer, TimestampTz now)
 }
 
 /* When a key is due that counts as counted then. */
-TimestampTz
-buffer_due_time(SbBuffer *buffer, TimestampTz counted_at)
+ClockTime
+buffer_due_time(SbBuffer *buffer, ClockTime counted_at)
 {
 	return counted_at + (int64) buffer->options.interval * 1000;
 }

@@ -128,8 +128,8 @@ extern bool buffer_revalidate(SbBuffer *buffer);
 extern bool buffer_attach(SbBuffer *buffer, bool create);
 extern void buffer_check_running(SbBuffer *buffer);
 extern void buffer_check_shape(SbBuffer *buffer, const BufferShape *shape);
-extern TimestampTz buffer_count_time(SbBuffer *buffer, TimestampTz now);
-extern TimestampTz buffer_due_time(SbBuffer *buffer, TimestampTz counted_at);
+extern ClockTime buffer_count_time(SbBuffer *buffer, ClockTime now);
+extern ClockTime buffer_due_time(SbBuffer *buffer, ClockTime counted_at);
 extern void buffer_parse_options(List *options, BufferOptions *result);
 
 #endif							/* STATBUFFER_BUFFER_H */

@@ -229,7 +229,7 @@ counters_scan(SharedBuffer *buffer, const CounterTable *table,
 			continue;
 		info.key = counter->key;
 		info.keylen = counter->keylen;
-		info.counted_at = (TimestampTz) pg_atomic_read_u64(&counter->counted_at);
+		info.counted_at = (ClockTime) pg_atomic_read_u64(&counter->counted_at);
 		counters_read(counter, &info.count, &info.in_flight);
 		info.failures = counter->failures;
 		info.error = NULL;
@@ -458,7 +458,7 @@ set_large_tag(LOCKTAG *tag, SharedBuffer *buffer)
 /* Link a counter that was just given a due time, unless it is linked. */
 static void
 link_counter(SharedBuffer *buffer, SharedCounter *counter, dsa_pointer self,
-			 TimestampTz due_at)
+			 ClockTime due_at)
 {
 	uint32		pins = pg_atomic_fetch_or_u32(&counter->pins, COUNTER_LINKED);
 
@@ -497,7 +497,7 @@ counters_unpin(SharedBuffer *buffer, CounterPin *pin)
 		 COUNTER_LINKED) == 0)
 	{
 		schedule_push(buffer, counter, pin->self);
-		schedule_wake(buffer, GetCurrentTimestamp());
+		schedule_wake(buffer, clock_now());
 	}
 
 	release_pin(pin);
@@ -645,7 +645,7 @@ counters_add(SharedBuffer *buffer, CounterPin *pin, int64 delta)
  */
 void
 counters_schedule(SharedBuffer *buffer, CounterPin *pin,
-				  TimestampTz counted_at, TimestampTz due_at)
+				  ClockTime counted_at, ClockTime due_at)
 {
 	uint64		none = 0;
 
@@ -840,7 +840,7 @@ counters_replace_error(SharedBuffer *buffer, SharedCounter *counter,
  */
 void
 counters_reap(SharedBuffer *buffer, const CounterTable *table,
-			  TimestampTz idle_before)
+			  ClockTime idle_before)
 {
 	dshash_seq_status status;
 	TableEntry *entry;
@@ -861,9 +861,9 @@ counters_reap(SharedBuffer *buffer, const CounterTable *table,
 			pg_atomic_read_u64(&counter->count) != 0 ||
 			pg_atomic_read_u64(&counter->in_flight) != 0)
 			continue;
-		if (pins != 0 || (TimestampTz) counter->next > idle_before)
+		if (pins != 0 || (ClockTime) counter->next > idle_before)
 		{
-			shared_note_idle(buffer, (TimestampTz) counter->next);
+			shared_note_idle(buffer, (ClockTime) counter->next);
 			continue;
 		}
 
@@ -904,7 +904,7 @@ counters_replace_table(SharedBuffer *buffer)
  * AccessExclusiveLock on the relation.  Looks at every key.
  */
 void
-counters_remove_shapes(SharedBuffer *buffer, TimestampTz now)
+counters_remove_shapes(SharedBuffer *buffer, ClockTime now)
 {
 	CounterTable table = {.dshash = NULL};
 	uint32		used = 0;
@@ -946,7 +946,7 @@ counters_drop_requests(SharedBuffer *buffer)
  * is set.  False when that takes too long.
  */
 bool
-counters_wait_unpinned(const CounterTable *table, TimestampTz until)
+counters_wait_unpinned(const CounterTable *table, ClockTime until)
 {
 	bool		pinned;
 
@@ -963,7 +963,7 @@ counters_wait_unpinned(const CounterTable *table, TimestampTz until)
 		dshash_seq_term(&status);
 
 		/* who has one may need the partition's lock to get as far as the end */
-		if (!pinned || GetCurrentTimestamp() >= until)
+		if (!pinned || clock_now() >= until)
 			break;
 		pg_usleep(1000);
 	}

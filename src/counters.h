@@ -78,7 +78,7 @@ typedef struct SharedCounter
 {
 	pg_atomic_uint64 count;		/* as int64 */
 	pg_atomic_uint64 in_flight; /* as int64 (w) */
-	pg_atomic_uint64 counted_at;	/* as TimestampTz, with jitter */
+	pg_atomic_uint64 counted_at;	/* as ClockTime, with jitter */
 
 	/* on a list: the next counter; else (w) the time of the last take */
 	uint64		next;
@@ -152,7 +152,7 @@ typedef struct CounterInfo
 	int			keylen;
 	int64		count;
 	int64		in_flight;
-	TimestampTz counted_at;		/* as in SharedCounter */
+	ClockTime	counted_at;		/* as in SharedCounter */
 	int			failures;
 	const char *error;			/* or NULL */
 } CounterInfo;
@@ -171,7 +171,7 @@ extern void counters_pin(SharedBuffer *buffer, const CounterTable *table,
 						 CounterPin *pin);
 extern bool counters_add(SharedBuffer *buffer, CounterPin *pin, int64 delta);
 extern void counters_schedule(SharedBuffer *buffer, CounterPin *pin,
-							  TimestampTz counted_at, TimestampTz due_at);
+							  ClockTime counted_at, ClockTime due_at);
 extern void counters_check_open(void);
 extern void counters_unpin(SharedBuffer *buffer, CounterPin *pin);
 extern void counters_pin_now(SharedBuffer *buffer, const CounterTable *table,
@@ -194,12 +194,12 @@ extern bool counters_have_room(uint64 nkeys, uint64 size);
 extern void counters_replace_error(SharedBuffer *buffer,
 								   SharedCounter *counter, dsa_pointer error);
 extern void counters_reap(SharedBuffer *buffer, const CounterTable *table,
-						  TimestampTz idle_before);
+						  ClockTime idle_before);
 extern void counters_replace_table(SharedBuffer *buffer);
-extern void counters_remove_shapes(SharedBuffer *buffer, TimestampTz now);
+extern void counters_remove_shapes(SharedBuffer *buffer, ClockTime now);
 extern void counters_drop_requests(SharedBuffer *buffer);
 extern void counters_drop_buffer(SharedBuffer *buffer, bool with_database);
 extern bool counters_wait_unpinned(const CounterTable *table,
-								   TimestampTz until);
+								   ClockTime until);
 
 #endif							/* STATBUFFER_COUNTERS_H */

@@ -30,6 +30,7 @@
 #include "buffer.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_authid.h"
+#include "clock.h"
 #include "commands/prepare.h"
 #include "commands/sequence.h"
 #include "common/int.h"
@@ -117,11 +118,11 @@ static bool mix_failing = false;
 static int	conflicts = 0;
 static int	cancels = 0;
 
-/* timeouts, and what their handlers see */
-static TimeoutId handler_timeout_id;
-static TimeoutId watch_timeout_id;
+/* the alarm, and what its handler sees */
+static volatile sig_atomic_t watching = false;
+static volatile ClockTime handler_due = 0;	/* back by then; 0: has time */
+static volatile int handler_msecs;
 static volatile sig_atomic_t handler_timed_out = false;
-static volatile sig_atomic_t handler_active = false;
 static volatile sig_atomic_t cancellable = false;	/* errors are caught */
 static volatile sig_atomic_t cancelled = false;
 static SharedBuffer *volatile watched_buffer = NULL;	/* or it is going away */
@@ -145,12 +146,15 @@ cancel_requested(SIGNAL_ARGS)
 	StatementCancelHandler(postgres_signal_arg);
 }
 
-/* A call of the handler takes longer than the option allows. */
+/* Does a call of the handler take longer than the option allows? */
 static void
-handler_timeout_expired(void)
+check_handler(ClockTime now)
 {
-	if (!handler_active)
+	if (handler_due == 0 || now < handler_due)
 		return;
+
+	/* again and again, for a handler that catches the error and goes on */
+	handler_due = clock_add(now, handler_msecs);
 	handler_timed_out = true;
 	QueryCancelPending = true;
 	InterruptPending = true;
@@ -175,14 +179,14 @@ flush_shutdown_msecs(void)
  * stopped, what it does is cancelled.
  */
 static void
-watch(void)
+watch(ClockTime now)
 {
 	SharedBuffer *watched = watched_buffer;
-	TimestampTz halt_at = 0;
+	ClockTime	halt_at = 0;
 
 	if (watched != NULL)
-		halt_at = (TimestampTz) pg_atomic_read_u64(&watched->halt_at);
-	if (cancellable && halt_at != 0 && GetCurrentTimestamp() >= halt_at)
+		halt_at = (ClockTime) pg_atomic_read_u64(&watched->halt_at);
+	if (cancellable && halt_at != 0 && now >= halt_at)
 	{
 		cancelled = true;
 		QueryCancelPending = true;
@@ -194,16 +198,43 @@ watch(void)
 		return;
 	if (worker.stop_at == 0)
 	{
-		worker.stop_at = GetCurrentTimestamp();
+		worker.stop_at = now;
 		if (stopping_server())
-			worker.stop_at = TimestampTzPlusMilliseconds(worker.stop_at, flush_shutdown_msecs());
+			worker.stop_at = clock_add(now, flush_shutdown_msecs());
 	}
-	if (GetCurrentTimestamp() >= worker.stop_at)
+	if (now >= worker.stop_at)
 	{
 		ProcDiePending = true;
 		InterruptPending = true;
 		SetLatch(MyLatch);
 	}
+}
+
+/* Have the alarm go off when there is something to look at next. */
+static void
+set_alarm(ClockTime now)
+{
+	ClockTime	when = clock_add(now, WATCH_MSECS);
+
+	if (handler_due != 0)
+		when = Min(when, handler_due);
+	clock_alarm_by(when);
+}
+
+static void
+alarm_went_off(SIGNAL_ARGS)
+{
+	int			save_errno = errno;
+
+	if (watching)
+	{
+		ClockTime	now = clock_now();
+
+		check_handler(now);
+		watch(now);
+		set_alarm(now);
+	}
+	errno = save_errno;
 }
 
 /* ------------------------------------------------------------------------
@@ -241,17 +272,15 @@ flush_begin_transaction(void)
 	current_key = -1;
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
-	enable_timeout_every(watch_timeout_id,
-						 TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-													 WATCH_MSECS),
-						 WATCH_MSECS);
+	watching = true;
+	set_alarm(clock_now());
 }
 
 void
 flush_commit_transaction(void)
 {
 	CommitTransactionCommand();
-	disable_timeout(watch_timeout_id, false);
+	watching = false;
 }
 
 /*
@@ -299,9 +328,7 @@ flush_claimed(SharedBuffer *shared)
 void
 flush_connected(void)
 {
-	handler_timeout_id = RegisterTimeout(USER_TIMEOUT,
-										 handler_timeout_expired);
-	watch_timeout_id = RegisterTimeout(USER_TIMEOUT, watch);
+	clock_make_alarm(alarm_went_off);
 	RegisterXactCallback(xact_callback, NULL);
 
 	/* the owner, also if its own settings or the database's say another role */
@@ -320,6 +347,7 @@ void
 flush_end(void)
 {
 	watched_buffer = NULL;
+	watching = false;
 	Assert(batch.nitems == 0);
 }
 
@@ -436,13 +464,13 @@ open_definition(void)
 
 	/* keys that are scheduled follow a new interval */
 	schedule_set_interval(worker.shared, (int64) worker.buffer->options.interval * 1000,
-						  GetCurrentTimestamp());
+						  clock_now());
 
 	/* and those that did not fit the key columns may fit them now */
 	if (worker.shared->seen_shape != worker.buffer->table.shape)
 	{
 		worker.shared->seen_shape = worker.buffer->table.shape;
-		schedule_retry(worker.shared, GetCurrentTimestamp());
+		schedule_retry(worker.shared, clock_now());
 	}
 
 	if (worker.buffer->options.batch_size != batch_size)
@@ -468,7 +496,7 @@ open_definition(void)
  * ------------------------------------------------------------------------
  */
 
-static TimestampTz
+static ClockTime
 retry_time(int failures)
 {
 	int64		msecs = worker.buffer ? worker.buffer->options.backoff : 1000;
@@ -476,8 +504,7 @@ retry_time(int failures)
 
 	for (int i = STEADY_ATTEMPTS; i < failures && msecs < most; i++)
 		msecs *= 2;
-	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-									   Min(msecs, most));
+	return clock_add(clock_now(), Min(msecs, most));
 }
 
 /*
@@ -487,13 +514,13 @@ retry_time(int failures)
 static void
 log_failure(ErrorData *edata, int nkeys)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	ClockTime	now = clock_now();
 	uint64		suppressed = worker.shared->failures_untold;
 
 	if (worker.shared->failure_logged_at != 0 &&
-		!TimestampDifferenceExceeds(worker.shared->failure_logged_at, now,
-									edata->sqlerrcode == worker.shared->failure_logged ?
-									LOG_AGAIN_MSECS : LOG_OTHER_MSECS))
+		!clock_passed(worker.shared->failure_logged_at, now,
+					  edata->sqlerrcode == worker.shared->failure_logged ?
+					  LOG_AGAIN_MSECS : LOG_OTHER_MSECS))
 	{
 		worker.shared->failures_untold++;
 		return;
@@ -528,19 +555,19 @@ log_failure(ErrorData *edata, int nkeys)
 void
 flush_log_discarded(bool at_once)
 {
-	static TimestampTz last_logged = 0;
+	static ClockTime last_logged = 0;
 	static uint64 sum = 0;
 	static bool untold = false;
-	TimestampTz now;
+	ClockTime	now;
 
 	sum += (uint64) batch.discarded;
 	untold |= batch.discarded != 0;
 	batch.discarded = 0;
 	if (!untold)
 		return;
-	now = GetCurrentTimestamp();
+	now = clock_now();
 	if (!at_once && last_logged != 0 &&
-		!TimestampDifferenceExceeds(last_logged, now, LOG_AGAIN_MSECS))
+		!clock_passed(last_logged, now, LOG_AGAIN_MSECS))
 		return;
 	last_logged = now;
 
@@ -568,8 +595,7 @@ judge(ErrorData *edata)
 	if (ERRCODE_TO_CATEGORY(edata->sqlerrcode) == ERRCODE_TRANSACTION_ROLLBACK &&
 		conflicts < CONFLICTS_MAX)
 	{
-		worker.paused_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-														  1 << conflicts);
+		worker.paused_until = clock_add(clock_now(), 1 << conflicts);
 		conflicts++;
 		return false;
 	}
@@ -622,7 +648,8 @@ roll_back(int *nitems)
 								  worker.buffer->options.handler_timeout);
 
 	HOLD_INTERRUPTS();
-	handler_active = false;
+	handler_due = 0;
+	watching = false;
 	disable_all_timeouts(false);
 	QueryCancelPending = false;
 	if (worker.shared != NULL)
@@ -634,8 +661,7 @@ roll_back(int *nitems)
 	{
 		int			msecs = worker.buffer ? worker.buffer->options.backoff : 1000;
 
-		worker.paused_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-														  Min(msecs, CANCEL_PAUSE_MSECS));
+		worker.paused_until = clock_add(clock_now(), Min(msecs, CANCEL_PAUSE_MSECS));
 		cancels++;
 		counts = false;
 	}
@@ -810,7 +836,7 @@ begin_call(int first_key, int nkeys, void *arg)
 	become_owner();
 
 	/* the time of the call before may have run out when it had returned */
-	disable_timeout(handler_timeout_id, false);
+	handler_due = 0;
 	if (handler_timed_out)
 	{
 		handler_timed_out = false;
@@ -820,12 +846,14 @@ begin_call(int first_key, int nkeys, void *arg)
 	current_nkeys = nkeys;
 	pg_atomic_fetch_add_u64(&worker.shared->stats[STAT_HANDLER_CALLS], 1);
 
-	/* again and again, for a handler that catches the error and goes on */
 	if (worker.buffer->options.handler_timeout > 0)
-		enable_timeout_every(handler_timeout_id,
-							 TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-														 worker.buffer->options.handler_timeout),
-							 worker.buffer->options.handler_timeout);
+	{
+		ClockTime	now = clock_now();
+
+		handler_msecs = worker.buffer->options.handler_timeout;
+		handler_due = clock_add(now, handler_msecs);
+		set_alarm(now);
+	}
 }
 
 static void
@@ -835,10 +863,8 @@ call_handler(Handler *handler)
 		return;
 
 	handler_timed_out = false;
-	handler_active = true;
 	handler_call(handler, handler_keys, nflush_keys, begin_call, NULL);
-	handler_active = false;
-	disable_timeout(handler_timeout_id, false);
+	handler_due = 0;
 	current_key = -1;
 
 	/* it came back just when the time was up */
@@ -852,7 +878,7 @@ call_handler(Handler *handler)
  * of what the user's function and definitions may do.
  */
 void
-flush_batch(TimestampTz now)
+flush_batch(ClockTime now)
 {
 	volatile int ntaken = 0;
 	volatile bool had_failing = false;
@@ -875,8 +901,7 @@ flush_batch(TimestampTz now)
 			ntaken = batch_take(&batch, &worker.buffer->table,
 								batch_size, suspect_limit, mix_failing,
 								now,
-								TimestampTzPlusMilliseconds(now,
-															BACKOFF_MAX_MSECS));
+								clock_add(now, BACKOFF_MAX_MSECS));
 			for (int i = 0; i < ntaken; i++)
 				had_failing |= batch.items[i].counter->failures > 0;
 			had_suspects = ntaken > 0 &&

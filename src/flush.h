@@ -19,11 +19,11 @@ typedef struct WorkerState
 	SharedBuffer *shared;		/* NULL: it is not ours any more */
 	SbBuffer   *buffer;			/* NULL: the definition wasn't read yet */
 	bool		leaving;		/* the main loop ends */
-	TimestampTz paused_until;	/* the buffer fails, or is in others' way */
+	ClockTime	paused_until;	/* the buffer fails, or is in others' way */
 
 	/* for the signal handler that ends what takes too long */
 	volatile int shutdown_msecs;	/* the buffer's option */
-	volatile TimestampTz stop_at;	/* 0: nobody has told us to stop */
+	volatile ClockTime stop_at; /* 0: nobody has told us to stop */
 } WorkerState;
 
 extern WorkerState worker;
@@ -35,7 +35,7 @@ extern void flush_begin_transaction(void);
 extern void flush_commit_transaction(void);
 extern void flush_check_definition(void);
 extern int	flush_shutdown_msecs(void);
-extern void flush_batch(TimestampTz now);
+extern void flush_batch(ClockTime now);
 extern void flush_log_discarded(bool at_once);
 
 #endif							/* STATBUFFER_FLUSH_H */

@@ -535,8 +535,8 @@ has_locked(Oid relid)
 static DrainState
 drain(SbBuffer *buffer, int64 timeout)
 {
-	TimestampTz start = GetCurrentTimestamp();
-	TimestampTz blocked_since = 0;
+	ClockTime	start = clock_now();
+	ClockTime	blocked_since = 0;
 	SharedBuffer *shared;
 	SharedBufferKey key;
 	Relation	rel;
@@ -577,7 +577,7 @@ drain(SbBuffer *buffer, int64 timeout)
 	ConditionVariablePrepareToSleep(&shared_control->drain_cv);
 	while ((state = look_at_drain(&key, ticket)) != DRAIN_DONE)
 	{
-		TimestampTz now = GetCurrentTimestamp();
+		ClockTime	now = clock_now();
 		int64		left = -1;
 
 		if (timeout >= 0)
@@ -603,7 +603,7 @@ drain(SbBuffer *buffer, int64 timeout)
 			blocked_since = 0;
 		else if (blocked_since == 0)
 			blocked_since = now;
-		else if (TimestampDifferenceExceeds(blocked_since, now, DeadlockTimeout))
+		else if (clock_passed(blocked_since, now, DeadlockTimeout))
 			break;
 		if (blocked_since != 0)
 			left = left < 0 ? DeadlockTimeout : Min(left, DeadlockTimeout);
@@ -785,7 +785,7 @@ Datum
 sb_stop(PG_FUNCTION_ARGS)
 {
 	Oid			relid = function_buffer_argument(fcinfo, 0);
-	TimestampTz start = GetCurrentTimestamp();
+	ClockTime	start = clock_now();
 	SharedBuffer *shared;
 	SbBuffer   *buffer;
 
@@ -819,8 +819,7 @@ sb_stop(PG_FUNCTION_ARGS)
 	PG_ENSURE_ERROR_CLEANUP(cancel_halt, PointerGetDatum(shared));
 	{
 		pg_atomic_write_u64(&shared->halt_at,
-							(uint64) TimestampTzPlusMilliseconds(start,
-																 buffer->options.shutdown));
+							(uint64) clock_add(start, buffer->options.shutdown));
 		set_stopped(buffer, true);
 	}
 	PG_END_ENSURE_ERROR_CLEANUP(cancel_halt, PointerGetDatum(shared));

@@ -44,7 +44,6 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
-#include "utils/timestamp.h"
 #include "worker.h"
 
 #define LAUNCHER_RESTART_SECS	1
@@ -87,12 +86,12 @@ typedef struct Candidate
 {
 	SharedBufferKey key;
 	Oid			owner;
-	TimestampTz due;
-	TimestampTz not_before;		/* no worker may be started before this */
+	ClockTime	due;
+	ClockTime	not_before;		/* no worker may be started before this */
 } Candidate;
 
 static List *started = NIL;
-static TimestampTz register_after = 0;
+static ClockTime register_after = 0;
 static int	register_failures = 0;
 
 /* ------------------------------------------------------------------------
@@ -168,7 +167,7 @@ bool
 launcher_await_saved(void)
 {
 	static bool warned = false;
-	TimestampTz until = 0;
+	ClockTime	until = 0;
 	bool		loaded;
 
 	if (shared_control == NULL)
@@ -185,10 +184,10 @@ launcher_await_saved(void)
 	ConditionVariablePrepareToSleep(&shared_control->saved_cv);
 	while (!(loaded = !saved_is_pending()))
 	{
-		TimestampTz now = GetCurrentTimestamp();
+		ClockTime	now = clock_now();
 
 		if (until == 0)
-			until = TimestampTzPlusMilliseconds(now, warned ? 0 : LOAD_WAIT_MSECS);
+			until = clock_add(now, warned ? 0 : LOAD_WAIT_MSECS);
 		if (now >= until)
 			break;
 		(void) ConditionVariableTimedSleep(&shared_control->saved_cv,
@@ -248,17 +247,15 @@ has_workers(Oid dboid)
 void
 launcher_evict(Oid dboid, bool wait)
 {
-	TimestampTz start = GetCurrentTimestamp();
+	ClockTime	start = clock_now();
 
 	if (!shared_open(DEBUG1) || !shared_attach(false))
 		return;
 
-	shared_evict_database(dboid,
-						  TimestampTzPlusMilliseconds(start, EVICTION_MSECS));
+	shared_evict_database(dboid, clock_add(start, EVICTION_MSECS));
 	tell_workers(dboid);
 	while (wait && has_workers(dboid) &&
-		   !TimestampDifferenceExceeds(start, GetCurrentTimestamp(),
-									   EVICTION_WAIT_MSECS))
+		   !clock_passed(start, clock_now(), EVICTION_WAIT_MSECS))
 	{
 		(void) WaitLatch(MyLatch,
 						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
@@ -305,15 +302,14 @@ launcher_exit(int code, Datum arg)
 /*
  * When to try again after so many failures in a row.
  */
-static TimestampTz
+static ClockTime
 retry_time(int failures)
 {
 	int64		msecs = START_RETRY_MSECS;
 
 	for (int i = 1; i < failures && msecs < START_RETRY_MAX_MSECS; i++)
 		msecs *= 2;
-	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-									   Min(msecs, START_RETRY_MAX_MSECS));
+	return clock_add(clock_now(), Min(msecs, START_RETRY_MAX_MSECS));
 }
 
 /* A worker could not be started, or did not come up. */
@@ -522,15 +518,15 @@ start_worker(Candidate *candidate)
  * the keys.  Those that take less than half of the average are left alone,
  * so that many small ones need not have workers.  Returns when to look again.
  */
-static TimestampTz
+static ClockTime
 relieve_buffers(void)
 {
-	static TimestampTz again = 0;
+	static ClockTime again = 0;
 	uint64		total = pg_atomic_read_u64(&shared_control->nbytes);
 	uint64		nbuffers = 0;
 	dshash_seq_status status;
 	SharedBuffer *buffer;
-	TimestampTz now = GetCurrentTimestamp();
+	ClockTime	now = clock_now();
 
 	if (pg_atomic_read_u32(&shared_control->crowded) == 0 &&
 		!counters_are_crowded())
@@ -558,14 +554,14 @@ relieve_buffers(void)
 			SetLatch(latch);
 	}
 	dshash_seq_term(&status);
-	return again = TimestampTzPlusMilliseconds(now, RELIEVE_AGAIN_MSECS);
+	return again = clock_add(now, RELIEVE_AGAIN_MSECS);
 }
 
 static int
 compare_candidates(const void *a, const void *b)
 {
-	TimestampTz due_a = ((const Candidate *) a)->due;
-	TimestampTz due_b = ((const Candidate *) b)->due;
+	ClockTime	due_a = ((const Candidate *) a)->due;
+	ClockTime	due_b = ((const Candidate *) b)->due;
 
 	return due_a < due_b ? -1 : (due_a > due_b ? 1 : 0);
 }
@@ -576,13 +572,13 @@ compare_candidates(const void *a, const void *b)
  * of those that wait is known.  Returns when to call it again if it is still
  * the same.
  */
-static TimestampTz
+static ClockTime
 report_full(int nwaiting, bool postmaster)
 {
-	static TimestampTz waiting_since = 0;
-	static TimestampTz last_logged = 0;
-	TimestampTz now = GetCurrentTimestamp();
-	TimestampTz report_at;
+	static ClockTime waiting_since = 0;
+	static ClockTime last_logged = 0;
+	ClockTime	now = clock_now();
+	ClockTime	report_at;
 
 	if (nwaiting == 0)
 	{
@@ -590,17 +586,14 @@ report_full(int nwaiting, bool postmaster)
 		return SCHEDULE_NEVER;
 	}
 
-	/* the clock may be set back */
-	if (waiting_since == 0 || waiting_since > now)
+	if (waiting_since == 0)
 		waiting_since = now;
-	last_logged = Min(last_logged, now);
 
 	report_at = waiting_since;
 	if (!postmaster)
-		report_at = TimestampTzPlusMilliseconds(report_at, LOG_FULL_MSECS);
+		report_at = clock_add(report_at, LOG_FULL_MSECS);
 	if (last_logged != 0)
-		report_at = Max(report_at,
-						TimestampTzPlusMilliseconds(last_logged, LOG_AGAIN_MSECS));
+		report_at = Max(report_at, clock_add(last_logged, LOG_AGAIN_MSECS));
 	if (now < report_at)
 		return report_at;
 
@@ -621,7 +614,7 @@ report_full(int nwaiting, bool postmaster)
 								  "%d buffers with due keys wait; the workers take turns.",
 								  nwaiting, nwaiting),
 				 errhint("You might need to increase statbuffer.max_workers.")));
-	return TimestampTzPlusMilliseconds(now, LOG_AGAIN_MSECS);
+	return clock_add(now, LOG_AGAIN_MSECS);
 }
 
 /* Look through the registry for buffers that need a worker. */
@@ -659,11 +652,10 @@ find_candidates(int *ncandidates, int *nworkers)
 		 * Who has just had a slot comes after those that wait since before;
 		 * whoever asks for something is due now.
 		 */
-		candidate->due = (TimestampTz) pg_atomic_read_u64(&buffer->schedule.wake_at);
+		candidate->due = (ClockTime) pg_atomic_read_u64(&buffer->schedule.wake_at);
 		if (buffer->reap_at != SCHEDULE_NEVER)
 			candidate->due = Min(candidate->due,
-								 TimestampTzPlusMilliseconds(buffer->reap_at,
-															 LAUNCHER_LEAD_MSECS));
+								 clock_add(buffer->reap_at, LAUNCHER_LEAD_MSECS));
 		if (schedule_has_requests(buffer))
 			candidate->due = 0;
 		candidate->due = Max(candidate->due, buffer->left_at);
@@ -683,25 +675,25 @@ find_candidates(int *ncandidates, int *nworkers)
  * again if nothing happens before.  While saved counts are still to be loaded
  * workers take turns, because that takes a buffer without one.
  */
-static TimestampTz
+static ClockTime
 start_workers(bool loading)
 {
-	TimestampTz next = SCHEDULE_NEVER;
+	ClockTime	next = SCHEDULE_NEVER;
 	Candidate  *candidates;
 	int			ncandidates;
 	int			nworkers;
 	int			nwaiting = 0;
 	bool		full = false;
-	TimestampTz now;
+	ClockTime	now;
 
 	check_started();
 	candidates = find_candidates(&ncandidates, &nworkers);
-	now = GetCurrentTimestamp();
+	now = clock_now();
 
 	for (int i = 0; i < ncandidates; i++)
 	{
 		Candidate  *candidate = &candidates[i];
-		TimestampTz start_at;
+		ClockTime	start_at;
 
 		start_at = candidate->due - LAUNCHER_LEAD_MSECS * INT64CONST(1000);
 		start_at = Max(start_at, candidate->not_before);
@@ -803,13 +795,13 @@ end_or_hand_over(void)
  * One turn of the main loop.  Returns when to look again if nothing happens
  * before.
  */
-static TimestampTz
+static ClockTime
 look_around(void)
 {
 	static SavedProgress progress = SAVED_BLOCKED;	/* to begin with, try */
-	static TimestampTz load_at = 0;
-	TimestampTz now = GetCurrentTimestamp();
-	TimestampTz next = relieve_buffers();
+	static ClockTime load_at = 0;
+	ClockTime	now = clock_now();
+	ClockTime	next = relieve_buffers();
 
 	/* where the registry is empty, nothing else would */
 	shared_unmap_freed();
@@ -819,7 +811,7 @@ look_around(void)
 		progress = saved_load();
 		if (progress == SAVED_LOADED)
 			remove_gone_databases();
-		load_at = TimestampTzPlusMilliseconds(now, LOAD_RETRY_MSECS);
+		load_at = clock_add(now, LOAD_RETRY_MSECS);
 	}
 	next = Min(next, start_workers(progress != SAVED_LOADED));
 	return progress == SAVED_LOADED ? next : Min(next, load_at);
@@ -868,7 +860,7 @@ statbuffer_launcher_main(Datum main_arg)
 	shared_set_limit();
 	for (;;)
 	{
-		TimestampTz volatile next = SCHEDULE_NEVER;
+		ClockTime volatile next = SCHEDULE_NEVER;
 		long		timeout = -1;
 		int			events = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH;
 
@@ -900,7 +892,7 @@ statbuffer_launcher_main(Datum main_arg)
 
 		if (next != SCHEDULE_NEVER)
 		{
-			int64		usecs = next - GetCurrentTimestamp();
+			int64		usecs = next - clock_now();
 
 			timeout = Min((usecs + 999) / 1000, 3600 * 1000);
 			timeout = Max(timeout, 0);

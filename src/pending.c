@@ -35,7 +35,6 @@
 #include "saved.h"
 #include "utils/acl.h"
 #include "utils/memutils.h"
-#include "utils/timestamp.h"
 
 /* so many keys are looked for one by one; more get a hash table */
 #define LIST_SEARCH_MAX		8
@@ -446,14 +445,14 @@ pending_add(SbBuffer *buffer, const BufferShape *shape, const KeyBytes *bytes,
  */
 static void
 add_pinned(SbBuffer *buffer, SharedBuffer *shared, CounterPin *pin,
-		   int64 delta, TimestampTz *now)
+		   int64 delta, ClockTime *now)
 {
-	TimestampTz counted_at;
+	ClockTime	counted_at;
 
 	if (counters_add(shared, pin, delta))
 		return;
 	if (*now == 0)
-		*now = GetCurrentTimestamp();
+		*now = clock_now();
 	counted_at = buffer_count_time(buffer, *now);
 	counters_schedule(shared, pin, counted_at,
 					  buffer_due_time(buffer, counted_at));
@@ -480,7 +479,7 @@ pending_add_now(SbBuffer *buffer, const BufferShape *shape,
 	if (count != 0)
 	{
 		CounterPin	pin;
-		TimestampTz now = 0;
+		ClockTime	now = 0;
 		bool		locked;
 
 		counters_pin_now(shared, &buffer->table, key, count, &pin);
@@ -805,7 +804,7 @@ prepare_to_publish(void)
 static void
 publish(void)
 {
-	TimestampTz now = 0;
+	ClockTime	now = 0;
 
 	for (PendingBuffer *pending = pending_buffers; pending;
 		 pending = pending->next)

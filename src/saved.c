@@ -101,7 +101,7 @@ typedef struct SavedKey
 	uint32		kind;
 	uint32		keylen;			/* as in KeyBytes */
 	int64		count;
-	TimestampTz counted_at;		/* 0: due at once */
+	TimestampTz counted_at;		/* by the clock of saved_at; 0: due at once */
 } SavedKey;
 
 typedef union SavedRecord
@@ -120,6 +120,7 @@ typedef struct SavedWriter
 {
 	FILE	   *file;
 	SavedHeader header;
+	int64		to_timestamp;	/* clock_to_timestamp() at saved_at */
 	SavedSection section;
 	const KeyShape *shape;		/* of the section */
 	bool		section_written;
@@ -392,25 +393,35 @@ read_shape(FILE *file, const SavedSection *section)
 	return shape;
 }
 
+/*
+ * How far the system's clock has been set back since a file was written, as
+ * far as can be told.  Its times are moved by that, so that nothing is due
+ * later than it was to be when the server stopped.
+ */
+static int64
+set_back_by(const SavedHeader *header, TimestampTz now)
+{
+	return Max(header->saved_at - now, 0);
+}
+
 /* Count a key, as if it had just been committed. */
 static void
 load_key(SharedBuffer *buffer, CounterTable *table, SavedSection *section,
-		 SavedKey *saved, const char *data, int64 clock_moved)
+		 SavedKey *saved, const char *data, int64 to_timestamp)
 {
-	TimestampTz now = GetCurrentTimestamp();
-	TimestampTz counted_at = saved->counted_at - clock_moved;
+	ClockTime	counted_at = Max(saved->counted_at - to_timestamp, 1);
 	KeyBytes	key = {data, saved->keylen, key_hash(data, saved->keylen)};
 	CounterPin	pin;
 
 	if (saved->counted_at == 0)
-		counted_at = now - section->interval;
+		counted_at = clock_now() - section->interval;
 	counters_pin(buffer, table, &key, saved->count, PG_INT64_MAX, &pin);
 
 	/* before the key, so that the sums never show less than was stored */
 	pg_atomic_fetch_add_u64(&buffer->stats[STAT_PUBLISHED],
 							(uint64) saved->count);
 	if (!counters_add(buffer, &pin, saved->count))
-		counters_schedule(buffer, &pin, Max(counted_at, 1),
+		counters_schedule(buffer, &pin, counted_at,
 						  counted_at + section->interval);
 }
 
@@ -427,12 +438,13 @@ load_records(FILE *file, CounterTable *table)
 	SavedSection section = {0};
 	SharedBuffer *buffer = NULL;
 	int64		offset = shared_control->saved_offset;
-	int64		clock_moved;
+	int64		to_timestamp;
 	bool		in_section = shared_control->saved_section != 0;
 	int			n = 0;
 
 	read_exactly(file, &header, sizeof(header));
-	clock_moved = Max(header.saved_at - GetCurrentTimestamp(), 0);
+	to_timestamp = clock_to_timestamp() +
+		set_back_by(&header, GetCurrentTimestamp());
 
 	if (fseeko(file, in_section ? shared_control->saved_section : offset,
 			   SEEK_SET) != 0)
@@ -484,7 +496,7 @@ load_records(FILE *file, CounterTable *table)
 				 SAVED_LOADING_FILE);
 		read_exactly(file, space.data, KEY_LENGTH(record.key.keylen));
 		load_key(buffer, table, &section, &record.key, space.data,
-				 clock_moved);
+				 to_timestamp);
 
 		/* nothing between the two can fail or be interrupted */
 		offset += sizeof(SavedKey) + KEY_LENGTH(record.key.keylen);
@@ -531,7 +543,7 @@ load(CounterTable *table)
 SavedProgress
 saved_load(void)
 {
-	static TimestampTz last_logged = 0;
+	static ClockTime last_logged = 0;
 	MemoryContext context = CurrentMemoryContext;
 	CounterTable table = {.dshash = NULL};
 	volatile SavedProgress progress = SAVED_FAILED;
@@ -558,7 +570,7 @@ saved_load(void)
 	PG_CATCH();
 	{
 		ErrorData  *edata;
-		TimestampTz now = GetCurrentTimestamp();
+		ClockTime	now = clock_now();
 
 		MemoryContextSwitchTo(context);
 		edata = CopyErrorData();
@@ -566,7 +578,7 @@ saved_load(void)
 		AbortCurrentTransaction();
 		LWLockReleaseAll();
 		if (last_logged == 0 ||
-			TimestampDifferenceExceeds(last_logged, now, LOG_AGAIN_MSECS))
+			clock_passed(last_logged, now, LOG_AGAIN_MSECS))
 		{
 			ereport(LOG,
 					(errcode(edata->sqlerrcode),
@@ -627,7 +639,8 @@ write_key(const CounterInfo *info, void *arg)
 		.keylen = info->keylen,
 		.count = info->count,
 		/* a restart is a reason to try a failing key again */
-		.counted_at = info->failures > 0 ? 0 : info->counted_at
+		.counted_at = info->failures > 0 || info->counted_at == 0 ? 0 :
+		info->counted_at + writer->to_timestamp
 	};
 
 	Assert(info->in_flight == 0);
@@ -656,8 +669,7 @@ write_buffer(SavedWriter *writer, SharedBufferKey key)
 	counters_attach_table(buffer, &table);
 	counters_drop_requests(buffer);
 	if (!counters_wait_unpinned(&table,
-								TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-															UNPIN_WAIT_MSECS)))
+								clock_add(clock_now(), UNPIN_WAIT_MSECS)))
 		ereport(WARNING,
 				(errmsg("a transaction that is about to commit keeps statbuffer from saving counts"),
 				 errdetail("What it has counted is lost if it commits.")));
@@ -697,9 +709,13 @@ copy_section(SavedWriter *writer, FILE *file, const SavedSection *section)
 static void
 copy_rest(SavedWriter *writer)
 {
+	SavedHeader header;
 	SavedRecord record;
 	FILE	   *file;
 
+	file = open_loading(0);
+	read_exactly(file, &header, sizeof(header));
+	FreeFile(file);
 	if (shared_control->saved_section != 0)
 	{
 		file = open_loading(shared_control->saved_section);
@@ -718,6 +734,8 @@ copy_rest(SavedWriter *writer)
 			continue;
 		}
 		read_exactly(file, space.data, KEY_LENGTH(record.key.keylen));
+		if (record.key.counted_at != 0)
+			record.key.counted_at -= set_back_by(&header, writer->header.saved_at);
 		put(writer, &record, sizeof(SavedKey));
 		put(writer, space.data, KEY_LENGTH(record.key.keylen));
 		writer->header.nkeys++;
@@ -818,6 +836,7 @@ saved_write(void)
 	writer->header.system_identifier = GetSystemIdentifier();
 	writer->header.timeline = GetWALInsertionTimeLine();
 	writer->header.saved_at = GetCurrentTimestamp();
+	writer->to_timestamp = writer->header.saved_at - clock_now();
 	INIT_CRC32C(writer->header.crc);
 
 	/* a file that was never read must not be overwritten */

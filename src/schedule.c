@@ -45,7 +45,7 @@ static void append_due(SharedSchedule *schedule, SharedCounter *counter,
  * When a counter is due.  One that has nothing counted is due at once, so
  * that the worker finds it to be idle.
  */
-static TimestampTz
+static ClockTime
 due_time(SharedBuffer *buffer, SharedCounter *counter)
 {
 	int64		at = (int64) pg_atomic_read_u64(&counter->counted_at);
@@ -58,11 +58,9 @@ due_time(SharedBuffer *buffer, SharedCounter *counter)
 static inline int64
 due_tick(SharedBuffer *buffer, SharedCounter *counter)
 {
-	TimestampTz due = due_time(buffer, counter);
+	ClockTime	due = due_time(buffer, counter);
 
-	/* an overdue key may lie before the epoch when a clock was set wrong */
-	if (due <= 0)
-		return 0;
+	Assert(due >= 0);
 	if (due > SCHEDULE_NEVER - SCHEDULE_TICK_USECS)
 		return SCHEDULE_NEVER / SCHEDULE_TICK_USECS;
 	return (due + SCHEDULE_TICK_USECS - 1) / SCHEDULE_TICK_USECS;
@@ -79,16 +77,16 @@ schedule_is_due(SharedBuffer *buffer, SharedCounter *counter)
 }
 
 /* What a counter's `counted_at' is when it is due just now. */
-TimestampTz
+ClockTime
 schedule_due_now(SharedBuffer *buffer, SharedCounter *counter)
 {
-	TimestampTz due = buffer->schedule.tick * SCHEDULE_TICK_USECS;
+	ClockTime	due = buffer->schedule.tick * SCHEDULE_TICK_USECS;
 
 	return counter->failures > 0 ? due : due - buffer->schedule.interval;
 }
 
 void
-schedule_init(SharedSchedule *schedule, int64 interval, TimestampTz now)
+schedule_init(SharedSchedule *schedule, int64 interval, ClockTime now)
 {
 	pg_atomic_init_u64(&schedule->inbox, InvalidDsaPointer);
 	pg_atomic_init_u64(&schedule->wake_at, SCHEDULE_NEVER);
@@ -128,11 +126,11 @@ schedule_push(SharedBuffer *buffer, SharedCounter *counter, dsa_pointer self)
 
 /* Set a time to `when' if that is earlier; returns whether it was. */
 static bool
-lower(pg_atomic_uint64 *time, TimestampTz when)
+lower(pg_atomic_uint64 *time, ClockTime when)
 {
 	uint64		old = pg_atomic_read_u64(time);
 
-	while ((TimestampTz) old > when)
+	while ((ClockTime) old > when)
 		if (pg_atomic_compare_exchange_u64(time, &old, (uint64) when))
 			return true;
 	return false;
@@ -145,7 +143,7 @@ lower(pg_atomic_uint64 *time, TimestampTz when)
  * before; the atomic operations order it against schedule_sleep_until().
  */
 void
-schedule_wake(SharedBuffer *buffer, TimestampTz when)
+schedule_wake(SharedBuffer *buffer, ClockTime when)
 {
 	SharedSchedule *schedule = &buffer->schedule;
 
@@ -341,7 +339,7 @@ empty_slot(SharedBuffer *buffer, SharedSlot *slot)
  * what schedule_pop_due() returns.
  */
 void
-schedule_advance(SharedBuffer *buffer, TimestampTz now)
+schedule_advance(SharedBuffer *buffer, ClockTime now)
 {
 	SharedSchedule *schedule = &buffer->schedule;
 	int64		target = now / SCHEDULE_TICK_USECS;
@@ -469,10 +467,11 @@ schedule_pop_due(SharedBuffer *buffer)
 
 /* Set a counter's time, unless somebody else has changed it meanwhile. */
 static void
-set_counted_at(SharedCounter *counter, uint64 old, int64 new)
+set_counted_at(SharedCounter *counter, uint64 old, ClockTime new)
 {
+	Assert(new > 0);
 	(void) pg_atomic_compare_exchange_u64(&counter->counted_at, &old,
-										  (uint64) Max(new, 1));
+										  (uint64) new);
 }
 
 /* Make one key due that is linked somewhere. */
@@ -518,11 +517,10 @@ typedef enum MakeDue
 
 /*
  * Take everything out of the wheel, set it to `now', and sort the keys in
- * again: their times were changed, or what they mean.  Moves them by so much,
- * or makes them due.
+ * again: their times were changed, or what they mean, or they are made due.
  */
 static void
-rebuild(SharedBuffer *buffer, int64 usecs, MakeDue make_due, TimestampTz now)
+rebuild(SharedBuffer *buffer, MakeDue make_due, ClockTime now)
 {
 	SharedSchedule *schedule = &buffer->schedule;
 	dsa_pointer all = InvalidDsaPointer;
@@ -548,12 +546,10 @@ rebuild(SharedBuffer *buffer, int64 usecs, MakeDue make_due, TimestampTz now)
 			slot->head = counter->next;
 			counter->next = all;
 			all = self;
-			if (at != 0 && usecs != 0)
-				set_counted_at(counter, at, (int64) at + usecs);
-			else if (at != 0 && !schedule_is_due(buffer, counter) &&
-					 (make_due == MAKE_DUE_ALL ||
-					  make_due == (counter->failures == 0 ? MAKE_DUE_SOUND :
-								   MAKE_DUE_FAILING)))
+			if (at != 0 && !schedule_is_due(buffer, counter) &&
+				(make_due == MAKE_DUE_ALL ||
+				 make_due == (counter->failures == 0 ? MAKE_DUE_SOUND :
+							  MAKE_DUE_FAILING)))
 				set_counted_at(counter, at,
 							   schedule_due_now(buffer, counter));
 		}
@@ -573,48 +569,37 @@ rebuild(SharedBuffer *buffer, int64 usecs, MakeDue make_due, TimestampTz now)
 
 /* Make every key due that is scheduled; failing ones, too, or not. */
 void
-schedule_make_all_due(SharedBuffer *buffer, bool failing_too, TimestampTz now)
+schedule_make_all_due(SharedBuffer *buffer, bool failing_too, ClockTime now)
 {
-	rebuild(buffer, 0, failing_too ? MAKE_DUE_ALL : MAKE_DUE_SOUND, now);
+	rebuild(buffer, failing_too ? MAKE_DUE_ALL : MAKE_DUE_SOUND, now);
 }
 
 /* Try keys that fail again now: what they fail for may have gone. */
 void
-schedule_retry(SharedBuffer *buffer, TimestampTz now)
+schedule_retry(SharedBuffer *buffer, ClockTime now)
 {
-	rebuild(buffer, 0, MAKE_DUE_FAILING, now);
+	rebuild(buffer, MAKE_DUE_FAILING, now);
 }
 
 /* Sort all keys in again: counts were cleared, and are counted anew. */
 void
-schedule_sort_again(SharedBuffer *buffer, TimestampTz now)
+schedule_sort_again(SharedBuffer *buffer, ClockTime now)
 {
-	rebuild(buffer, 0, MAKE_DUE_NONE, now);
+	rebuild(buffer, MAKE_DUE_NONE, now);
 }
 
 /*
  * Set the buffer's interval.  Keys that were counted before follow it.
  */
 void
-schedule_set_interval(SharedBuffer *buffer, int64 interval, TimestampTz now)
+schedule_set_interval(SharedBuffer *buffer, int64 interval, ClockTime now)
 {
 	SharedSchedule *schedule = &buffer->schedule;
 
 	if (schedule->interval == interval)
 		return;
 	schedule->interval = interval;
-	rebuild(buffer, 0, MAKE_DUE_NONE, now);
-}
-
-/* When the clock was set back, have the wheel and the keys follow. */
-void
-schedule_check_clock(SharedBuffer *buffer, TimestampTz now)
-{
-	SharedSchedule *schedule = &buffer->schedule;
-	int64		ahead = schedule->tick * SCHEDULE_TICK_USECS - now;
-
-	if (ahead > USECS_PER_SEC)
-		rebuild(buffer, -ahead, MAKE_DUE_NONE, now);
+	rebuild(buffer, MAKE_DUE_NONE, now);
 }
 
 /*
@@ -642,11 +627,11 @@ schedule_mark_due(SharedBuffer *buffer, uint32 flag)
  * The time of the first key that comes due, 0 when some are due already,
  * SCHEDULE_NEVER when none is scheduled.
  */
-TimestampTz
+ClockTime
 schedule_next(SharedBuffer *buffer)
 {
 	SharedSchedule *schedule = &buffer->schedule;
-	TimestampTz next = SCHEDULE_NEVER;
+	ClockTime	next = SCHEDULE_NEVER;
 
 	if (DsaPointerIsValid(schedule->due_head))
 		return 0;
@@ -662,7 +647,7 @@ schedule_next(SharedBuffer *buffer)
  * the worker stays awake.
  */
 bool
-schedule_sleep_until(SharedBuffer *buffer, TimestampTz next, TimestampTz when)
+schedule_sleep_until(SharedBuffer *buffer, ClockTime next, ClockTime when)
 {
 	pg_atomic_write_u64(&buffer->schedule.first_due, (uint64) next);
 	pg_atomic_write_u64(&buffer->schedule.wake_at, (uint64) when);

@@ -10,7 +10,7 @@
 #ifndef STATBUFFER_SCHEDULE_H
 #define STATBUFFER_SCHEDULE_H
 
-#include "datatype/timestamp.h"
+#include "clock.h"
 #include "port/atomics.h"
 #include "utils/dsa.h"
 
@@ -76,18 +76,18 @@ typedef struct SharedSchedule
 } SharedSchedule;
 
 extern void schedule_init(SharedSchedule *schedule, int64 interval,
-						  TimestampTz now);
+						  ClockTime now);
 
 /* for everyone */
 extern void schedule_push(struct SharedBuffer *buffer,
 						  struct SharedCounter *counter, dsa_pointer self);
-extern void schedule_wake(struct SharedBuffer *buffer, TimestampTz when);
+extern void schedule_wake(struct SharedBuffer *buffer, ClockTime when);
 extern void schedule_poke(struct SharedBuffer *buffer);
 extern bool schedule_has_requests(struct SharedBuffer *buffer);
 extern bool schedule_has_work(struct SharedBuffer *buffer);
 
 /* for the buffer's worker */
-extern void schedule_advance(struct SharedBuffer *buffer, TimestampTz now);
+extern void schedule_advance(struct SharedBuffer *buffer, ClockTime now);
 extern void schedule_add(struct SharedBuffer *buffer,
 						 struct SharedCounter *counter, dsa_pointer self);
 extern void schedule_add_first(struct SharedBuffer *buffer,
@@ -96,21 +96,19 @@ extern dsa_pointer schedule_pop_due(struct SharedBuffer *buffer);
 extern void schedule_make_due(struct SharedBuffer *buffer,
 							  struct SharedCounter *counter, dsa_pointer self);
 extern void schedule_make_all_due(struct SharedBuffer *buffer,
-								  bool failing_too, TimestampTz now);
-extern void schedule_retry(struct SharedBuffer *buffer, TimestampTz now);
-extern void schedule_sort_again(struct SharedBuffer *buffer, TimestampTz now);
+								  bool failing_too, ClockTime now);
+extern void schedule_retry(struct SharedBuffer *buffer, ClockTime now);
+extern void schedule_sort_again(struct SharedBuffer *buffer, ClockTime now);
 extern uint64 schedule_mark_due(struct SharedBuffer *buffer, uint32 flag);
 extern void schedule_set_interval(struct SharedBuffer *buffer, int64 interval,
-								  TimestampTz now);
-extern void schedule_check_clock(struct SharedBuffer *buffer,
-								 TimestampTz now);
+								  ClockTime now);
 extern bool schedule_is_due(struct SharedBuffer *buffer,
 							struct SharedCounter *counter);
-extern TimestampTz schedule_due_now(struct SharedBuffer *buffer,
-									struct SharedCounter *counter);
-extern TimestampTz schedule_next(struct SharedBuffer *buffer);
+extern ClockTime schedule_due_now(struct SharedBuffer *buffer,
+								  struct SharedCounter *counter);
+extern ClockTime schedule_next(struct SharedBuffer *buffer);
 extern bool schedule_sleep_until(struct SharedBuffer *buffer,
-								 TimestampTz next, TimestampTz when);
+								 ClockTime next, ClockTime when);
 extern void schedule_awake(struct SharedBuffer *buffer);
 extern void schedule_leave(struct SharedBuffer *buffer);
 

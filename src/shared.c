@@ -251,8 +251,6 @@ shared_make_buffer(Oid dboid, Oid relid, Oid owner, int64 interval)
 
 	if (!found)
 	{
-		TimestampTz now = GetCurrentTimestamp();
-
 		memset((char *) buffer + sizeof(SharedBufferKey), 0,
 			   sizeof(SharedBuffer) - sizeof(SharedBufferKey));
 		buffer->table = dshash_get_hash_table_handle(table);
@@ -284,8 +282,8 @@ shared_make_buffer(Oid dboid, Oid relid, Oid owner, int64 interval)
 		for (int i = 0; i < SHARED_SHAPES; i++)
 			buffer->shapes[i] = InvalidDsaPointer;
 		LWLockInitialize(&buffer->lock, shared_control->tranche_buffer);
-		buffer->stats_reset = now;
-		schedule_init(&buffer->schedule, interval, now);
+		buffer->stats_reset = GetCurrentTimestamp();
+		schedule_init(&buffer->schedule, interval, clock_now());
 	}
 	dshash_release_lock(shared_registry, buffer);
 
@@ -475,11 +473,10 @@ shared_release_worker(SharedBuffer *buffer, int code)
 	Assert(buffer->worker_pid == MyProcPid);
 	buffer->worker_pid = 0;
 	buffer->worker_latch = NULL;
-	buffer->left_at = GetCurrentTimestamp();
+	buffer->left_at = clock_now();
 	if (code != 0)
 		buffer->start_after = Max(buffer->start_after,
-								  TimestampTzPlusMilliseconds(buffer->left_at,
-															  WORKER_FAILED_MSECS));
+								  clock_add(buffer->left_at, WORKER_FAILED_MSECS));
 	shared_control->nclaimed--;
 	LWLockRelease(&shared_control->lock);
 
@@ -589,19 +586,18 @@ shared_wake_launcher(void)
 bool
 shared_needs_launcher(void)
 {
-	TimestampTz now;
+	ClockTime	now;
 	bool		needed;
 
 	/* the usual case, without a lock */
 	if (*(volatile pid_t *) &shared_control->launcher_pid != 0)
 		return false;
 
-	now = GetCurrentTimestamp();
+	now = clock_now();
 	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
 	needed = shared_control->launcher_pid == 0 &&
 		(shared_control->launcher_asked == 0 ||
-		 TimestampDifferenceExceeds(shared_control->launcher_asked, now,
-									LAUNCHER_START_MSECS));
+		 clock_passed(shared_control->launcher_asked, now, LAUNCHER_START_MSECS));
 	if (needed)
 		shared_control->launcher_asked = now;
 	LWLockRelease(&shared_control->lock);
@@ -613,7 +609,7 @@ shared_needs_launcher(void)
  * again.
  */
 void
-shared_evict_database(Oid dboid, TimestampTz until)
+shared_evict_database(Oid dboid, ClockTime until)
 {
 	int			slot = 0;
 
@@ -635,17 +631,17 @@ shared_evict_database(Oid dboid, TimestampTz until)
 }
 
 /* Until when workers must keep out of a database; 0 for not at all. */
-TimestampTz
+ClockTime
 shared_evicted_until(Oid dboid)
 {
-	TimestampTz until = 0;
+	ClockTime	until = 0;
 
 	LWLockAcquire(&shared_control->lock, LW_SHARED);
 	for (int i = 0; i < SHARED_EVICTIONS; i++)
 		if (shared_control->evictions[i].dboid == dboid)
 			until = shared_control->evictions[i].until;
 	LWLockRelease(&shared_control->lock);
-	return until > GetCurrentTimestamp() ? until : 0;
+	return until > clock_now() ? until : 0;
 }
 
 /*

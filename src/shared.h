@@ -10,6 +10,7 @@
 #ifndef STATBUFFER_SHARED_H
 #define STATBUFFER_SHARED_H
 
+#include "clock.h"
 #include "lib/dshash.h"
 #include "port/atomics.h"
 #include "schedule.h"
@@ -131,27 +132,27 @@ typedef struct SharedBuffer
 	Latch	   *worker_latch;	/* of its PGPROC, which is never freed */
 	bool		worker_connected;	/* the last one came up */
 	int			start_failures; /* how many in a row didn't */
-	TimestampTz start_after;	/* no worker is started before this */
+	ClockTime	start_after;	/* no worker is started before this */
 	int			breakdowns;		/* (w) failures of the buffer itself, in a row */
 	int			failure_logged; /* (w) the SQLSTATE that the log was told last */
-	TimestampTz failure_logged_at;	/* (w) when; 0: never */
+	ClockTime	failure_logged_at;	/* (w) when; 0: never */
 	uint64		failures_untold;	/* (w) since then */
-	TimestampTz left_at;		/* when the last worker left */
+	ClockTime	left_at;		/* when the last worker left */
 
 	/*
 	 * Keys that have become idle since the last reaping, since when the first
 	 * of them is, and when a worker is wanted to reap them if there is none.
 	 */
 	uint64		nidle;			/* (w) */
-	TimestampTz oldest_idle;	/* (w) */
-	TimestampTz reap_at;		/* (w) */
+	ClockTime	oldest_idle;	/* (w) */
+	ClockTime	reap_at;		/* (w) */
 
 	uint8		seen_shape;		/* (w) the one that the worker saw last */
 
 	/* taken and not settled: written by the worker, read by anyone */
 	pg_atomic_uint64 in_flight;
 	pg_atomic_uint32 failing;	/* keys whose last attempt failed */
-	pg_atomic_uint64 last_flush;
+	pg_atomic_uint64 last_flush;	/* as TimestampTz; 0: never */
 
 	/* statistics; see SharedStat */
 	pg_atomic_uint64 stats[STAT_COUNT];
@@ -222,7 +223,7 @@ typedef struct SharedControl
 	pid_t		launcher_pid;	/* 0: none */
 	Latch	   *launcher_latch;
 	bool		launcher_leaving;	/* waits for the next one to replace it */
-	TimestampTz launcher_asked; /* when one was last registered */
+	ClockTime	launcher_asked; /* when one was last registered */
 
 	/*
 	 * The bytes that the keys of all buffers take.  Who finds that they come
@@ -246,7 +247,7 @@ typedef struct SharedControl
 	struct
 	{
 		Oid			dboid;
-		TimestampTz until;
+		ClockTime	until;
 	}			evictions[SHARED_EVICTIONS];
 } SharedControl;
 
@@ -259,7 +260,7 @@ extern bool shared_open(int elevel);
 
 /* (w) A key has nothing counted, and had nothing since then. */
 static inline void
-shared_note_idle(SharedBuffer *buffer, TimestampTz since)
+shared_note_idle(SharedBuffer *buffer, ClockTime since)
 {
 	buffer->nidle++;
 	buffer->oldest_idle = Min(buffer->oldest_idle, since);
@@ -289,8 +290,8 @@ extern void shared_release_launcher(void);
 extern void shared_wake_launcher(void);
 extern bool shared_needs_launcher(void);
 
-extern void shared_evict_database(Oid dboid, TimestampTz until);
-extern TimestampTz shared_evicted_until(Oid dboid);
+extern void shared_evict_database(Oid dboid, ClockTime until);
+extern ClockTime shared_evicted_until(Oid dboid);
 
 extern void shared_set_error(SharedBuffer *buffer, const char *message,
 							 bool broken);

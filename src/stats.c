@@ -53,12 +53,20 @@ check_columns(FunctionCallInfo fcinfo, TupleDesc desc, int expected)
 				 errhint("Run ALTER EXTENSION statbuffer UPDATE, or install the version of statbuffer that the database has.")));
 }
 
-/* A time, or null for 0 or what never comes. */
+/* A timestamp, or null for 0. */
 static void
 set_time(Datum *value, bool *isnull, TimestampTz time)
 {
-	*isnull = time == 0 || time == SCHEDULE_NEVER;
+	*isnull = time == 0;
 	*value = TimestampTzGetDatum(time);
+}
+
+/* A time by our clock as a timestamp, or null for 0 or what never comes. */
+static void
+set_clock_time(Datum *value, bool *isnull, ClockTime time, int64 to_timestamp)
+{
+	*isnull = time == 0 || time == SCHEDULE_NEVER;
+	*value = TimestampTzGetDatum(*isnull ? 0 : time + to_timestamp);
 }
 
 /* May the user see what could tell a secret? */
@@ -173,8 +181,9 @@ sb_stat_get_buffer(PG_FUNCTION_ARGS)
 									   sizeof(SharedBuffer)));
 	isnull[i++] = false;
 	if (pending != 0)
-		set_time(&values[i], &isnull[i],
-				 (TimestampTz) pg_atomic_read_u64(&shared->schedule.first_due));
+		set_clock_time(&values[i], &isnull[i],
+					   (ClockTime) pg_atomic_read_u64(&shared->schedule.first_due),
+					   clock_to_timestamp());
 	i++;
 
 	for (int s = 0; s < STAT_COUNT; s++)
@@ -209,7 +218,7 @@ typedef struct KeyRow
 {
 	int64		count;
 	int64		in_flight;
-	TimestampTz counted_at;
+	ClockTime	counted_at;
 	int			failures;
 	int			keylen;
 	int			errorlen;		/* -1: none */
@@ -251,6 +260,7 @@ sb_get_keys(PG_FUNCTION_ARGS)
 	List	   *rows = NIL;
 	ListCell   *lc;
 	bool		see_all;
+	int64		to_timestamp = clock_to_timestamp();
 
 	function_check_privilege(relid, ACL_SELECT);
 	see_all = may_see_all(relid);
@@ -268,7 +278,7 @@ sb_get_keys(PG_FUNCTION_ARGS)
 		text	   *key = key_out(buffer->shape->desc, row->data, row->keylen);
 		Datum		values[KEY_COLUMNS];
 		bool		isnull[KEY_COLUMNS] = {0};
-		TimestampTz due_at;
+		ClockTime	due_at;
 
 		values[0] = PointerGetDatum(key);
 		isnull[0] = key == NULL;
@@ -277,7 +287,7 @@ sb_get_keys(PG_FUNCTION_ARGS)
 		due_at = row->counted_at;
 		if (due_at != 0 && row->failures == 0)
 			due_at = buffer_due_time(buffer, due_at);
-		set_time(&values[3], &isnull[3], due_at);
+		set_clock_time(&values[3], &isnull[3], due_at, to_timestamp);
 		values[4] = Int32GetDatum(row->failures);
 		isnull[5] = row->errorlen < 0 || !see_all;
 		if (!isnull[5])

@@ -30,7 +30,6 @@
 #include "storage/lock.h"
 #include "utils/backend_status.h"
 #include "utils/pidfile.h"
-#include "utils/timestamp.h"
 
 #define POLL_MSECS			10
 
@@ -133,13 +132,13 @@ stopping_sessions(Oid dboid)
 void
 stopping_save(void)
 {
-	TimestampTz since = 0;
+	ClockTime	since = 0;
 
 	/* cancelling this would lose what it saves */
 	HOLD_CANCEL_INTERRUPTS();
 	for (;;)
 	{
-		TimestampTz now = GetCurrentTimestamp();
+		ClockTime	now = clock_now();
 		int			sessions;
 		int			others;
 
@@ -151,7 +150,7 @@ stopping_save(void)
 			if (since == 0)
 				since = now;
 			if ((others == 0 ||
-				 TimestampDifferenceExceeds(since, now, OTHERS_WAIT_MSECS)) &&
+				 clock_passed(since, now, OTHERS_WAIT_MSECS)) &&
 				shared_close())
 				break;
 		}
@@ -174,22 +173,21 @@ stopping_save(void)
 static bool
 must_save(void)
 {
-	TimestampTz start = GetCurrentTimestamp();
+	ClockTime	start = clock_now();
 	pid_t		pid;
 
 	for (;;)
 	{
-		TimestampTz now = GetCurrentTimestamp();
+		ClockTime	now = clock_now();
 		bool		will_come;
 
 		if (*(volatile pid_t *) &shared_control->launcher_pid != 0 ||
 			pg_atomic_read_u32(&shared_control->closed) != 0)
 			return false;
 
-		start = Min(start, now);	/* the clock may be set back */
 		will_come = registered_launcher != NULL &&
 			GetBackgroundWorkerPid(registered_launcher, &pid) != BGWH_STOPPED &&
-			!TimestampDifferenceExceeds(start, now, LAUNCHER_START_MSECS);
+			!clock_passed(start, now, LAUNCHER_START_MSECS);
 
 		/*
 		 * after that: the postmaster writes first and gives up the worker

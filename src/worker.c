@@ -31,7 +31,6 @@
 #include "utils/backend_status.h"
 #include "utils/guc.h"
 #include "utils/syscache.h"
-#include "utils/timestamp.h"
 #include "worker.h"
 
 /* a slot can be taken from a worker that had it so long */
@@ -51,14 +50,14 @@
 /* a table that held so many keys is given back when it is empty */
 #define BIG_TABLE				1024
 
-static TimestampTz started;
+static ClockTime started;
 static bool schedule_told = false;	/* wake_at is right for who comes next */
 
 /* when idle keys were reaped, and the most keys that the table has had */
-static TimestampTz last_reap = 0;
+static ClockTime last_reap = 0;
 static uint64 most_keys = 0;
 
-static TimestampTz next_reap(void);
+static ClockTime next_reap(void);
 
 /* ------------------------------------------------------------------------
  * Coming and going
@@ -136,7 +135,7 @@ remove_dropped_buffers(void)
 static void
 last_flush(void)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	ClockTime	now = clock_now();
 	bool		was_alone = false;
 
 	/* it had no time to look at it */
@@ -145,7 +144,7 @@ last_flush(void)
 	if (worker.buffer == NULL || worker.shared == NULL || flush_shutdown_msecs() == 0)
 		return;
 	if (worker.stop_at == 0)
-		worker.stop_at = TimestampTzPlusMilliseconds(now, flush_shutdown_msecs());
+		worker.stop_at = clock_add(now, flush_shutdown_msecs());
 	for (;;)
 	{
 		/* who isn't there any more has published */
@@ -159,7 +158,7 @@ last_flush(void)
 			   DsaPointerIsValid(worker.shared->schedule.due_head))
 		{
 			flush_batch(now);
-			now = GetCurrentTimestamp();
+			now = clock_now();
 
 			/* not a key but the buffer itself fails */
 			if (worker.leaving || worker.shared == NULL || worker.shared->breakdowns > 0)
@@ -176,7 +175,7 @@ last_flush(void)
 							 10L, compat_wait_event("StatbufferShutdown"));
 			ResetLatch(MyLatch);
 		}
-		now = GetCurrentTimestamp();
+		now = clock_now();
 	}
 }
 
@@ -186,7 +185,7 @@ last_flush(void)
  */
 
 /* When idle keys are to be reaped next; SCHEDULE_NEVER when there are none. */
-static TimestampTz
+static ClockTime
 next_reap(void)
 {
 	int64		timeout = (int64) worker.buffer->options.timeout * 1000;
@@ -209,7 +208,7 @@ next_reap(void)
 }
 
 static void
-reap(TimestampTz now, TimestampTz idle_before)
+reap(ClockTime now, ClockTime idle_before)
 {
 	most_keys = Max(most_keys, pg_atomic_read_u64(&worker.shared->nkeys));
 	counters_reap(worker.shared, &worker.buffer->table, idle_before);
@@ -221,7 +220,7 @@ reap(TimestampTz now, TimestampTz idle_before)
  * that of the table when it is empty and was big.
  */
 static void
-give_memory_back(TimestampTz now)
+give_memory_back(ClockTime now)
 {
 	reap(now, now - (int64) worker.buffer->options.timeout * 1000);
 	if (most_keys < BIG_TABLE || pg_atomic_read_u64(&worker.shared->nkeys) != 0)
@@ -244,9 +243,9 @@ give_memory_back(TimestampTz now)
  * the buffer at the moment.  To look for them takes a look at every key.
  */
 static void
-remove_unused_shapes(TimestampTz now)
+remove_unused_shapes(ClockTime now)
 {
-	static TimestampTz retry_at = 0;
+	static ClockTime retry_at = 0;
 
 	if (worker.shared->nidle == 0 || now < retry_at ||
 		shared_count_shapes(worker.shared) < MANY_SHAPES)
@@ -256,7 +255,7 @@ remove_unused_shapes(TimestampTz now)
 	{
 		counters_remove_shapes(worker.shared, now);
 		if (shared_count_shapes(worker.shared) >= MANY_SHAPES)
-			retry_at = TimestampTzPlusMilliseconds(now, SHAPES_MSECS);
+			retry_at = clock_add(now, SHAPES_MSECS);
 	}
 	flush_commit_transaction();
 }
@@ -267,7 +266,7 @@ remove_unused_shapes(TimestampTz now)
  * held has to be worth it.  Returns whether there is.
  */
 static bool
-relieve(TimestampTz now, bool more)
+relieve(ClockTime now, bool more)
 {
 	if (worker.shared->nidle > (more ? pg_atomic_read_u64(&worker.shared->nkeys) / 4 : 0))
 		reap(now, now);
@@ -281,36 +280,34 @@ relieve(TimestampTz now, bool more)
 
 /* Is it time to leave, seeing that no key is due before `next'? */
 static bool
-may_leave(TimestampTz now, TimestampTz last_work, TimestampTz next)
+may_leave(ClockTime now, ClockTime last_work, ClockTime next)
 {
 	/* somebody waits for the slot: let him have it, after a turn */
 	if (pg_atomic_read_u32(&shared_control->waiting) > 0)
-		return next > TimestampTzPlusMilliseconds(now, TURN_MSECS) ||
-			TimestampDifferenceExceeds(started, now, TURN_MSECS);
+		return next > clock_add(now, TURN_MSECS) ||
+			clock_passed(started, now, TURN_MSECS);
 
 	/* a broken buffer is left alone meanwhile */
 	if (worker.paused_until > now || worker.buffer == NULL)
-		return worker.paused_until > TimestampTzPlusMilliseconds(now,
-																 LAUNCHER_LEAD_MSECS);
-	return now >= TimestampTzPlusMilliseconds(last_work,
-											  worker.buffer->options.timeout) &&
+		return worker.paused_until > clock_add(now, LAUNCHER_LEAD_MSECS);
+	return now >= clock_add(last_work, worker.buffer->options.timeout) &&
 		(next == SCHEDULE_NEVER ||
-		 next > TimestampTzPlusMilliseconds(now, LAUNCHER_LEAD_MSECS));
+		 next > clock_add(now, LAUNCHER_LEAD_MSECS));
 }
 
 static void
 worker_loop(void)
 {
-	TimestampTz last_work = started;
+	ClockTime	last_work = started;
 	uint64		drain_seen = pg_atomic_read_u64(&worker.shared->drain_asked);
 	bool		flushed = false;
 	bool		relieving = false;
 
 	while (!worker.leaving)
 	{
-		TimestampTz now;
-		TimestampTz next;
-		TimestampTz wake_at;
+		ClockTime	now;
+		ClockTime	next;
+		ClockTime	wake_at;
 		bool		due;
 
 		ResetLatch(MyLatch);
@@ -329,10 +326,8 @@ worker_loop(void)
 		if (shared_evicted_until(MyDatabaseId) != 0)
 			break;
 
-		now = GetCurrentTimestamp();
+		now = clock_now();
 		schedule_awake(worker.shared);
-
-		schedule_check_clock(worker.shared, now);
 
 		remove_unused_shapes(now);
 
@@ -365,11 +360,11 @@ worker_loop(void)
 		if (due && now >= worker.paused_until)
 		{
 			flush_batch(now);
-			last_work = GetCurrentTimestamp();
+			last_work = clock_now();
 
 			/* others wait, and this worker has had its turn */
 			if (flushed && pg_atomic_read_u32(&shared_control->waiting) > 0 &&
-				TimestampDifferenceExceeds(started, now, TURN_MSECS))
+				clock_passed(started, now, TURN_MSECS))
 				break;
 			flushed = true;
 			continue;
@@ -403,8 +398,8 @@ worker_loop(void)
 		wake_at = next;
 		if (worker.buffer != NULL)
 		{
-			TimestampTz quiet = TimestampTzPlusMilliseconds(last_work,
-															worker.buffer->options.timeout);
+			ClockTime	quiet = clock_add(last_work,
+										  worker.buffer->options.timeout);
 
 			wake_at = Min(wake_at, next_reap());
 			if (quiet > now)
@@ -464,7 +459,7 @@ statbuffer_worker_main(Datum main_arg)
 	worker.shared->worker_connected = true;
 
 	flush_connected();
-	started = GetCurrentTimestamp();
+	started = clock_now();
 	remove_dropped_buffers();
 
 	worker_loop();
@@ -473,7 +468,7 @@ statbuffer_worker_main(Datum main_arg)
 	/* one that was stopped needs no memory for idle keys at all */
 	if (worker.shared != NULL && worker.buffer != NULL && worker.shared->nidle > 0)
 	{
-		TimestampTz now = GetCurrentTimestamp();
+		ClockTime	now = clock_now();
 
 		reap(now, pg_atomic_read_u32(&worker.shared->parked) != 0 ? now :
 			 now - (int64) worker.buffer->options.timeout * 1000);
