@@ -36,8 +36,8 @@
 #include "utils/memutils.h"
 #include "utils/rel.h"
 
-PG_FUNCTION_INFO_V1(statbuffer_fdw_handler);
-PG_FUNCTION_INFO_V1(statbuffer_fdw_validator);
+COMPAT_FUNCTION_INFO_V1(statbuffer_fdw_handler);
+COMPAT_FUNCTION_INFO_V1(statbuffer_fdw_validator);
 
 /* Rows of a scan are copied into blocks of so many bytes, or more. */
 #define SCAN_BLOCK_SIZE		(256 * 1024)
