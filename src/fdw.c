@@ -442,6 +442,37 @@ fdw_is_ours(Relation rel)
 	return GetFdwRoutineForRelation(rel, false)->ExecForeignInsert == insert_row;
 }
 
+/*
+ * Has a statement used foreign tables that are no buffers?  To be asked before
+ * the executor ends.
+ */
+bool
+fdw_others_used(EState *estate)
+{
+	ListCell   *lc;
+
+	for (Index i = 0; i < estate->es_range_table_size; i++)
+	{
+		Relation	rel = estate->es_relations[i];
+
+		if (rel != NULL && rel->rd_rel->relkind == RELKIND_FOREIGN_TABLE &&
+			(rel->rd_fdwroutine == NULL ||
+			 rel->rd_fdwroutine->ExecForeignInsert != insert_row))
+			return true;
+	}
+
+	/* partitions that rows were routed to */
+	foreach(lc, estate->es_tuple_routing_result_relations)
+	{
+		ResultRelInfo *rinfo = lfirst(lc);
+
+		if (rinfo->ri_FdwRoutine != NULL &&
+			rinfo->ri_FdwRoutine->ExecForeignInsert != insert_row)
+			return true;
+	}
+	return false;
+}
+
 Datum
 statbuffer_fdw_validator(PG_FUNCTION_ARGS)
 {

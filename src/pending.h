@@ -23,6 +23,8 @@ typedef void (*PendingVisitor) (const KeyBytes *key, int64 delta, void *arg);
 extern void pending_init(void);
 extern SbBuffer *pending_open(Oid relid);
 extern uint64 pending_epoch(void);
+extern bool pending_any(void);
+extern void pending_come_first(bool committing);
 extern PendingKey *pending_add(SbBuffer *buffer, const KeyBytes *key,
 							   int64 count);
 extern const char *pending_key_data(const PendingKey *key);
