@@ -173,13 +173,15 @@ process_utility(PlannedStmt *pstmt, const char *query_string,
 	if (!OidIsValid(dboid) || dboid == MyDatabaseId ||
 		!compat_owns_database(dboid, GetUserId()))
 	{
-		if (IsA(pstmt->utilityStmt, TransactionStmt))
+		/* looked at now: a statement that rolls back may free itself */
+		NodeTag		type = nodeTag(pstmt->utilityStmt);
+
+		if (type == T_TransactionStmt &&
+			((TransactionStmt *) pstmt->utilityStmt)->kind == TRANS_STMT_COMMIT)
 			pending_come_first(true);
 		next_process_utility(pstmt, query_string, read_only_tree, context,
 							 params, query_env, dest, qc);
-		if (IsA(pstmt->utilityStmt, CopyStmt) ||
-			IsA(pstmt->utilityStmt, TruncateStmt) ||
-			IsA(pstmt->utilityStmt, LoadStmt))
+		if (type == T_CopyStmt || type == T_TruncateStmt || type == T_LoadStmt)
 			pending_come_first(false);
 		return;
 	}

@@ -25,6 +25,9 @@ my %ways = (
 	'sent, then counted' => 'BEGIN; INSERT INTO there VALUES ($WHAT$); $COUNT$; COMMIT',
 	'counted, then sent' => 'BEGIN; $COUNT$; INSERT INTO there VALUES ($WHAT$); COMMIT',
 	'counted in a savepoint' => 'BEGIN; SAVEPOINT s; $COUNT$; RELEASE s; INSERT INTO there VALUES ($WHAT$); COMMIT',
+	'after many savepoints' => 'BEGIN; $COUNT$; DO $$ BEGIN
+		FOR i IN 1 .. 50 LOOP BEGIN PERFORM 1; EXCEPTION WHEN others THEN END; END LOOP; END $$; '
+	  . join('', map { "SAVEPOINT s$_; " } 1 .. 40) . 'INSERT INTO there VALUES ($WHAT$); COMMIT',
 	'in one statement' => 'DO $$ BEGIN PERFORM $CALL$; INSERT INTO there VALUES ($WHAT$); END $$',
 	'to a partition' => 'DO $$ BEGIN PERFORM $CALL$; INSERT INTO parts VALUES ($WHAT$); END $$',
 	'committed by the statement' => 'DO $$ BEGIN PERFORM $CALL$; INSERT INTO there VALUES ($WHAT$); COMMIT; END $$',
