@@ -32,7 +32,9 @@ ISOLATION = visibility new_key flush ddl drain range grants trigger_rows
 ISOLATION_OPTS = --load-extension=statbuffer
 TAP_TESTS = 1
 
-PG_CPPFLAGS = -I$(srcdir)/src
+# Only what is marked PGDLLEXPORT is seen outside of the library.  PGXS says so to
+# the compiler since 16, and never to the one that makes bitcode.
+PG_CPPFLAGS = -I$(srcdir)/src -fvisibility=hidden
 
 PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs)

@@ -43,6 +43,21 @@
 #error "statbuffer needs PostgreSQL 15 or later"
 #endif
 
+/*
+ * What the server looks up by its name, and nothing else, is to be seen from
+ * outside of the library: others that are loaded into the process may have the
+ * same names.  16 has its headers mark all that, but before they say nothing
+ * with a compiler that exports whatever is not hidden.
+ */
+#if PG_VERSION_NUM < 160000 && !defined(WIN32) && !defined(__CYGWIN__)
+#undef PGDLLEXPORT
+#define PGDLLEXPORT __attribute__((visibility("default")))
+#endif
+
+#define COMPAT_FUNCTION_INFO_V1(funcname) \
+	extern PGDLLEXPORT Datum funcname(PG_FUNCTION_ARGS); \
+	PG_FUNCTION_INFO_V1(funcname)
+
 /* 18 lets a library tell its name and version: pg_get_loaded_modules() */
 #if PG_VERSION_NUM >= 180000
 #define COMPAT_MODULE_MAGIC(module_name, module_version) \

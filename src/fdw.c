@@ -36,8 +36,8 @@
 #include "utils/memutils.h"
 #include "utils/rel.h"
 
-PG_FUNCTION_INFO_V1(statbuffer_fdw_handler);
-PG_FUNCTION_INFO_V1(statbuffer_fdw_validator);
+COMPAT_FUNCTION_INFO_V1(statbuffer_fdw_handler);
+COMPAT_FUNCTION_INFO_V1(statbuffer_fdw_validator);
 
 /* Rows of a scan are copied into blocks of so many bytes, or more. */
 #define SCAN_BLOCK_SIZE		(256 * 1024)
@@ -471,6 +471,37 @@ fdw_is_ours(Relation rel)
 	if (!OidIsValid(GetForeignDataWrapper(fdwid)->fdwhandler))
 		return false;
 	return GetFdwRoutineForRelation(rel, false)->ExecForeignInsert == insert_row;
+}
+
+/*
+ * Has a statement used foreign tables that are no buffers?  To be asked before
+ * the executor ends.
+ */
+bool
+fdw_others_used(EState *estate)
+{
+	ListCell   *lc;
+
+	for (Index i = 0; i < estate->es_range_table_size; i++)
+	{
+		Relation	rel = estate->es_relations[i];
+
+		if (rel != NULL && rel->rd_rel->relkind == RELKIND_FOREIGN_TABLE &&
+			(rel->rd_fdwroutine == NULL ||
+			 rel->rd_fdwroutine->ExecForeignInsert != insert_row))
+			return true;
+	}
+
+	/* partitions that rows were routed to */
+	foreach(lc, estate->es_tuple_routing_result_relations)
+	{
+		ResultRelInfo *rinfo = lfirst(lc);
+
+		if (rinfo->ri_FdwRoutine != NULL &&
+			rinfo->ri_FdwRoutine->ExecForeignInsert != insert_row)
+			return true;
+	}
+	return false;
 }
 
 Datum

@@ -10,8 +10,10 @@
 #ifndef STATBUFFER_FDW_H
 #define STATBUFFER_FDW_H
 
+#include "nodes/execnodes.h"
 #include "utils/relcache.h"
 
 extern bool fdw_is_ours(Relation rel);
+extern bool fdw_others_used(EState *estate);
 
 #endif							/* STATBUFFER_FDW_H */

@@ -260,7 +260,14 @@ report_flushing(int nkeys)
 	pgstat_report_activity(STATE_RUNNING, text);
 }
 
-/* Start a transaction that can be ended from outside. */
+/*
+ * Start a transaction that can be ended from outside.
+ *
+ * It is a transaction block, as a client's statements between BEGIN and COMMIT
+ * are.  Code that a handler calls may ask for that before it does something
+ * elsewhere: what does not seem to be in a block need not wait for the commit,
+ * and would have been done though the batch is rolled back and comes again.
+ */
 void
 flush_begin_transaction(void)
 {
@@ -272,6 +279,9 @@ flush_begin_transaction(void)
 	current_key = -1;
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
+	BeginTransactionBlock();
+	CommitTransactionCommand();
+	StartTransactionCommand();
 	watching = true;
 	set_alarm(clock_now());
 }
@@ -279,6 +289,7 @@ flush_begin_transaction(void)
 void
 flush_commit_transaction(void)
 {
+	(void) EndTransactionBlock(false);
 	CommitTransactionCommand();
 	watching = false;
 }

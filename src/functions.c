@@ -40,14 +40,14 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
-PG_FUNCTION_INFO_V1(sb_increment);
-PG_FUNCTION_INFO_V1(sb_async_increment);
-PG_FUNCTION_INFO_V1(sb_count);
-PG_FUNCTION_INFO_V1(sb_flush);
-PG_FUNCTION_INFO_V1(sb_flush_all);
-PG_FUNCTION_INFO_V1(sb_drain);
-PG_FUNCTION_INFO_V1(sb_start);
-PG_FUNCTION_INFO_V1(sb_stop);
+COMPAT_FUNCTION_INFO_V1(sb_increment);
+COMPAT_FUNCTION_INFO_V1(sb_async_increment);
+COMPAT_FUNCTION_INFO_V1(sb_count);
+COMPAT_FUNCTION_INFO_V1(sb_flush);
+COMPAT_FUNCTION_INFO_V1(sb_flush_all);
+COMPAT_FUNCTION_INFO_V1(sb_drain);
+COMPAT_FUNCTION_INFO_V1(sb_start);
+COMPAT_FUNCTION_INFO_V1(sb_stop);
 
 #define DEFAULT_BUFFER		"sb_default"
 

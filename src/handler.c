@@ -16,6 +16,7 @@
 
 #include "access/htup_details.h"
 #include "access/xact.h"
+#include "catalog/objectaccess.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
@@ -236,6 +237,7 @@ handler_prepare(const char *name, TupleDesc desc, Oid owner)
 	List	   *args;
 	ParseState *pstate;
 	Node	   *call;
+	Expr	   *expr;
 
 	handler->desc = desc;
 	handler->funcid = find_function(names, desc, types,
@@ -260,8 +262,15 @@ handler_prepare(const char *name, TupleDesc desc, Oid owner)
 		handler->params->params[i].ptype = types[i];
 		handler->params->params[i].pflags = 0;
 	}
-	handler->state = ExecInitExprWithParams(expression_planner((Expr *) call),
-											handler->params);
+
+	/*
+	 * ExecInitExpr() tells those who watch which functions are executed, but
+	 * knows nothing of one whose body has taken the place of the call.
+	 */
+	expr = expression_planner((Expr *) call);
+	if (!IsA(expr, FuncExpr) || ((FuncExpr *) expr)->funcid != handler->funcid)
+		InvokeFunctionExecuteHook(handler->funcid);
+	handler->state = ExecInitExprWithParams(expr, handler->params);
 	handler->econtext = CreateStandaloneExprContext();
 	handler->econtext->ecxt_param_list_info = handler->params;
 	return handler;

@@ -16,6 +16,10 @@
  * the buffer when it was counted is true when it is published, unless the
  * transaction itself changed it.
  *
+ * What can fail at PRE_COMMIT must fail before others do there what they can't
+ * take back: postgres_fdw has its remote transactions commit.  See
+ * pending_come_first().
+ *
  * An entry changed by a subtransaction has what it was before on the undo
  * stack, once for each level.
  *
@@ -43,6 +47,9 @@
 #define BLOCK_MIN_SIZE		((Size) 8 * 1024)
 #define BLOCK_MAX_SIZE		((Size) 8 * 1024 * 1024)
 #define CACHE_LINE			64
+
+/* a transaction's callback comes to the front so often, or once more */
+#define FRONT_MAX			32
 
 /* so many are published in the order of their hashes, by so many ranges */
 #define SORT_MIN_KEYS		10000
@@ -190,10 +197,14 @@ static PendingUndo *undo_stack = NULL;
 static size_t nundo = 0;
 static size_t undo_size = 0;
 
-/* all that can fail has been done for the commit */
-static bool is_published = false;
+/* callbacks at the front */
+static int	nfront = 0;
+
+/* what the transaction has counted is prepared to be published */
+static bool closed = false;
 
 static void xact_callback(XactEvent event, void *arg);
+static void front_callback(XactEvent event, void *arg);
 static void subxact_callback(SubXactEvent event, SubTransactionId subid,
 							 SubTransactionId parent_subid, void *arg);
 
@@ -205,10 +216,55 @@ pending_init(void)
 	RegisterSubXactCallback(subxact_callback, NULL);
 }
 
+/*
+ * If the transaction has counted: have what can fail when it commits come
+ * before what other libraries do then.
+ *
+ * Callbacks are called in the reverse order of their registration.  The one of
+ * pending_init() may have been registered before those of other libraries; so
+ * another one is registered in front of them when a transaction first counts.
+ * A library may still come after that, as postgres_fdw does when a session
+ * first connects to another server; so this is to be called again after a
+ * statement that may have brought one, and when the transaction is about to
+ * commit (`committing').  All that matters is the first use in a session, so a
+ * transaction with a great many such statements need not do it for each.
+ *
+ * Only forget_all() unregisters.  Anyone who counts may have been called by
+ * another library's callback, and while the server goes through the list, what
+ * it will come to must stay there.
+ */
+void
+pending_come_first(bool committing)
+{
+	if (pending_buffers == NULL || closed ||
+		nfront >= FRONT_MAX + (committing ? 1 : 0))
+		return;
+	RegisterXactCallback(front_callback, NULL);
+	nfront++;
+}
+
+/* Has the transaction counted, or truncated a buffer? */
+bool
+pending_any(void)
+{
+	return pending_buffers != NULL;
+}
+
 /* ------------------------------------------------------------------------
  * Counting
  * ------------------------------------------------------------------------
  */
+
+/* Called by another library's callback, after ours: it would be left out. */
+static void
+report_closed(SbBuffer *buffer)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("cannot change buffer \"%s\" while the transaction commits",
+					NameStr(buffer->name)),
+			 errhint("Use sb_async_increment(), which does not depend on the transaction.")));
+}
 
 static PendingBuffer *
 get_pending_buffer(SbBuffer *buffer)
@@ -238,16 +294,8 @@ SbBuffer *
 pending_open(Oid relid)
 {
 	SbBuffer   *buffer = buffer_open(relid, RowExclusiveLock);
-	PendingBuffer *pending;
+	PendingBuffer *pending = get_pending_buffer(buffer);
 
-	/* what another module does when a transaction commits comes too late */
-	if (is_published)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_TRANSACTION_STATE),
-				 errmsg("cannot increment buffer \"%s\" while the transaction commits",
-						NameStr(buffer->name))));
-
-	pending = get_pending_buffer(buffer);
 	if (pending->lock_level == 0)
 		pending->lock_level = GetCurrentTransactionNestLevel();
 	buffer_check_running(buffer);
@@ -329,6 +377,8 @@ make_key(SbBuffer *buffer, const BufferShape *shape, const KeyBytes *bytes)
 
 	if (pending_hash != NULL)
 		keyhash_insert(pending_hash, key, &found);
+	if (pending_keys == NULL)
+		pending_come_first(false);
 	key->next = pending_keys;
 	pending_keys = key;
 	npending_keys++;
@@ -430,8 +480,11 @@ PendingKey *
 pending_add(SbBuffer *buffer, const BufferShape *shape, const KeyBytes *bytes,
 			int64 count, Oid userid)
 {
-	PendingKey *key = find_key(buffer, shape, bytes);
+	PendingKey *key;
 
+	if (unlikely(closed))
+		report_closed(buffer);
+	key = find_key(buffer, shape, bytes);
 	if (key == NULL)
 		key = make_key(buffer, shape, bytes);
 	pending_add_again(key, count, userid);
@@ -502,6 +555,9 @@ pending_truncate(SbBuffer *buffer)
 	PendingBuffer *pending = get_pending_buffer(buffer);
 	int			level = GetCurrentTransactionNestLevel();
 
+	if (closed)
+		report_closed(buffer);
+	pending_come_first(false);
 	for (PendingKey *key = pending_keys; key != NULL; key = key->next)
 	{
 		if (key->buffer != buffer)
@@ -795,9 +851,6 @@ prepare_to_publish(void)
 	if (any)
 		launcher_ensure();
 
-	/* what is kept for calls that are yet to come is not good any more */
-	is_published = true;
-	buffer_generation++;
 }
 
 /* The transaction has committed: nothing may fail here. */
@@ -876,20 +929,51 @@ forget_all(void)
 	undo_stack = NULL;
 	nundo = 0;
 	undo_size = 0;
-	is_published = false;
 	buffer_generation++;
+
+	/*
+	 * Only the callback of pending_init() comes here.  It was registered
+	 * before these and is called after them, so none of them is next.
+	 */
+	for (; nfront > 0; nfront--)
+		UnregisterXactCallback(front_callback, NULL);
+}
+
+/* Once for a transaction: what can fail when it commits. */
+static void
+close_transaction(void)
+{
+	if (closed)
+		return;
+	closed = true;
+
+	/* what is kept for calls that are yet to come is not good any more */
+	buffer_generation++;
+	if (pending_buffers != NULL)
+		prepare_to_publish();
+}
+
+/* Before other libraries are called. */
+static void
+front_callback(XactEvent event, void *arg)
+{
+	if (event == XACT_EVENT_PRE_COMMIT)
+		close_transaction();
 }
 
 static void
 xact_callback(XactEvent event, void *arg)
 {
+	if (event == XACT_EVENT_PRE_COMMIT)
+		close_transaction();
+	else
+		closed = false;
 	if (pending_buffers == NULL)
 		return;
 
 	switch (event)
 	{
 		case XACT_EVENT_PRE_COMMIT:
-			prepare_to_publish();
 			break;
 		case XACT_EVENT_COMMIT:
 			publish();

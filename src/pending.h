@@ -22,6 +22,8 @@ typedef void (*PendingVisitor) (const KeyBytes *key, int64 delta, void *arg);
 
 extern void pending_init(void);
 extern SbBuffer *pending_open(Oid relid);
+extern bool pending_any(void);
+extern void pending_come_first(bool committing);
 extern PendingKey *pending_add(SbBuffer *buffer, const BufferShape *shape,
 							   const KeyBytes *key, int64 count, Oid userid);
 extern const char *pending_key_data(const PendingKey *key);

@@ -33,6 +33,8 @@
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
 #include "compat.h"
+#include "executor/executor.h"
+#include "fdw.h"
 #include "fmgr.h"
 #include "launcher.h"
 #include "miscadmin.h"
@@ -54,6 +56,7 @@ int			statbuffer_max_workers;
 static shmem_request_hook_type prev_shmem_request_hook = NULL;
 static object_access_hook_type prev_object_access_hook = NULL;
 static ProcessUtility_hook_type prev_ProcessUtility_hook = NULL;
+static ExecutorEnd_hook_type prev_ExecutorEnd_hook = NULL;
 
 static void
 shmem_request(void)
@@ -141,7 +144,22 @@ next_process_utility(PlannedStmt *pstmt, const char *query_string,
 								params, query_env, dest, qc);
 }
 
-/* Ask our workers to leave a database that somebody needs for himself. */
+/* A statement may have had another library do things when we commit. */
+static void
+executor_end(QueryDesc *query)
+{
+	if (pending_any() && fdw_others_used(query->estate))
+		pending_come_first(false);
+	if (prev_ExecutorEnd_hook)
+		prev_ExecutorEnd_hook(query);
+	else
+		standard_ExecutorEnd(query);
+}
+
+/*
+ * Ask our workers to leave a database that somebody needs for himself, and see
+ * that a transaction's counts come first when it commits.
+ */
 static void
 process_utility(PlannedStmt *pstmt, const char *query_string,
 				bool read_only_tree, ProcessUtilityContext context,
@@ -155,8 +173,16 @@ process_utility(PlannedStmt *pstmt, const char *query_string,
 	if (!OidIsValid(dboid) || dboid == MyDatabaseId ||
 		!compat_owns_database(dboid, GetUserId()))
 	{
+		/* looked at now: a statement that rolls back may free itself */
+		NodeTag		type = nodeTag(pstmt->utilityStmt);
+
+		if (type == T_TransactionStmt &&
+			((TransactionStmt *) pstmt->utilityStmt)->kind == TRANS_STMT_COMMIT)
+			pending_come_first(true);
 		next_process_utility(pstmt, query_string, read_only_tree, context,
 							 params, query_env, dest, qc);
+		if (type == T_CopyStmt || type == T_TruncateStmt || type == T_LoadStmt)
+			pending_come_first(false);
 		return;
 	}
 
@@ -211,6 +237,8 @@ _PG_init(void)
 	object_access_hook = object_access;
 	prev_ProcessUtility_hook = ProcessUtility_hook;
 	ProcessUtility_hook = process_utility;
+	prev_ExecutorEnd_hook = ExecutorEnd_hook;
+	ExecutorEnd_hook = executor_end;
 
 	if (!process_shared_preload_libraries_in_progress)
 		return;

@@ -30,9 +30,9 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
-PG_FUNCTION_INFO_V1(sb_stat_get_buffer);
-PG_FUNCTION_INFO_V1(sb_get_keys);
-PG_FUNCTION_INFO_V1(sb_reset_stats);
+COMPAT_FUNCTION_INFO_V1(sb_stat_get_buffer);
+COMPAT_FUNCTION_INFO_V1(sb_get_keys);
+COMPAT_FUNCTION_INFO_V1(sb_reset_stats);
 
 #define STAT_COLUMNS	17
 #define KEY_COLUMNS		6

@@ -39,7 +39,7 @@
 #include "utils/rel.h"
 #include "utils/tuplestore.h"
 
-PG_FUNCTION_INFO_V1(sb_trigger);
+COMPAT_FUNCTION_INFO_V1(sb_trigger);
 
 /* A key as it stands in a row, or, after key_read_columns(), in the buffer. */
 typedef struct RowKey
