@@ -130,7 +130,7 @@ CREATE FUNCTION sb_stop(buffer regclass DEFAULT NULL)
 RETURNS void
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION sb_stop(regclass) IS
-'flushes a buffer and stops it; increments are errors until it is started';
+'flushes all that was counted in a buffer and stops it; increments are errors until it is started';
 
 --
 -- Statistics

@@ -259,6 +259,33 @@ counters_scan(SharedBuffer *buffer, const CounterTable *table,
 	dshash_seq_term(&status);
 }
 
+/*
+ * How many keys have something that is not stored, of whatever shape, and the
+ * sum of it.  As with the statistics, the sum may wrap.
+ */
+void
+counters_sum(const CounterTable *table, uint64 *nkeys, int64 *sum)
+{
+	dshash_seq_status status;
+	TableEntry *entry;
+	uint64		total = 0;
+
+	*nkeys = 0;
+	dshash_seq_init(&status, table->dshash, false);
+	while ((entry = dshash_seq_next(&status)) != NULL)
+	{
+		int64		count,
+					in_flight;
+
+		counters_read(counter_at(entry->counter), &count, &in_flight);
+		total += (uint64) count + (uint64) in_flight;
+		if (count != 0 || in_flight != 0)
+			(*nkeys)++;
+	}
+	dshash_seq_term(&status);
+	*sum = (int64) total;
+}
+
 /* ------------------------------------------------------------------------
  * Adding
  * ------------------------------------------------------------------------

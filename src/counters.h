@@ -152,6 +152,8 @@ extern void counters_clear(SharedBuffer *buffer, CounterPin *pin);
 extern void counters_request_flush(SharedBuffer *buffer,
 								   const CounterTable *table,
 								   const KeyBytes *key);
+extern void counters_sum(const CounterTable *table, uint64 *nkeys,
+						 int64 *sum);
 extern void counters_scan(SharedBuffer *buffer, const CounterTable *table,
 						  CounterVisitor visit, void *arg);
 

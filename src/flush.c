@@ -333,6 +333,25 @@ lock_relation(void)
 }
 
 /*
+ * Before a flush locks the relation: let an sb_stop() have its way.  Who waits
+ * here has no lock that would be in the way of the transaction that it waits
+ * for.
+ */
+static void
+pass_gate(void)
+{
+	LOCKTAG		gate;
+
+	flush_set_gate_tag(&gate, MyDatabaseId, worker.relid);
+	if (LockAcquire(&gate, ShareLock, false, true) != LOCKACQUIRE_NOT_AVAIL)
+		return;
+	pg_atomic_write_u32(&worker.shared->locked_out, 1);
+	ConditionVariableBroadcast(&shared_control->drain_cv);
+	(void) LockAcquire(&gate, ShareLock, false, false);
+	pg_atomic_write_u32(&worker.shared->locked_out, 0);
+}
+
+/*
  * Within a transaction: lock the relation, and see what has changed.  Returns
  * false when there is nothing to flush, or not by this process.
  *
@@ -807,6 +826,7 @@ flush_batch(TimestampTz now)
 	PG_TRY();
 	{
 		begin_cancellable();
+		pass_gate();
 		if (open_definition())
 		{
 			Handler    *handler;

@@ -495,6 +495,28 @@ pending_lookup(SbBuffer *buffer, const KeyBytes *bytes, int64 *delta)
 }
 
 /*
+ * How many keys the transaction has added something to, and the sum of it,
+ * which may wrap; false when none.
+ */
+bool
+pending_sum(SbBuffer *buffer, uint64 *nkeys, int64 *sum)
+{
+	uint64		total = 0;
+
+	*nkeys = 0;
+	for (PendingKey *key = buffer->pending ? pending_keys : NULL; key != NULL;
+		 key = key->next)
+	{
+		if (key->buffer != buffer || key->delta == 0)
+			continue;
+		total += (uint64) key->delta;
+		(*nkeys)++;
+	}
+	*sum = (int64) total;
+	return *nkeys > 0;
+}
+
+/*
  * To put together what is shared and what is the transaction's own: ask for
  * each shared key with pending_scan_key(), then visit the rest.
  */
