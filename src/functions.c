@@ -415,6 +415,7 @@ sb_flush(PG_FUNCTION_ARGS)
 	buffer = cache->buffer = buffer_open(relid, RowShareLock);
 	buffer_check_running(buffer);
 	read_key(fcinfo, cache, &space, &key);
+	pending_request_flush(buffer, &key);
 	if (buffer_attach(buffer, false))
 	{
 		launcher_ensure();
@@ -434,6 +435,7 @@ sb_flush_all(PG_FUNCTION_ARGS)
 	check_not_standby();
 	buffer = buffer_open(relid, RowShareLock);
 	buffer_check_running(buffer);
+	pending_request_flush_all(buffer);
 	if (buffer_attach(buffer, false))
 	{
 		launcher_ensure();

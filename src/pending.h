@@ -31,6 +31,8 @@ extern void pending_add_now(SbBuffer *buffer, const KeyBytes *key,
 							int64 count);
 extern void pending_truncate(SbBuffer *buffer);
 extern bool pending_truncated(SbBuffer *buffer);
+extern void pending_request_flush(SbBuffer *buffer, const KeyBytes *key);
+extern void pending_request_flush_all(SbBuffer *buffer);
 extern bool pending_lookup(SbBuffer *buffer, const KeyBytes *key,
 						   int64 *delta);
 extern bool pending_sum(SbBuffer *buffer, uint64 *nkeys, int64 *sum);

@@ -633,8 +633,7 @@ write_buffer(SavedWriter *writer, SharedBufferKey key)
 	if (buffer == NULL)
 		return;
 	counters_attach_table(buffer, &table);
-	counters_drop_requests(buffer);
-	if (!counters_wait_unpinned(&table,
+	if (!counters_wait_unpinned(buffer, &table,
 								TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 															UNPIN_WAIT_MSECS)))
 		ereport(WARNING,
