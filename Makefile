@@ -9,6 +9,7 @@ OBJS = \
 	src/handler.o \
 	src/key.o \
 	src/launcher.o \
+	src/owner.o \
 	src/pending.o \
 	src/saved.o \
 	src/schedule.o \

@@ -33,6 +33,7 @@
 #include "storage/shmem.h"
 #include "utils/acl.h"
 #include "utils/backend_status.h"
+#include "utils/guc_tables.h"
 #include "utils/regproc.h"
 #include "utils/varlena.h"
 
@@ -167,6 +168,23 @@ compat_lock_held(const LOCKTAG *tag, LOCKMODE lockmode)
 #endif
 }
 
+/* Where a setting has the value from that RESET gives it */
+static inline GucSource
+compat_reset_source(const char *name)
+{
+#if PG_VERSION_NUM >= 160000
+	return find_option(name, false, false, ERROR)->reset_source;
+#else
+	struct config_generic **variables = get_guc_variables();
+
+	for (int i = 0; i < GetNumConfigOptions(); i++)
+		if (strcmp(variables[i]->name, name) == 0)
+			return variables[i]->reset_source;
+	elog(ERROR, "unrecognized configuration parameter \"%s\"", name);
+	return PGC_S_DEFAULT;
+#endif
+}
+
 /* 16 has one set of functions for the privileges on all kinds of objects */
 static inline bool
 compat_may_execute(Oid funcid, Oid role)
@@ -203,6 +221,17 @@ compat_is_member(Oid member, Oid role)
 			member_can_set_role(member, role);
 #endif
 	return is_member_of_role_nosuper(member, role);
+}
+
+static inline bool
+compat_may_connect(Oid dboid, Oid role)
+{
+#if PG_VERSION_NUM >= 160000
+	return object_aclcheck(DatabaseRelationId, dboid, role,
+						   ACL_CONNECT) == ACLCHECK_OK;
+#else
+	return pg_database_aclcheck(dboid, role, ACL_CONNECT) == ACLCHECK_OK;
+#endif
 }
 
 static inline bool

@@ -37,6 +37,7 @@
 #include "handler.h"
 #include "libpq/pqsignal.h"
 #include "miscadmin.h"
+#include "owner.h"
 #include "pgstat.h"
 #include "postmaster/interrupt.h"
 #include "statbuffer.h"
@@ -899,10 +900,15 @@ flush_batch(TimestampTz now)
 		pgstat_report_activity(STATE_IDLE, NameStr(worker.buffer->name));
 }
 
-/* Look at the definition, outside of a flush. */
+/*
+ * Look at the definition, outside of a flush.  When a new session of the owner
+ * would look for the handler elsewhere than this one does, which has the
+ * settings that it began with, another worker takes its place.
+ */
 void
 flush_check_definition(void)
 {
+	bool		is_new = worker.buffer == NULL;
 	ErrorData  *volatile error = NULL;
 	int			nfailed = 0;
 
@@ -910,7 +916,17 @@ flush_check_definition(void)
 	{
 		begin_cancellable();
 		if (open_definition())
+		{
 			pgstat_report_activity(STATE_IDLE, NameStr(worker.buffer->name));
+			if (!is_new &&
+				strcmp(owner_search_path(worker.buffer->owner),
+					   GetConfigOptionResetString("search_path")) != 0)
+			{
+				worker.shared->start_after = 0;
+				pg_atomic_write_u32(&worker.shared->recheck, 1);
+				worker.leaving = true;
+			}
+		}
 		flush_commit_transaction();
 	}
 	PG_CATCH();

@@ -20,6 +20,7 @@
 #include "catalog/pg_authid.h"
 #include "catalog/pg_foreign_table.h"
 #include "catalog/pg_type.h"
+#include "commands/dbcommands.h"
 #include "commands/defrem.h"
 #include "compat.h"
 #include "counters.h"
@@ -32,6 +33,7 @@
 #include "launcher.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
+#include "owner.h"
 #include "pending.h"
 #include "storage/ipc.h"
 #include "storage/lmgr.h"
@@ -797,11 +799,19 @@ set_stopped(SbBuffer *buffer, bool stopped)
 
 /* Raise an error when no worker could connect as the buffer's owner. */
 static void
-check_owner_can_login(SbBuffer *buffer)
+check_owner_can_connect(SbBuffer *buffer)
 {
 	HeapTuple	tuple;
 	bool		can_login;
 
+	if (!compat_may_connect(MyDatabaseId, buffer->owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("role \"%s\" may not connect to database \"%s\"",
+						GetUserNameFromId(buffer->owner, false),
+						get_database_name(MyDatabaseId)),
+				 errdetail("The worker of a buffer connects as the buffer's owner."),
+				 errhint("Grant the role CONNECT on the database, or give the buffer another owner.")));
 	if (!COMPAT_OWNER_NEEDS_LOGIN)
 		return;
 	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(buffer->owner));
@@ -823,6 +833,7 @@ sb_start(PG_FUNCTION_ARGS)
 {
 	Oid			relid;
 	SbBuffer   *buffer;
+	OwnerView	saved;
 
 	check_not_standby();
 	relid = PG_ARGISNULL(0) ? default_buffer(fcinfo) : PG_GETARG_OID(0);
@@ -831,8 +842,10 @@ sb_start(PG_FUNCTION_ARGS)
 
 	function_check_owner(relid);
 	buffer = buffer_open(relid, CONTROL_LOCK);
+	owner_enter(buffer->owner, &saved);
 	handler_check(buffer->options.handler, buffer->desc, buffer->owner);
-	check_owner_can_login(buffer);
+	owner_leave(&saved);
+	check_owner_can_connect(buffer);
 	if (buffer->options.stopped)
 	{
 		set_stopped(buffer, false);
