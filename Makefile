@@ -25,7 +25,7 @@ DATA = statbuffer--1.0.sql
 PGFILEDESC = "statbuffer - adds up increments of hot counters"
 
 REGRESS = setup increment default_buffer types options shape transactions \
-	fdw handler flushing startstop stats privileges security overflow \
+	fdw handler flushing async startstop renamed stats privileges security overflow \
 	trigger
 ISOLATION = visibility new_key flush flush_own ddl drain stop range grants trigger_rows
 ISOLATION_OPTS = --load-extension=statbuffer

@@ -190,7 +190,8 @@ CREATE VIEW sb_stat_buffers AS
 		JOIN pg_catalog.pg_foreign_server fs ON fs.oid OPERATOR(pg_catalog.=) ft.ftserver
 		JOIN pg_catalog.pg_foreign_data_wrapper fdw ON fdw.oid OPERATOR(pg_catalog.=) fs.srvfdw
 		CROSS JOIN LATERAL @extschema@.sb_stat_get_buffer(c.oid) s
-	WHERE fdw.fdwname OPERATOR(pg_catalog.=) 'statbuffer';
+	WHERE fdw.fdwhandler OPERATOR(pg_catalog.=)
+		'@extschema@.statbuffer_fdw_handler()'::pg_catalog.regprocedure::pg_catalog.oid;
 COMMENT ON VIEW sb_stat_buffers IS
 'the buffers of this database: what they hold, and what was done since their statistics were reset';
 

@@ -16,6 +16,8 @@
 #include "access/htup_details.h"
 #include "access/parallel.h"
 #include "access/relation.h"
+#include "access/sysattr.h"
+#include "access/transam.h"
 #include "access/xact.h"
 #include "buffer.h"
 #include "catalog/namespace.h"
@@ -678,7 +680,7 @@ buffer_open(Oid relid, LOCKMODE lockmode)
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 				 errmsg("\"%s\" is not a buffer", RelationGetRelationName(rel)),
-				 errhint("A buffer is a foreign table of the server \"%s\".",
+				 errhint("A buffer is a foreign table of the extension \"%s\".",
 						 "statbuffer")));
 
 	if (buffer == NULL)
@@ -771,6 +773,84 @@ buffer_attach(SbBuffer *buffer, bool create)
 	else
 		counters_attach_table(buffer->shared, &buffer->table);
 	return true;
+}
+
+static bool is_altered_type(Oid type, TransactionId creator);
+
+/*
+ * Has this transaction altered the columns of a relation, or the fields of row
+ * types in them, other than by creating them along with the buffer?
+ */
+static bool
+has_altered_columns(Oid relid, TransactionId creator)
+{
+	HeapTuple	tuple;
+
+	check_stack_depth();
+	for (AttrNumber attno = 1;; attno++)
+	{
+		Form_pg_attribute att;
+		TransactionId xmin;
+		Oid			type;
+
+		tuple = SearchSysCache2(ATTNUM, ObjectIdGetDatum(relid),
+								Int16GetDatum(attno));
+		if (!HeapTupleIsValid(tuple))
+			return false;
+		att = (Form_pg_attribute) GETSTRUCT(tuple);
+		xmin = HeapTupleHeaderGetXmin(tuple->t_data);
+		type = att->attisdropped ? InvalidOid : att->atttypid;
+		ReleaseSysCache(tuple);
+		if ((xmin != creator && TransactionIdIsCurrentTransactionId(xmin)) ||
+			(OidIsValid(type) && is_altered_type(type, creator)))
+			return true;
+	}
+}
+
+/* The types that hash_type() looks at. */
+static bool
+is_altered_type(Oid type, TransactionId creator)
+{
+	Oid			inner;
+
+	type = getBaseType(type);
+	if (OidIsValid(inner = get_element_type(type)) ||
+		OidIsValid(inner = get_range_subtype(type)))
+		return is_altered_type(inner, creator);
+	return type != RECORDOID && type_is_rowtype(type) &&
+		has_altered_columns(get_typ_typrelid(type), creator);
+}
+
+/*
+ * For what is published before the transaction commits: raise an error when
+ * the key columns that it sees may be rolled back.  Keys would be held of a
+ * shape that the buffer never had for anybody else.
+ */
+void
+buffer_check_settled(SbBuffer *buffer)
+{
+	TransactionId creator = InvalidTransactionId;
+	HeapTuple	tuple;
+
+	/* who has written nothing has altered nothing */
+	if (!TransactionIdIsValid(GetTopTransactionIdIfAny()))
+		return;
+
+	/* a buffer goes away with the (sub)transaction that has created it */
+	tuple = SearchSysCache2(ATTNUM, ObjectIdGetDatum(buffer->relid),
+							Int16GetDatum(TableOidAttributeNumber));
+	if (HeapTupleIsValid(tuple))
+	{
+		creator = HeapTupleHeaderGetXmin(tuple->t_data);
+		ReleaseSysCache(tuple);
+	}
+	if (has_altered_columns(buffer->relid, creator))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot increment buffer \"%s\" asynchronously in a transaction that has altered its columns",
+						NameStr(buffer->name)),
+				 errdetail("The increment would stay if the transaction, and with it the columns, were rolled back."),
+				 errhint("Commit first, or use sb_increment().")));
 }
 
 /* Raise an error when the buffer does not take increments. */

@@ -83,6 +83,7 @@ extern void buffer_note_incrementer(SbBuffer *buffer, Oid userid,
 extern SbBuffer *buffer_open(Oid relid, LOCKMODE lockmode);
 extern bool buffer_revalidate(SbBuffer *buffer);
 extern bool buffer_attach(SbBuffer *buffer, bool create);
+extern void buffer_check_settled(SbBuffer *buffer);
 extern void buffer_check_running(SbBuffer *buffer);
 extern TimestampTz buffer_count_time(SbBuffer *buffer, TimestampTz now);
 extern TimestampTz buffer_due_time(SbBuffer *buffer, TimestampTz counted_at);

@@ -10,15 +10,21 @@
  */
 #include "postgres.h"
 
+#include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xact.h"
 #include "buffer.h"
+#include "catalog/dependency.h"
 #include "catalog/indexing.h"
 #include "catalog/objectaccess.h"
 #include "catalog/objectaddress.h"
 #include "catalog/pg_authid.h"
+#include "catalog/pg_depend.h"
+#include "catalog/pg_extension.h"
+#include "catalog/pg_foreign_server.h"
 #include "catalog/pg_foreign_table.h"
+#include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
@@ -43,6 +49,7 @@
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/fmgrprotos.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -711,6 +718,43 @@ execute(const char *statement)
 }
 
 /*
+ * The server that came with the extension, whatever it is called by now.  Users
+ * may have made others.
+ */
+static char *
+extension_server(Oid funcid)
+{
+	Oid			extension = getExtensionOfObject(ProcedureRelationId, funcid);
+	Relation	catalog = table_open(DependRelationId, AccessShareLock);
+	ScanKeyData keys[2];
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	Oid			server = InvalidOid;
+
+	ScanKeyInit(&keys[0], Anum_pg_depend_refclassid, BTEqualStrategyNumber,
+				F_OIDEQ, ObjectIdGetDatum(ExtensionRelationId));
+	ScanKeyInit(&keys[1], Anum_pg_depend_refobjid, BTEqualStrategyNumber,
+				F_OIDEQ, ObjectIdGetDatum(extension));
+	scan = systable_beginscan(catalog, DependReferenceIndexId, true, NULL,
+							  lengthof(keys), keys);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Form_pg_depend depend = (Form_pg_depend) GETSTRUCT(tuple);
+
+		if (depend->classid == ForeignServerRelationId &&
+			depend->deptype == DEPENDENCY_EXTENSION)
+			server = depend->objid;
+	}
+	systable_endscan(scan);
+	table_close(catalog, AccessShareLock);
+	if (!OidIsValid(server))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("extension \"%s\" has no foreign server", "statbuffer")));
+	return GetForeignServer(server)->servername;
+}
+
+/*
  * Make the default buffer, with the function handle_flush() that the caller
  * would call.
  */
@@ -730,8 +774,9 @@ create_default_buffer(FunctionCallInfo fcinfo)
 	execute(psprintf("CREATE FOREIGN TABLE %s"
 					 " (key pg_catalog.text NOT NULL,"
 					 " count pg_catalog.int8 NOT NULL DEFAULT 1)"
-					 " SERVER statbuffer OPTIONS (handler %s)",
+					 " SERVER %s OPTIONS (handler %s)",
 					 quote_qualified_identifier(schema, DEFAULT_BUFFER),
+					 quote_identifier(extension_server(fcinfo->flinfo->fn_oid)),
 					 quote_literal_cstr(handler)));
 	return default_buffer(fcinfo);
 }

@@ -432,6 +432,7 @@ pending_add_now(SbBuffer *buffer, const KeyBytes *key, int64 count)
 {
 	if (!buffer_revalidate(buffer))
 		return;
+	buffer_check_settled(buffer);
 	buffer_attach(buffer, true);
 	launcher_ensure();
 	if (count != 0)
