@@ -10,6 +10,7 @@ OBJS = \
 	src/handler.o \
 	src/key.o \
 	src/launcher.o \
+	src/owner.o \
 	src/pending.o \
 	src/saved.o \
 	src/schedule.o \
@@ -26,9 +27,9 @@ DATA = statbuffer--1.0.sql
 PGFILEDESC = "statbuffer - adds up increments of hot counters"
 
 REGRESS = setup increment default_buffer types options shape transactions \
-	fdw handler startstop stats privileges security overflow \
+	fdw handler flushing async startstop renamed stats privileges security overflow \
 	trigger altered
-ISOLATION = visibility new_key flush ddl drain range grants trigger_rows
+ISOLATION = visibility new_key flush flush_own ddl drain stop range grants trigger_rows
 ISOLATION_OPTS = --load-extension=statbuffer
 TAP_TESTS = 1
 

@@ -130,7 +130,7 @@ CREATE FUNCTION sb_stop(buffer regclass DEFAULT NULL)
 RETURNS void
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION sb_stop(regclass) IS
-'flushes a buffer and stops it; increments are errors until it is started';
+'flushes all that was counted in a buffer and stops it; increments are errors until it is started';
 
 --
 -- Statistics
@@ -190,7 +190,8 @@ CREATE VIEW sb_stat_buffers AS
 		JOIN pg_catalog.pg_foreign_server fs ON fs.oid OPERATOR(pg_catalog.=) ft.ftserver
 		JOIN pg_catalog.pg_foreign_data_wrapper fdw ON fdw.oid OPERATOR(pg_catalog.=) fs.srvfdw
 		CROSS JOIN LATERAL @extschema@.sb_stat_get_buffer(c.oid) s
-	WHERE fdw.fdwname OPERATOR(pg_catalog.=) 'statbuffer';
+	WHERE fdw.fdwhandler OPERATOR(pg_catalog.=)
+		'@extschema@.statbuffer_fdw_handler()'::pg_catalog.regprocedure::pg_catalog.oid;
 COMMENT ON VIEW sb_stat_buffers IS
 'the buffers of this database: what they hold, and what was done since their statistics were reset';
 

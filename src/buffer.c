@@ -16,6 +16,8 @@
 #include "access/htup_details.h"
 #include "access/parallel.h"
 #include "access/relation.h"
+#include "access/sysattr.h"
+#include "access/transam.h"
 #include "access/xact.h"
 #include "buffer.h"
 #include "catalog/namespace.h"
@@ -778,7 +780,7 @@ buffer_open_locked(Oid relid, BufferLocker lock)
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 				 errmsg("\"%s\" is not a buffer", RelationGetRelationName(rel)),
-				 errhint("A buffer is a foreign table of the server \"%s\".",
+				 errhint("A buffer is a foreign table of the extension \"%s\".",
 						 "statbuffer")));
 
 	if (buffer == NULL)
@@ -942,6 +944,65 @@ buffer_attach(SbBuffer *buffer, bool create)
 	counters_attach_table(buffer->table_of, &buffer->table);
 	buffer->shared = buffer->table_of;
 	return true;
+}
+
+/*
+ * Has the transaction altered columns of a relation, other than by the
+ * (sub)transaction `creator'?
+ */
+static bool
+has_altered_columns(Oid relid, TransactionId creator)
+{
+	for (AttrNumber attno = 1;; attno++)
+	{
+		HeapTuple	tuple;
+		TransactionId xmin;
+
+		tuple = SearchSysCache2(ATTNUM, ObjectIdGetDatum(relid),
+								Int16GetDatum(attno));
+		if (!HeapTupleIsValid(tuple))
+			return false;
+		xmin = HeapTupleHeaderGetXmin(tuple->t_data);
+		ReleaseSysCache(tuple);
+		if (xmin != creator && TransactionIdIsCurrentTransactionId(xmin))
+			return true;
+	}
+}
+
+/*
+ * For what is published before the transaction commits: raise an error when
+ * the key columns that it sees may be rolled back.  Keys would be held of a
+ * shape that the buffer never had for anybody else.
+ */
+void
+buffer_check_settled(SbBuffer *buffer)
+{
+	TransactionId creator = InvalidTransactionId;
+	HeapTuple	tuple;
+	bool		altered;
+
+	/* who has written nothing has altered nothing */
+	if (!TransactionIdIsValid(GetTopTransactionIdIfAny()))
+		return;
+
+	/* a buffer goes away with the (sub)transaction that has created it */
+	tuple = SearchSysCache2(ATTNUM, ObjectIdGetDatum(buffer->relid),
+							Int16GetDatum(TableOidAttributeNumber));
+	if (HeapTupleIsValid(tuple))
+	{
+		creator = HeapTupleHeaderGetXmin(tuple->t_data);
+		ReleaseSysCache(tuple);
+	}
+	altered = has_altered_columns(buffer->relid, creator);
+	for (int i = 0; i < buffer->shape->nrow_types && !altered; i++)
+		altered = has_altered_columns(buffer->shape->row_types[i], creator);
+	if (altered)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot increment buffer \"%s\" asynchronously in a transaction that has altered its columns",
+						NameStr(buffer->name)),
+				 errdetail("The increment would stay if the transaction, and with it the columns, were rolled back."),
+				 errhint("Commit first, or use sb_increment().")));
 }
 
 /* Raise an error when the buffer does not take increments. */

@@ -10,12 +10,14 @@
 #ifndef STATBUFFER_BUFFER_H
 #define STATBUFFER_BUFFER_H
 
+#include "clock.h"
 #include "counters.h"
 #include "key.h"
 #include "nodes/pg_list.h"
 #include "shape.h"
 #include "shared.h"
 #include "storage/lockdefs.h"
+#include "utils/inval.h"
 #include "utils/relcache.h"
 
 /* a day is long enough to wait for something that is running */
@@ -115,6 +117,20 @@ typedef void (*BufferLocker) (Oid relid, LOCKMODE lockmode);
  */
 extern uint64 buffer_generation;
 
+/*
+ * Before what was found out in an earlier call is used again: take in what
+ * other sessions have altered or revoked.  A statement may run for long, and
+ * PostgreSQL itself looks only when a statement or a lock begins.
+ */
+static inline void
+buffer_accept_changes(void)
+{
+	static uint64 last = 0;
+
+	if (clock_moment_passed(&last))
+		AcceptInvalidationMessages();
+}
+
 extern void buffer_init(void);
 extern void buffer_note_change(Oid classId, Oid objectId);
 extern bool buffer_is_incrementer(Oid relid, Oid userid);
@@ -126,6 +142,7 @@ extern void buffer_begin_use(SbBuffer *buffer, BufferUse *use);
 extern void buffer_end_use(BufferUse *use);
 extern bool buffer_revalidate(SbBuffer *buffer);
 extern bool buffer_attach(SbBuffer *buffer, bool create);
+extern void buffer_check_settled(SbBuffer *buffer);
 extern void buffer_check_running(SbBuffer *buffer);
 extern void buffer_check_shape(SbBuffer *buffer, const BufferShape *shape);
 extern ClockTime buffer_count_time(SbBuffer *buffer, ClockTime now);

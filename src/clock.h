@@ -30,6 +30,9 @@ typedef int64 ClockTime;
  */
 #define CLOCK_START		(INT64CONST(365000) * USECS_PER_DAY)
 
+/* of a processor's counter, which counts some 1 to 5 in a nanosecond */
+#define CLOCK_MOMENT_TICKS	50000
+
 /*
  * Not instr_time: that may be a processor's own counter, which is for what one
  * process measures.
@@ -67,6 +70,25 @@ clock_to_timestamp(void)
 	ClockTime	now = clock_now();
 
 	return GetCurrentTimestamp() - now;
+}
+
+/*
+ * Is it worth looking again at what only others change?  True unless this
+ * processor was here a moment ago, which is some ten microseconds.  That takes
+ * a few instructions where the processor has a counter to be read, whose speed
+ * and starting point do not matter.  Elsewhere it is always true.
+ */
+static inline bool
+clock_moment_passed(uint64 *last)
+{
+#if defined(__x86_64__) && defined(__GNUC__)
+	uint64		now = __builtin_ia32_rdtsc();
+
+	if (likely(now - *last < CLOCK_MOMENT_TICKS))
+		return false;
+	*last = now;
+#endif
+	return true;
 }
 
 extern void clock_make_alarm(pqsigfunc handler);

@@ -36,6 +36,7 @@
 #include "storage/shmem.h"
 #include "utils/acl.h"
 #include "utils/backend_status.h"
+#include "utils/guc_tables.h"
 #include "utils/regproc.h"
 #include "utils/varlena.h"
 
@@ -216,6 +217,23 @@ compat_clear_row_version(HeapTupleHeader row)
 	row->t_infomask &= ~HEAP_IS_DATUM;
 	if (HeapTupleHeaderGetTypeId(row) != RECORDOID)
 		HeapTupleHeaderSetTypMod(row, -1);
+#endif
+}
+
+/* Where a setting has the value from that RESET gives it */
+static inline GucSource
+compat_reset_source(const char *name)
+{
+#if PG_VERSION_NUM >= 160000
+	return find_option(name, false, false, ERROR)->reset_source;
+#else
+	struct config_generic **variables = get_guc_variables();
+
+	for (int i = 0; i < GetNumConfigOptions(); i++)
+		if (strcmp(variables[i]->name, name) == 0)
+			return variables[i]->reset_source;
+	elog(ERROR, "unrecognized configuration parameter \"%s\"", name);
+	return PGC_S_DEFAULT;
 #endif
 }
 

@@ -249,6 +249,33 @@ counters_scan(SharedBuffer *buffer, const CounterTable *table,
 	dshash_seq_term(&status);
 }
 
+/*
+ * How many keys have something that is not stored, of whatever shape, and the
+ * sum of it.  As with the statistics, the sum may wrap.
+ */
+void
+counters_sum(const CounterTable *table, uint64 *nkeys, int64 *sum)
+{
+	dshash_seq_status status;
+	TableEntry *entry;
+	uint64		total = 0;
+
+	*nkeys = 0;
+	dshash_seq_init(&status, table->dshash, false);
+	while ((entry = dshash_seq_next(&status)) != NULL)
+	{
+		int64		count,
+					in_flight;
+
+		counters_read(counter_at(entry->counter), &count, &in_flight);
+		total += (uint64) count + (uint64) in_flight;
+		if (count != 0 || in_flight != 0)
+			(*nkeys)++;
+	}
+	dshash_seq_term(&status);
+	*sum = (int64) total;
+}
+
 /* ------------------------------------------------------------------------
  * Adding
  * ------------------------------------------------------------------------
@@ -747,6 +774,20 @@ counters_clear(SharedBuffer *buffer, CounterPin *pin)
 	release_pin(pin);
 }
 
+/* As schedule_push().  The worker unpins the counter. */
+static void
+push_request(SharedBuffer *buffer, SharedFlushRequest *request,
+			 dsa_pointer pointer)
+{
+	uint64		head = pg_atomic_read_u64(&buffer->flush_requests);
+
+	do
+	{
+		request->next = head;
+	} while (!pg_atomic_compare_exchange_u64(&buffer->flush_requests, &head,
+											 pointer));
+}
+
 /*
  * Ask the worker for a key's flush.  Nothing happens when the buffer does not
  * hold the key.  May raise an error.  The caller wakes the worker.
@@ -760,7 +801,6 @@ counters_request_flush(SharedBuffer *buffer, const CounterTable *table,
 	SharedFlushRequest *request;
 	SharedCounter *counter;
 	bool		asked;
-	uint64		head;
 
 	/* where memory is out, flushing is just what is needed: flush all */
 	pointer = dsa_allocate_extended(shared_area, sizeof(SharedFlushRequest),
@@ -793,13 +833,45 @@ counters_request_flush(SharedBuffer *buffer, const CounterTable *table,
 		return;
 	}
 
-	/* as in schedule_push(); the worker unpins it */
-	head = pg_atomic_read_u64(&buffer->flush_requests);
-	do
-	{
-		request->next = head;
-	} while (!pg_atomic_compare_exchange_u64(&buffer->flush_requests, &head,
-											 pointer));
+	push_request(buffer, request, pointer);
+}
+
+/*
+ * The same for a transaction that is about to publish, in three steps.  This
+ * one allocates the request; InvalidDsaPointer when memory is out.  Whatever
+ * becomes of the transaction, the others must follow.
+ */
+dsa_pointer
+counters_prepare_request(const CounterPin *pin)
+{
+	dsa_pointer pointer;
+
+	pointer = dsa_allocate_extended(shared_area, sizeof(SharedFlushRequest),
+									DSA_ALLOC_NO_OOM);
+	if (DsaPointerIsValid(pointer))
+		((SharedFlushRequest *)
+		 dsa_get_address(shared_area, pointer))->counter = pin->self;
+	return pointer;
+}
+
+/* Before the counter is unpinned.  Cannot fail, as the next one. */
+void
+counters_pin_request(const CounterPin *pin)
+{
+	pg_atomic_fetch_add_u32(&pin->counter->pins, 1);
+}
+
+/*
+ * When the counter is scheduled, if it is.  There may be other requests for
+ * the key, as this one can't be freed here.  The caller wakes the worker.
+ */
+void
+counters_make_request(SharedBuffer *buffer, dsa_pointer pointer)
+{
+	SharedFlushRequest *request = dsa_get_address(shared_area, pointer);
+
+	pg_atomic_fetch_or_u32(&counter_at(request->counter)->pins, COUNTER_ASKED);
+	push_request(buffer, request, pointer);
 }
 
 /* ------------------------------------------------------------------------
@@ -943,10 +1015,12 @@ counters_drop_requests(SharedBuffer *buffer)
 
 /*
  * Wait until nobody holds a pin on any counter, now that SharedControl.closed
- * is set.  False when that takes too long.
+ * is set.  False when that takes too long.  Requests are forgotten: they hold
+ * pins, and whoever commits may still make some.
  */
 bool
-counters_wait_unpinned(const CounterTable *table, ClockTime until)
+counters_wait_unpinned(SharedBuffer *buffer, const CounterTable *table,
+					   ClockTime until)
 {
 	bool		pinned;
 
@@ -955,6 +1029,7 @@ counters_wait_unpinned(const CounterTable *table, ClockTime until)
 		dshash_seq_status status;
 		TableEntry *entry;
 
+		counters_drop_requests(buffer);
 		pinned = false;
 		dshash_seq_init(&status, table->dshash, false);
 		while (!pinned && (entry = dshash_seq_next(&status)) != NULL)

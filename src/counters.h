@@ -183,6 +183,11 @@ extern void counters_clear(SharedBuffer *buffer, CounterPin *pin);
 extern void counters_request_flush(SharedBuffer *buffer,
 								   const CounterTable *table,
 								   const KeyBytes *key);
+extern dsa_pointer counters_prepare_request(const CounterPin *pin);
+extern void counters_pin_request(const CounterPin *pin);
+extern void counters_make_request(SharedBuffer *buffer, dsa_pointer pointer);
+extern void counters_sum(const CounterTable *table, uint64 *nkeys,
+						 int64 *sum);
 extern void counters_scan(SharedBuffer *buffer, const CounterTable *table,
 						  CounterVisitor visit, void *arg);
 
@@ -199,7 +204,8 @@ extern void counters_replace_table(SharedBuffer *buffer);
 extern void counters_remove_shapes(SharedBuffer *buffer, ClockTime now);
 extern void counters_drop_requests(SharedBuffer *buffer);
 extern void counters_drop_buffer(SharedBuffer *buffer, bool with_database);
-extern bool counters_wait_unpinned(const CounterTable *table,
+extern bool counters_wait_unpinned(SharedBuffer *buffer,
+								   const CounterTable *table,
 								   ClockTime until);
 
 #endif							/* STATBUFFER_COUNTERS_H */

@@ -39,6 +39,7 @@
 #include "handler.h"
 #include "libpq/pqsignal.h"
 #include "miscadmin.h"
+#include "owner.h"
 #include "pgstat.h"
 #include "postmaster/interrupt.h"
 #include "statbuffer.h"
@@ -419,6 +420,25 @@ session_is_good(void)
 	if (good)
 		session_checked = buffer_generation;
 	return good;
+}
+
+/*
+ * Before a flush locks the relation: let an sb_stop() have its way.  Who waits
+ * here has no lock that would be in the way of the transaction that it waits
+ * for.
+ */
+static void
+pass_gate(void)
+{
+	LOCKTAG		gate;
+
+	flush_set_gate_tag(&gate, MyDatabaseId, worker.relid);
+	if (LockAcquire(&gate, ShareLock, false, true) != LOCKACQUIRE_NOT_AVAIL)
+		return;
+	pg_atomic_write_u32(&worker.shared->locked_out, 1);
+	ConditionVariableBroadcast(&shared_control->drain_cv);
+	(void) LockAcquire(&gate, ShareLock, false, false);
+	pg_atomic_write_u32(&worker.shared->locked_out, 0);
 }
 
 /*
@@ -900,6 +920,7 @@ flush_batch(ClockTime now)
 	PG_TRY();
 	{
 		begin_cancellable();
+		pass_gate();
 		if (open_definition())
 		{
 			Handler    *handler;
@@ -973,10 +994,15 @@ flush_batch(ClockTime now)
 		pgstat_report_activity(STATE_IDLE, NameStr(worker.buffer->name));
 }
 
-/* Look at the definition, outside of a flush. */
+/*
+ * Look at the definition, outside of a flush.  When a new session of the owner
+ * would look for the handler elsewhere than this one does, which has the
+ * settings that it began with, another worker takes its place.
+ */
 void
 flush_check_definition(void)
 {
+	bool		is_new = worker.buffer == NULL;
 	ErrorData  *volatile error = NULL;
 	int			nfailed = 0;
 
@@ -984,7 +1010,17 @@ flush_check_definition(void)
 	{
 		begin_cancellable();
 		if (open_definition())
+		{
 			pgstat_report_activity(STATE_IDLE, NameStr(worker.buffer->name));
+			if (!is_new &&
+				strcmp(owner_search_path(worker.buffer->owner),
+					   GetConfigOptionResetString("search_path")) != 0)
+			{
+				worker.shared->start_after = 0;
+				pg_atomic_write_u32(&worker.shared->recheck, 1);
+				worker.leaving = true;
+			}
+		}
 		flush_commit_transaction();
 	}
 	PG_CATCH();

@@ -11,6 +11,19 @@
 #define STATBUFFER_FLUSH_H
 
 #include "buffer.h"
+#include "storage/lock.h"
+
+/*
+ * The lock under which a worker flushes, from before it locks the relation:
+ * sb_stop() takes it to have the worker end what it does, and not begin
+ * anything before the option is set.  In the space of advisory locks, where
+ * SQL can't reach field 4's value; see also set_large_tag().
+ */
+static inline void
+flush_set_gate_tag(LOCKTAG *tag, Oid dboid, Oid relid)
+{
+	SET_LOCKTAG_ADVISORY(*tag, dboid, relid, 0, 4);
+}
 
 /* What a worker process works on, and how it stands with it. */
 typedef struct WorkerState

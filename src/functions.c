@@ -10,28 +10,47 @@
  */
 #include "postgres.h"
 
+#include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xact.h"
 #include "buffer.h"
+#include "catalog/dependency.h"
+#include "catalog/indexing.h"
+#include "catalog/objectaccess.h"
 #include "catalog/objectaddress.h"
 #include "catalog/pg_authid.h"
+#include "catalog/pg_depend.h"
+#include "catalog/pg_extension.h"
+#include "catalog/pg_foreign_server.h"
+#include "catalog/pg_foreign_table.h"
+#include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
+#include "commands/dbcommands.h"
+#include "commands/defrem.h"
 #include "compat.h"
 #include "counters.h"
 #include "executor/spi.h"
+#include "flush.h"
 #include "foreign/foreign.h"
 #include "funcapi.h"
 #include "functions.h"
 #include "handler.h"
 #include "launcher.h"
 #include "miscadmin.h"
+#include "nodes/makefuncs.h"
+#include "owner.h"
 #include "pending.h"
 #include "storage/ipc.h"
 #include "storage/lmgr.h"
+#include "storage/lock.h"
 #include "storage/proc.h"
+#include "tcop/utility.h"
 #include "utils/acl.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/fmgrprotos.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -52,10 +71,13 @@ COMPAT_FUNCTION_INFO_V1(sb_stop);
 #define DEFAULT_BUFFER		"sb_default"
 
 /*
- * Starting and stopping a buffer exclude each other, and neither workers nor
- * increments.
+ * Starting and stopping a buffer exclude each other.  Starting keeps neither
+ * workers nor increments out, stopping only increments: a worker's
+ * RowShareLock does not conflict with STOP_LOCK, the RowExclusiveLock of
+ * whoever counts does.
  */
 #define CONTROL_LOCK		ShareUpdateExclusiveLock
+#define STOP_LOCK			ShareRowExclusiveLock
 
 /*
  * What a function with a key argument keeps from call to call, in fn_extra:
@@ -261,8 +283,8 @@ cache_is_good(FunctionCallInfo fcinfo, CallCache *cache)
 }
 
 /*
- * The caller has just called AcceptInvalidationMessages(), so that it is known
- * which privileges were revoked.
+ * The caller has called buffer_accept_changes(), so that it is known which
+ * privileges were revoked.
  */
 SbBuffer *
 function_open_for_increment(Oid relid)
@@ -347,8 +369,7 @@ increment(FunctionCallInfo fcinfo, bool async)
 	CallCache  *cache = fcinfo->flinfo->fn_extra;
 	bool		is_open;
 
-	/* a statement may run for long, and a revoked privilege is to be gone */
-	AcceptInvalidationMessages();
+	buffer_accept_changes();
 	is_open = cache != NULL && cache_is_good(fcinfo, cache);
 	if (is_open && cache->last != NULL &&
 		!PG_ARGISNULL(0) && !PG_ARGISNULL(1) &&
@@ -442,6 +463,7 @@ sb_flush(PG_FUNCTION_ARGS)
 {
 	CallCache  *cache = get_cache(fcinfo);
 	Oid			relid = function_buffer_argument(fcinfo, 1);
+	const BufferShape *shape;
 	SbBuffer   *buffer;
 	KeySpace	space;
 	KeyBytes	key;
@@ -450,8 +472,11 @@ sb_flush(PG_FUNCTION_ARGS)
 	check_not_standby();
 	buffer = buffer_open(relid, RowShareLock);
 	buffer_check_running(buffer);
-	if (key_is_current(buffer, read_key(fcinfo, cache, buffer, &space, &key)) &&
-		buffer_attach(buffer, false))
+	shape = read_key(fcinfo, cache, buffer, &space, &key);
+	if (!key_is_current(buffer, shape))
+		PG_RETURN_VOID();
+	pending_request_flush(buffer, &key);
+	if (buffer_attach(buffer, false))
 	{
 		launcher_ensure();
 		counters_request_flush(buffer->shared, &buffer->table, &key);
@@ -470,6 +495,7 @@ sb_flush_all(PG_FUNCTION_ARGS)
 	check_not_standby();
 	buffer = buffer_open(relid, RowShareLock);
 	buffer_check_running(buffer);
+	pending_request_flush_all(buffer);
 	if (buffer_attach(buffer, false))
 	{
 		launcher_ensure();
@@ -486,7 +512,7 @@ typedef enum DrainState
 	DRAIN_DONE,
 	DRAIN_TIMED_OUT,
 	DRAIN_PARKED,				/* no worker comes while it is stopped */
-	DRAIN_BLOCKED				/* the worker can't lock the relation */
+	DRAIN_BLOCKED				/* the worker waits for this transaction */
 } DrainState;
 
 static DrainState
@@ -523,6 +549,57 @@ has_locked(Oid relid)
 }
 
 /*
+ * Does the transaction keep the worker out?  It has altered or truncated the
+ * buffer, or stopped it.
+ */
+static bool
+keeps_worker_out(SbBuffer *buffer)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_RELATION(tag, MyDatabaseId, buffer->relid);
+	for (LOCKMODE mode = ExclusiveLock; mode <= MaxLockMode; mode++)
+		if (compat_lock_held(&tag, mode))
+			return true;
+	for (int i = 0; i < buffer->shape->nrow_types; i++)
+	{
+		SET_LOCKTAG_RELATION(tag, MyDatabaseId, buffer->shape->row_types[i]);
+		if (compat_lock_held(&tag, AccessExclusiveLock))
+			return true;
+	}
+	flush_set_gate_tag(&tag, MyDatabaseId, buffer->relid);
+	return compat_lock_held(&tag, ExclusiveLock);
+}
+
+/*
+ * Does a process wait for a lock of ours, or for somebody who does?  Looks at
+ * all locks of the server, so it is not to be called often.
+ */
+static bool
+waits_for_us(int pid)
+{
+	List	   *pids = list_make1_int(pid);
+
+	for (int i = 0; i < list_length(pids); i++)
+	{
+		Datum		blocking = DirectFunctionCall1(pg_blocking_pids,
+												   Int32GetDatum(list_nth_int(pids, i)));
+		ArrayType  *array = DatumGetArrayTypeP(blocking);
+		int			n = ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array));
+
+		for (int j = 0; j < n; j++)
+		{
+			int			other = ((int32 *) ARR_DATA_PTR(array))[j];
+
+			if (other == MyProcPid)
+				return true;
+			pids = list_append_unique_int(pids, other);
+		}
+	}
+	return false;
+}
+
+/*
  * Have everything flushed that was published so far, and wait until it is.
  * Gives up after so many milliseconds; negative: no limit.
  *
@@ -531,30 +608,30 @@ has_locked(Oid relid)
  * the worker for him, and we for the worker; and as we don't wait for a lock,
  * nobody would notice.  When the transaction has other locks, that is what
  * DRAIN_BLOCKED tells.
+ *
+ * With `stopping' the caller has STOP_LOCK, which is kept: nobody publishes
+ * anything meanwhile.  DRAIN_BLOCKED then also tells that the handler waits
+ * for someone who is about to count.
  */
 static DrainState
-drain(SbBuffer *buffer, int64 timeout)
+drain(SbBuffer *buffer, int64 timeout, bool stopping)
 {
 	ClockTime	start = clock_now();
 	ClockTime	blocked_since = 0;
+	ClockTime	looked_at = start;
 	SharedBuffer *shared;
 	SharedBufferKey key;
-	Relation	rel;
 	bool		locked;
 	bool		loaded;
 	uint64		ticket;
 	DrainState	state;
 
-	/* the worker could not get at it while we wait for the worker */
-	rel = table_open(buffer->relid, NoLock);
-	locked = CheckRelationLockedByMe(rel, ShareLock, true);
-	table_close(rel, NoLock);
-	if (locked)
+	if (keeps_worker_out(buffer))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),
 				 errmsg("cannot drain buffer \"%s\" in a transaction that has locked it",
 						NameStr(buffer->name)),
-				 errhint("Drain it before it is altered or truncated, or after that is committed.")));
+				 errhint("Drain it before it is altered, stopped or truncated, or after that is committed.")));
 
 	/* what is not loaded yet can't be flushed */
 	loaded = launcher_await_saved();
@@ -571,8 +648,12 @@ drain(SbBuffer *buffer, int64 timeout)
 	ticket = pg_atomic_add_fetch_u64(&shared->drain_asked, 1);
 	call_worker(shared);
 
-	UnlockRelationOid(key.relid, RowShareLock);
-	locked = has_locked(key.relid);
+	if (!stopping)
+		UnlockRelationOid(key.relid, RowShareLock);
+
+	/* row types of keys stay locked, as they may be others' */
+	locked = !stopping &&
+		(has_locked(key.relid) || buffer->shape->nrow_types > 0);
 
 	ConditionVariablePrepareToSleep(&shared_control->drain_cv);
 	while ((state = look_at_drain(&key, ticket)) != DRAIN_DONE)
@@ -594,8 +675,11 @@ drain(SbBuffer *buffer, int64 timeout)
 		/* it may just have been started again */
 		if (state == DRAIN_PARKED)
 		{
-			buffer_check_running(buffer_open(key.relid, RowShareLock));
+			bool		stopped = buffer_open(key.relid, RowShareLock)->options.stopped;
+
 			UnlockRelationOid(key.relid, RowShareLock);
+			if (stopped)
+				break;
 		}
 
 		/* who has locked it for a moment is not to blame */
@@ -605,7 +689,18 @@ drain(SbBuffer *buffer, int64 timeout)
 			blocked_since = now;
 		else if (clock_passed(blocked_since, now, DeadlockTimeout))
 			break;
-		if (blocked_since != 0)
+		if (stopping &&
+			clock_passed(looked_at, now, DeadlockTimeout))
+		{
+			/* our lock keeps the buffer */
+			looked_at = now;
+			if (shared->worker_pid != 0 && waits_for_us(shared->worker_pid))
+			{
+				state = DRAIN_BLOCKED;
+				break;
+			}
+		}
+		if (stopping || blocked_since != 0)
 			left = left < 0 ? DeadlockTimeout : Min(left, DeadlockTimeout);
 
 		(void) ConditionVariableTimedSleep(&shared_control->drain_cv, left,
@@ -624,6 +719,8 @@ sb_drain(PG_FUNCTION_ARGS)
 	SbBuffer   *buffer;
 	int64		timeout = -1;
 	DrainState	state;
+	uint64		nkeys;
+	int64		sum;
 
 	if (!PG_ARGISNULL(1))
 	{
@@ -644,7 +741,17 @@ sb_drain(PG_FUNCTION_ARGS)
 	check_not_standby();
 	buffer = buffer_open(relid, RowShareLock);
 	buffer_check_running(buffer);
-	state = drain(buffer, timeout);
+	if (pending_sum(buffer, &nkeys, &sum))
+		ereport(WARNING,
+				(errmsg("increments of this transaction are not drained"),
+				 errdetail_plural("It has counted " INT64_FORMAT " in %llu key of buffer \"%s\", and publishes that when it commits.",
+								  "It has counted " INT64_FORMAT " in %llu keys of buffer \"%s\", and publishes that when it commits.",
+								  (unsigned long) nkeys,
+								  sum, (unsigned long long) nkeys,
+								  NameStr(buffer->name))));
+	state = drain(buffer, timeout, false);
+	if (state == DRAIN_PARKED)
+		buffer_check_running(buffer);
 	if (state == DRAIN_BLOCKED)
 		ereport(ERROR,
 				(errcode(ERRCODE_T_R_DEADLOCK_DETECTED),
@@ -671,6 +778,43 @@ execute(const char *statement)
 }
 
 /*
+ * The server that came with the extension, whatever it is called by now.  Users
+ * may have made others.
+ */
+static char *
+extension_server(Oid funcid)
+{
+	Oid			extension = getExtensionOfObject(ProcedureRelationId, funcid);
+	Relation	catalog = table_open(DependRelationId, AccessShareLock);
+	ScanKeyData keys[2];
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	Oid			server = InvalidOid;
+
+	ScanKeyInit(&keys[0], Anum_pg_depend_refclassid, BTEqualStrategyNumber,
+				F_OIDEQ, ObjectIdGetDatum(ExtensionRelationId));
+	ScanKeyInit(&keys[1], Anum_pg_depend_refobjid, BTEqualStrategyNumber,
+				F_OIDEQ, ObjectIdGetDatum(extension));
+	scan = systable_beginscan(catalog, DependReferenceIndexId, true, NULL,
+							  lengthof(keys), keys);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Form_pg_depend depend = (Form_pg_depend) GETSTRUCT(tuple);
+
+		if (depend->classid == ForeignServerRelationId &&
+			depend->deptype == DEPENDENCY_EXTENSION)
+			server = depend->objid;
+	}
+	systable_endscan(scan);
+	table_close(catalog, AccessShareLock);
+	if (!OidIsValid(server))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("extension \"%s\" has no foreign server", "statbuffer")));
+	return GetForeignServer(server)->servername;
+}
+
+/*
  * Make the default buffer, with the function handle_flush() that the caller
  * would call.
  */
@@ -690,41 +834,89 @@ create_default_buffer(FunctionCallInfo fcinfo)
 	execute(psprintf("CREATE FOREIGN TABLE %s"
 					 " (key pg_catalog.text NOT NULL,"
 					 " count pg_catalog.int8 NOT NULL DEFAULT 1)"
-					 " SERVER statbuffer OPTIONS (handler %s)",
+					 " SERVER %s OPTIONS (handler %s)",
 					 quote_qualified_identifier(schema, DEFAULT_BUFFER),
+					 quote_identifier(extension_server(fcinfo->flinfo->fn_oid)),
 					 quote_literal_cstr(handler)));
 	return default_buffer(fcinfo);
 }
 
-/* Set or clear the option "stopped". */
+/*
+ * Set or clear the option "stopped".  The caller has CONTROL_LOCK or
+ * STOP_LOCK.
+ *
+ * What ALTER FOREIGN TABLE does, but for the lock.  AccessExclusiveLock would
+ * have to wait for whoever only looks at the buffer, and who may be about to
+ * count and so wait for us.  It is not needed: whoever counts has taken his
+ * lock before we had ours, or sees the option once he has it.
+ */
 static void
 set_stopped(SbBuffer *buffer, bool stopped)
 {
-	char	   *name;
+	ForeignTable *table = GetForeignTable(buffer->relid);
+	ForeignServer *server = GetForeignServer(table->serverid);
+	Datum		values[Natts_pg_foreign_table] = {0};
+	bool		isnull[Natts_pg_foreign_table] = {0};
+	bool		replace[Natts_pg_foreign_table] = {0};
+	const int	column = Anum_pg_foreign_table_ftoptions - 1;
 	bool		given = false;
+	DefElem    *option;
+	Relation	catalog;
+	HeapTuple	tuple;
+	Datum		options;
 	ListCell   *lc;
 
 	/* whether an option is there decides how it has to be set */
-	foreach(lc, GetForeignTable(buffer->relid)->options)
+	foreach(lc, table->options)
 		given |= strcmp(lfirst_node(DefElem, lc)->defname, "stopped") == 0;
+	if (!stopped && !given)
+		return;
+	PreventCommandIfReadOnly("ALTER FOREIGN TABLE");
+	option = makeDefElemExtended(NULL, "stopped",
+								 stopped ? (Node *) makeString("true") : NULL,
+								 !stopped ? DEFELEM_DROP :
+								 given ? DEFELEM_SET : DEFELEM_ADD, -1);
 
-	name = quote_qualified_identifier(get_namespace_name(get_rel_namespace(buffer->relid)),
-									  NameStr(buffer->name));
-	if (stopped)
-		execute(psprintf("ALTER FOREIGN TABLE %s OPTIONS (%s stopped 'true')",
-						 name, given ? "SET" : "ADD"));
-	else if (given)
-		execute(psprintf("ALTER FOREIGN TABLE %s OPTIONS (DROP stopped)",
-						 name));
+	catalog = table_open(ForeignTableRelationId, RowExclusiveLock);
+	tuple = SearchSysCacheCopy1(FOREIGNTABLEREL,
+								ObjectIdGetDatum(buffer->relid));
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for foreign table %u", buffer->relid);
+	options = SysCacheGetAttr(FOREIGNTABLEREL, tuple,
+							  Anum_pg_foreign_table_ftoptions,
+							  &isnull[column]);
+	if (isnull[column])
+		options = PointerGetDatum(NULL);
+	options = transformGenericOptions(ForeignTableRelationId, options,
+									  list_make1(option),
+									  GetForeignDataWrapper(server->fdwid)->fdwvalidator);
+	values[column] = options;
+	isnull[column] = DatumGetPointer(options) == NULL;
+	replace[column] = true;
+	tuple = heap_modify_tuple(tuple, RelationGetDescr(catalog), values, isnull,
+							  replace);
+	CatalogTupleUpdate(catalog, &tuple->t_self, tuple);
+	CacheInvalidateRelcacheByRelid(buffer->relid);
+	InvokeObjectPostAlterHook(ForeignTableRelationId, buffer->relid, 0);
+	table_close(catalog, RowExclusiveLock);
+	CommandCounterIncrement();
 }
 
 /* Raise an error when no worker could connect as the buffer's owner. */
 static void
-check_owner_can_login(SbBuffer *buffer)
+check_owner_can_connect(SbBuffer *buffer)
 {
 	HeapTuple	tuple;
 	bool		can_login;
 
+	if (!compat_may_connect(MyDatabaseId, buffer->owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("role \"%s\" may not connect to database \"%s\"",
+						GetUserNameFromId(buffer->owner, false),
+						get_database_name(MyDatabaseId)),
+				 errdetail("The worker of a buffer connects as the buffer's owner."),
+				 errhint("Grant the role CONNECT on the database, or give the buffer another owner.")));
 	if (!COMPAT_OWNER_NEEDS_LOGIN)
 		return;
 	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(buffer->owner));
@@ -746,6 +938,7 @@ sb_start(PG_FUNCTION_ARGS)
 {
 	Oid			relid;
 	SbBuffer   *buffer;
+	OwnerView	saved;
 
 	check_not_standby();
 	relid = PG_ARGISNULL(0) ? default_buffer(fcinfo) : PG_GETARG_OID(0);
@@ -754,9 +947,11 @@ sb_start(PG_FUNCTION_ARGS)
 
 	function_check_owner(relid);
 	buffer = buffer_open(relid, CONTROL_LOCK);
+	owner_enter(buffer->owner, &saved);
 	handler_check(buffer->options.handler, buffer->shape->desc,
 				  buffer->owner);
-	check_owner_can_login(buffer);
+	owner_leave(&saved);
+	check_owner_can_connect(buffer);
 	if (buffer->options.stopped)
 	{
 		set_stopped(buffer, false);
@@ -781,48 +976,123 @@ cancel_halt(int code, Datum arg)
 	pg_atomic_write_u64(&shared->halt_at, 0);
 }
 
+/*
+ * Have the worker end what it does, and keep it from beginning anything until
+ * the transaction ends.  The caller has STOP_LOCK.
+ */
+static void
+shut_gate(SharedBuffer *shared)
+{
+	LOCKTAG		gate;
+
+	flush_set_gate_tag(&gate, shared->key.dboid, shared->key.relid);
+	PG_ENSURE_ERROR_CLEANUP(cancel_halt, PointerGetDatum(shared));
+	{
+		pg_atomic_write_u64(&shared->halt_at, (uint64) clock_now());
+		(void) LockAcquire(&gate, ExclusiveLock, false, false);
+	}
+	PG_END_ENSURE_ERROR_CLEANUP(cancel_halt, PointerGetDatum(shared));
+	cancel_halt(0, PointerGetDatum(shared));
+}
+
+/* What a buffer holds that is not stored; false when there is nothing. */
+static bool
+find_left(SbBuffer *buffer, uint64 *nkeys, int64 *sum)
+{
+	*nkeys = 0;
+	*sum = 0;
+	if (buffer_attach(buffer, false))
+		counters_sum(&buffer->table, nkeys, sum);
+	return *nkeys > 0;
+}
+
+/* Tell what an sb_stop() leaves in the buffer. */
+static void
+report_left(SbBuffer *buffer)
+{
+	int			shutdown = buffer->options.shutdown;
+	uint64		nkeys;
+	int64		sum;
+
+	if (find_left(buffer, &nkeys, &sum))
+		ereport(NOTICE,
+				(shutdown > 0 ?
+				 errmsg("not everything in buffer \"%s\" could be flushed within %d ms",
+						NameStr(buffer->name), shutdown) :
+				 errmsg("buffer \"%s\" was stopped without a flush",
+						NameStr(buffer->name)),
+				 errdetail_plural("A count of " INT64_FORMAT " is left in %llu key. It is kept, and flushed after sb_start().",
+								  "Counts of " INT64_FORMAT " altogether are left in %llu keys. They are kept, and flushed after sb_start().",
+								  (unsigned long) nkeys,
+								  sum, (unsigned long long) nkeys)));
+	if (pending_sum(buffer, &nkeys, &sum))
+		ereport(NOTICE,
+				(errmsg("increments of this transaction are not flushed before buffer \"%s\" is started",
+						NameStr(buffer->name)),
+				 errdetail_plural("It has counted " INT64_FORMAT " in %llu key, and publishes that when it commits.",
+								  "It has counted " INT64_FORMAT " in %llu keys, and publishes that when it commits.",
+								  (unsigned long) nkeys,
+								  sum, (unsigned long long) nkeys)));
+}
+
+/*
+ * Flush a buffer and stop it.  The steps, and why nothing is left behind, are
+ * told in doc/internals.md.
+ */
 Datum
 sb_stop(PG_FUNCTION_ARGS)
 {
 	Oid			relid = function_buffer_argument(fcinfo, 0);
-	ClockTime	start = clock_now();
-	SharedBuffer *shared;
 	SbBuffer   *buffer;
+	int64		spent = 0;		/* milliseconds of flushing */
+	uint64		nkeys;
+	int64		sum;
 
 	function_check_owner(relid);
 	check_not_standby();
-	buffer = buffer_open(relid, CONTROL_LOCK);
+	buffer = buffer_open(relid, RowShareLock);
 	if (buffer->options.stopped)
 		PG_RETURN_VOID();
 
-	/* before the option is set, because that keeps the worker out */
-	if (buffer->options.shutdown > 0)
+	/* most of it while increments go on; the rest of the time is for the rest */
+	if (!keeps_worker_out(buffer))
 	{
-		LockRelationOid(relid, RowShareLock);
-		if (drain(buffer, buffer->options.shutdown) != DRAIN_DONE)
-			ereport(NOTICE,
-					(errmsg("not everything in buffer \"%s\" could be flushed within %d ms",
-							NameStr(buffer->name), buffer->options.shutdown),
-					 errdetail("What is left is kept, and flushed after sb_start().")));
+		ClockTime	start = clock_now();
+
+		if (buffer->options.shutdown > 1)
+			(void) drain(buffer, buffer->options.shutdown / 2, false);
+		spent = (clock_now() - start) / 1000;
 	}
 
-	/*
-	 * To set the option takes a lock for which a call of the handler must be
-	 * over: it has what is left of the time.
-	 */
-	if (!buffer_attach(buffer, false))
+	for (;;)
 	{
-		set_stopped(buffer, true);
-		PG_RETURN_VOID();
+		ClockTime	start;
+		int64		left;
+		DrainState	state;
+
+		/* waits for those who have counted; that takes the time it takes */
+		LockRelationOid(relid, STOP_LOCK);
+		function_check_owner(relid);
+		buffer = buffer_open(relid, NoLock);
+		if (buffer->options.stopped)
+			PG_RETURN_VOID();
+		left = buffer->options.shutdown - spent;
+		if (left <= 0 || !find_left(buffer, &nkeys, &sum))
+			break;
+
+		start = clock_now();
+		state = drain(buffer, left, true);
+		spent += (clock_now() - start) / 1000;
+		if (state != DRAIN_BLOCKED)
+			break;
+
+		/* let those through that the handler waits for, and begin again */
+		UnlockRelationOid(relid, STOP_LOCK);
 	}
-	shared = buffer->shared;
-	PG_ENSURE_ERROR_CLEANUP(cancel_halt, PointerGetDatum(shared));
-	{
-		pg_atomic_write_u64(&shared->halt_at,
-							(uint64) clock_add(start, buffer->options.shutdown));
-		set_stopped(buffer, true);
-	}
-	PG_END_ENSURE_ERROR_CLEANUP(cancel_halt, PointerGetDatum(shared));
-	cancel_halt(0, PointerGetDatum(shared));
+
+	if (buffer_attach(buffer, false))
+		shut_gate(buffer->shared);
+	report_left(buffer);
+	set_stopped(buffer, true);
 	PG_RETURN_VOID();
 }

@@ -16,6 +16,7 @@
 
 #include "access/htup_details.h"
 #include "access/xact.h"
+#include "catalog/namespace.h"
 #include "catalog/objectaccess.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
@@ -202,7 +203,7 @@ check_function(Oid funcid, Oid owner, bool *returns_bool)
 
 /*
  * Raise an error when there is no handler that the owner could call.  Looks
- * along the current search path, whose user should be the owner.
+ * along the current search path: see owner_enter().
  */
 void
 handler_check(const char *name, TupleDesc desc, Oid owner)
@@ -212,6 +213,13 @@ handler_check(const char *name, TupleDesc desc, Oid owner)
 	Oid			funcid = handler_find(name, desc, &takes_arrays);
 
 	check_function(funcid, owner, &returns_bool);
+	if (isAnyTempNamespace(get_func_namespace(funcid)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
+				 errmsg("handler function %s is temporary",
+						format_procedure(funcid)),
+				 errdetail("The worker of a buffer is a session of its own."),
+				 errhint("Create it in another schema.")));
 	if (!compat_may_execute(funcid, owner))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),

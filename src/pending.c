@@ -69,6 +69,7 @@ struct PendingBuffer
 	/* the level of the subtransaction that did it; 0: none */
 	int			lock_level;		/* locked the relation */
 	int			truncate_level; /* truncated it */
+	int			flush_level;	/* asked for the flush of all keys */
 
 	/* when publishing; the buffer may be read anew before the commit */
 	SharedBuffer *shared;
@@ -78,6 +79,7 @@ struct PendingBuffer
 	uint64		nincrements;
 	CounterPin *truncate_pins;
 	int			ntruncate_pins;
+	bool		has_requests;	/* there are PublishedKeys with one */
 };
 
 /*
@@ -98,8 +100,9 @@ struct PendingKey
 	uint64		nincrements;
 	uint32		hash;
 	int			level;			/* of the subtransaction that changed it last */
-	uint32		len;			/* as in KeyBytes; keeps `data' aligned for
-								 * int */
+	uint16		len;			/* as in KeyBytes */
+	uint16		flush;			/* 1: it is to be flushed at once; not a bool,
+								 * to keep `data' aligned for int */
 	char		data[FLEXIBLE_ARRAY_MEMBER];
 };
 
@@ -113,6 +116,7 @@ typedef struct PendingUndo
 	int64		delta;
 	uint64		nincrements;
 	int			key_level;
+	uint16		flush;
 	int			level;			/* the subtransaction's; never goes down */
 } PendingUndo;
 
@@ -121,6 +125,7 @@ typedef struct PublishedKey
 {
 	PendingKey *key;
 	CounterPin	pin;
+	dsa_pointer request;		/* for its flush, or InvalidDsaPointer */
 } PublishedKey;
 
 typedef struct KeyHashEntry
@@ -372,6 +377,7 @@ make_key(SbBuffer *buffer, const BufferShape *shape, const KeyBytes *bytes)
 	memcpy(key->data, bytes->data, len);
 	key->delta = 0;
 	key->nincrements = 0;
+	key->flush = 0;
 	key->level = 0;
 	key->scan = 0;
 
@@ -408,6 +414,7 @@ save_undo(PendingKey *key, int level)
 	undo->key = key;
 	undo->delta = key->delta;
 	undo->nincrements = key->nincrements;
+	undo->flush = key->flush;
 	undo->key_level = key->level;
 	undo->level = level;
 	key->level = level;
@@ -526,6 +533,7 @@ pending_add_now(SbBuffer *buffer, const BufferShape *shape,
 	if (!buffer_revalidate(buffer))
 		return;
 	buffer_check_shape(buffer, shape);
+	buffer_check_settled(buffer);
 	buffer_attach(buffer, true);
 	launcher_ensure();
 	shared = buffer->shared;
@@ -586,6 +594,36 @@ look_up(SbBuffer *buffer, const KeyBytes *bytes)
 	return key != NULL && key->nincrements > 0 ? key : NULL;
 }
 
+/*
+ * What the transaction has added to a key is to be flushed as soon as it is
+ * published.  Like the increments, that is undone with the subtransaction.
+ */
+void
+pending_request_flush(SbBuffer *buffer, const KeyBytes *bytes)
+{
+	PendingKey *key = look_up(buffer, bytes);
+	int			level = GetCurrentTransactionNestLevel();
+
+	if (key == NULL || key->flush != 0)
+		return;
+	if (key->level < level)
+	{
+		if (level > 1)
+			save_undo(key, level);
+		else
+			key->level = level;
+	}
+	key->flush = 1;
+}
+
+/* The same for all that it adds to a buffer in which it has counted. */
+void
+pending_request_flush_all(SbBuffer *buffer)
+{
+	if (buffer->pending != NULL && buffer->pending->flush_level == 0)
+		buffer->pending->flush_level = GetCurrentTransactionNestLevel();
+}
+
 /* What the transaction has added to a key; false when nothing. */
 bool
 pending_lookup(SbBuffer *buffer, const KeyBytes *bytes, int64 *delta)
@@ -596,6 +634,28 @@ pending_lookup(SbBuffer *buffer, const KeyBytes *bytes, int64 *delta)
 		return false;
 	*delta = key->delta;
 	return true;
+}
+
+/*
+ * How many keys the transaction has added something to, and the sum of it,
+ * which may wrap; false when none.
+ */
+bool
+pending_sum(SbBuffer *buffer, uint64 *nkeys, int64 *sum)
+{
+	uint64		total = 0;
+
+	*nkeys = 0;
+	for (PendingKey *key = buffer->pending ? pending_keys : NULL; key != NULL;
+		 key = key->next)
+	{
+		if (key->buffer != buffer || key->delta == 0)
+			continue;
+		total += (uint64) key->delta;
+		(*nkeys)++;
+	}
+	*sum = (int64) total;
+	return *nkeys > 0;
 }
 
 /*
@@ -654,6 +714,7 @@ abort_level(int level)
 
 		undo->key->delta = undo->delta;
 		undo->key->nincrements = undo->nincrements;
+		undo->key->flush = undo->flush;
 		undo->key->level = undo->key_level;
 	}
 	for (PendingBuffer *pending = pending_buffers; pending;
@@ -663,6 +724,8 @@ abort_level(int level)
 			pending->lock_level = 0;
 		if (pending->truncate_level >= level)
 			pending->truncate_level = 0;
+		if (pending->flush_level >= level)
+			pending->flush_level = 0;
 	}
 	/* entries are still there, but their relation may not be locked */
 	buffer_generation++;
@@ -699,6 +762,8 @@ commit_level(int level)
 			pending->lock_level = level - 1;
 		if (pending->truncate_level == level)
 			pending->truncate_level = level - 1;
+		if (pending->flush_level == level)
+			pending->flush_level = level - 1;
 	}
 }
 
@@ -771,7 +836,10 @@ list_keys(void)
 			(next++)->key = key;
 	}
 	for (uint64 i = 0; i < npending_keys; i++)
+	{
 		keys[i].pin.counter = NULL;
+		keys[i].request = InvalidDsaPointer;
+	}
 	published = keys;
 	npublished = npending_keys;
 }
@@ -848,6 +916,21 @@ prepare_to_publish(void)
 	}
 	if (pinned)
 		counters_check_open();
+
+	/* memory for a request can't be had later; without it, flush all */
+	for (uint64 i = 0; i < npublished; i++)
+	{
+		PendingBuffer *pending = published[i].key->buffer->pending;
+
+		if (published[i].key->flush == 0 || pending->flush_level > 0 ||
+			published[i].pin.counter == NULL)
+			continue;
+		published[i].request = counters_prepare_request(&published[i].pin);
+		if (DsaPointerIsValid(published[i].request))
+			pending->has_requests = true;
+		else
+			pending->flush_level = 1;
+	}
 	if (any)
 		launcher_ensure();
 
@@ -888,13 +971,34 @@ publish(void)
 
 		if (i + FETCH_AHEAD < npublished)
 			fetch_ahead(published[i + FETCH_AHEAD].key);
-		if (published[i].pin.counter != NULL)
-			add_pinned(key->buffer, key->buffer->pending->shared,
-					   &published[i].pin, key->delta, &now);
+		if (published[i].pin.counter == NULL)
+			continue;
+		if (DsaPointerIsValid(published[i].request))
+			counters_pin_request(&published[i].pin);
+		add_pinned(key->buffer, key->buffer->pending->shared,
+				   &published[i].pin, key->delta, &now);
+		if (DsaPointerIsValid(published[i].request))
+			counters_make_request(key->buffer->pending->shared,
+								  published[i].request);
+	}
+
+	/* when all is there that is to be flushed */
+	for (PendingBuffer *pending = pending_buffers; pending;
+		 pending = pending->next)
+	{
+		if (!pending->attached ||
+			(pending->flush_level == 0 && !pending->has_requests))
+			continue;
+		if (pending->flush_level > 0)
+			pg_atomic_write_u32(&pending->shared->flush_all, 1);
+		schedule_poke(pending->shared);
 	}
 }
 
-/* The transaction has rolled back: let go of what was pinned. */
+/*
+ * The transaction has rolled back: let go of what was pinned.  Memory of
+ * requests can't be freed here, so the worker does; the flush is harmless.
+ */
 static void
 unpin_all(void)
 {
@@ -906,8 +1010,17 @@ unpin_all(void)
 	}
 
 	for (uint64 i = 0; i < npublished; i++)
-		counters_unpin(published[i].key->buffer->pending->shared,
-					   &published[i].pin);
+	{
+		SharedBuffer *shared = published[i].key->buffer->pending->shared;
+
+		if (DsaPointerIsValid(published[i].request))
+		{
+			counters_pin_request(&published[i].pin);
+			counters_make_request(shared, published[i].request);
+			schedule_poke(shared);
+		}
+		counters_unpin(shared, &published[i].pin);
+	}
 }
 
 static void

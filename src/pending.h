@@ -32,8 +32,11 @@ extern void pending_add_now(SbBuffer *buffer, const BufferShape *shape,
 							const KeyBytes *key, int64 count, Oid userid);
 extern void pending_truncate(SbBuffer *buffer);
 extern bool pending_truncated(SbBuffer *buffer);
+extern void pending_request_flush(SbBuffer *buffer, const KeyBytes *key);
+extern void pending_request_flush_all(SbBuffer *buffer);
 extern bool pending_lookup(SbBuffer *buffer, const KeyBytes *key,
 						   int64 *delta);
+extern bool pending_sum(SbBuffer *buffer, uint64 *nkeys, int64 *sum);
 extern uint64 pending_begin_scan(void);
 extern bool pending_scan_key(SbBuffer *buffer, const KeyBytes *key,
 							 uint64 scan, int64 *delta);

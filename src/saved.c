@@ -667,8 +667,7 @@ write_buffer(SavedWriter *writer, SharedBufferKey key)
 	if (buffer == NULL)
 		return;
 	counters_attach_table(buffer, &table);
-	counters_drop_requests(buffer);
-	if (!counters_wait_unpinned(&table,
+	if (!counters_wait_unpinned(buffer, &table,
 								clock_add(clock_now(), UNPIN_WAIT_MSECS)))
 		ereport(WARNING,
 				(errmsg("a transaction that is about to commit keeps statbuffer from saving counts"),

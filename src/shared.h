@@ -112,9 +112,9 @@ typedef struct SharedBuffer
 	pg_atomic_uint32 relieve;	/* memory is short: flush early, and reap */
 
 	/*
-	 * sb_stop() waits for the relation's lock: the worker ends what it does
-	 * when this time has come; 0: does not.  Written under
-	 * ShareUpdateExclusiveLock on the relation.
+	 * sb_stop() waits for the worker: it ends what it does when this time has
+	 * come; 0: does not.  Written under ShareRowExclusiveLock on the
+	 * relation.
 	 */
 	pg_atomic_uint64 halt_at;
 	pg_atomic_uint64 drain_asked;	/* number of the last sb_drain() */

@@ -19,6 +19,7 @@
  * worker.c		the process that flushes a busy buffer
  * flush.c		one flush: take, hand over, commit, judge what fails
  * handler.c	the user's function that stores counts
+ * owner.c		where a session of a buffer's owner looks
  * saved.c		the file of counts that were not stored at shutdown
  * stopping.c	what is done when the server stops
  *

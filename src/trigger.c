@@ -288,8 +288,7 @@ get_cache(FunctionCallInfo fcinfo, TriggerErrorContext *context)
 		fcinfo->flinfo->fn_extra = cache;
 	}
 
-	/* a statement may run for long, and a revoked privilege is to be gone */
-	AcceptInvalidationMessages();
+	buffer_accept_changes();
 	if (cache->generation == buffer_generation && cache->buffer != NULL &&
 		cache->attnos != NULL && cache->userid == GetUserId())
 		return cache;
