@@ -111,8 +111,10 @@ SELECT sb_count('many', 'buf');
 INSERT INTO buf SELECT 'many', :max / 3 FROM generate_series(1, 3);
 SELECT sb_count('many', 'buf') = :max / 3 * 3 AS three;
 
--- The count itself is a bigint.
+-- The count itself is a bigint.  What PostgreSQL tells besides is another in 19.
+\set VERBOSITY terse
 SELECT sb_increment('k', 9223372036854775808, 'buf');
+\set VERBOSITY default
 INSERT INTO buf VALUES ('k', 9223372036854775808);
 
 -- What was full is stored, and has room again.

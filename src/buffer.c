@@ -521,10 +521,17 @@ read_shape(Relation rel, AttrNumber **key_attnos, AttrNumber *count_attno,
 		Form_pg_attribute att = TupleDescAttr(reldesc, attnos[i] - 1);
 
 		TupleDescCopyEntry(desc, i + 1, reldesc, attnos[i]);
+
+		/*
+		 * For us alone: null may have been counted before it was no longer
+		 * allowed, so the server, which reads its compact copy of this, must
+		 * go on looking for nulls.
+		 */
 		TupleDescAttr(desc, i)->attnotnull = att->attnotnull;
 		*shape = hash_combine64(hash_type(*shape, att->atttypid, has_rows),
 								att->attstorage == TYPSTORAGE_PLAIN);
 	}
+	TupleDescFinalize(desc);
 	return desc;
 }
 

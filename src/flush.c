@@ -131,7 +131,7 @@ cancel_requested(SIGNAL_ARGS)
 	if (!cancellable)
 		return;
 	cancelled = true;
-	StatementCancelHandler(postgres_signal_arg);
+	StatementCancelHandler(COMPAT_PASS_SIGNAL_ARGS);
 }
 
 /* A call of the handler takes longer than the option allows. */

@@ -19,6 +19,7 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/pg_authid.h"
@@ -846,7 +847,7 @@ statbuffer_launcher_main(Datum main_arg)
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
-	pqsignal(SIGINT, SIG_IGN);	/* there is nothing to cancel */
+	pqsignal(SIGINT, PG_SIG_IGN);	/* there is nothing to cancel */
 	BackgroundWorkerUnblockSignals();
 
 	/* started again, it would come to the same end */
