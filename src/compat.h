@@ -138,6 +138,16 @@ compat_name_tranche(int tranche, const char *name)
 #endif
 
 /*
+ * 19 terminates background workers that allow it when somebody needs their
+ * database alone.
+ */
+#if PG_VERSION_NUM >= 190000
+#define COMPAT_WORKER_INTERRUPTIBLE	BGWORKER_INTERRUPTIBLE
+#else
+#define COMPAT_WORKER_INTERRUPTIBLE	0
+#endif
+
+/*
  * Signal handlers have a second argument in 19, which tells who sent the
  * signal, and there the type of SIG_IGN is not theirs.
  */
