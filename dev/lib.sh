@@ -257,6 +257,10 @@ copy_postgres() {
 		mkdir -p "$("$PG_CONFIG" $option)"
 		cp -as "$("$from" $option)/." "$("$PG_CONFIG" $option)"
 	done
+	# What is installed there of ours is not ours to write to, and an older one
+	# has other files.
+	find "$("$PG_CONFIG" --pkglibdir)" "$("$PG_CONFIG" --sharedir)/extension" \
+		-depth -name 'statbuffer*' -exec rm -rf {} +
 	for option in --includedir --pkgincludedir --includedir-server; do
 		[ ! -e "$("$PG_CONFIG" $option)" ] || continue
 		mkdir -p "$(dirname "$("$PG_CONFIG" $option)")"

@@ -140,7 +140,10 @@ CREATE SCHEMA counting;
 CREATE EXTENSION statbuffer SCHEMA counting;
 CREATE FUNCTION handle_flush(key text, counter bigint) RETURNS void
 LANGUAGE sql AS '';
+-- What PostgreSQL tells besides is another in 19.
+\set VERBOSITY terse
 SELECT sb_increment('mykey');
+\set VERBOSITY default
 SELECT counting.sb_start();
 ALTER FOREIGN TABLE counting.sb_default
   OPTIONS (ADD interval '1h', ADD timeout '1h');

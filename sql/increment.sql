@@ -124,10 +124,12 @@ SELECT sb_increment('/home', 1, 0);
 \echo :LAST_ERROR_SQLSTATE
 SELECT sb_count('/home', 0::regclass);
 
--- Others that don't exist.
-SELECT sb_increment();
+-- Others that don't exist.  What PostgreSQL tells besides is another in 19.
 SELECT sb_increment('/home', 'hits');
+\set VERBOSITY terse
+SELECT sb_increment();
 SELECT sb_increment(ARRAY['/home'], buffer => 'hits');
+\set VERBOSITY default
 
 -- All of it arrives at the handler, and nothing is left.
 SELECT path, count INTO counted FROM hits;

@@ -429,6 +429,13 @@ SELECT * FROM by_maybe;
 SELECT sb_drain('by_maybe');
 SELECT key IS NULL AS is_null, counter FROM told; TRUNCATE told;
 DROP FOREIGN TABLE by_maybe;
+CREATE FOREIGN TABLE by_maybe (a int, b int, n bigint NOT NULL DEFAULT 1)
+  SERVER statbuffer OPTIONS (interval '1h', timeout '1h');
+SELECT sb_increment(ROW(NULL, 3), 5, 'by_maybe');
+ALTER FOREIGN TABLE by_maybe ALTER a SET NOT NULL, ALTER b SET NOT NULL;
+SELECT * FROM by_maybe;
+SELECT key, count FROM sb_keys('by_maybe');
+DROP FOREIGN TABLE by_maybe;
 
 --
 -- several key columns

@@ -530,8 +530,15 @@ read_shape(Relation rel)
 		Form_pg_attribute att = TupleDescAttr(reldesc, attnos[i] - 1);
 
 		TupleDescCopyEntry(desc, i + 1, reldesc, attnos[i]);
+
+		/*
+		 * For us alone: null may have been counted before it was no longer
+		 * allowed, so the server, which reads its compact copy of this, must
+		 * go on looking for nulls.
+		 */
 		TupleDescAttr(desc, i)->attnotnull = att->attnotnull;
 	}
+	TupleDescFinalize(desc);
 	shape->desc = desc;
 	shape->is_text = key_is_one_text(desc);
 

@@ -27,6 +27,7 @@
 #include "miscadmin.h"
 #include "nodes/pathnodes.h"
 #include "optimizer/pathnode.h"
+#include "parser/parse_func.h"
 #include "pgstat.h"
 #if PG_VERSION_NUM >= 170000
 #include "storage/dsm_registry.h"
@@ -39,6 +40,7 @@
 #include "utils/guc_tables.h"
 #include "utils/regproc.h"
 #include "utils/varlena.h"
+#include "utils/wait_event.h"
 
 #if PG_VERSION_NUM < 150000
 #error "statbuffer needs PostgreSQL 15 or later"
@@ -81,13 +83,26 @@
 #define COMPAT_MAIN_SEGMENT		true
 #endif
 
+#if PG_VERSION_NUM >= 190000
+/* 19 passes an argument on, which is the function for the memory alone */
+static inline void
+compat_init_memory(void *memory, void *arg)
+{
+	void		(**init) (void *memory) = arg;
+
+	(*init) (memory);
+}
+#endif
+
 static inline void *
 compat_shared_memory(const char *name, Size size, void (*init) (void *memory))
 {
 	void	   *memory;
 	bool		found;
 
-#if PG_VERSION_NUM >= 170000
+#if PG_VERSION_NUM >= 190000
+	memory = GetNamedDSMSegment(name, size, compat_init_memory, &found, &init);
+#elif PG_VERSION_NUM >= 170000
 	memory = GetNamedDSMSegment(name, size, init, &found);
 #else
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
@@ -97,6 +112,32 @@ compat_shared_memory(const char *name, Size size, void (*init) (void *memory))
 	LWLockRelease(AddinShmemInitLock);
 #endif
 	return memory;
+}
+
+/*
+ * Tranches of LWLocks: 19 keeps their names in shared memory, from where every
+ * process knows them.  Before, each process has to be told.
+ */
+static inline int
+compat_new_tranche(const char *name)
+{
+#if PG_VERSION_NUM >= 190000
+	return LWLockNewTrancheId(name);
+#else
+	(void) name;
+	return LWLockNewTrancheId();
+#endif
+}
+
+static inline void
+compat_name_tranche(int tranche, const char *name)
+{
+#if PG_VERSION_NUM < 190000
+	LWLockRegisterTranche(tranche, name);
+#else
+	(void) tranche;
+	(void) name;
+#endif
 }
 
 /* 17 lets a dshash copy keys with a function of its own */
@@ -113,6 +154,40 @@ compat_shared_memory(const char *name, Size size, void (*init) (void *memory))
 #else
 #define COMPAT_WORKER_FLAGS		0
 #define COMPAT_OWNER_NEEDS_LOGIN	true
+#endif
+
+/*
+ * 19 terminates background workers that allow it when somebody needs their
+ * database alone.
+ */
+#if PG_VERSION_NUM >= 190000
+#define COMPAT_WORKER_INTERRUPTIBLE	BGWORKER_INTERRUPTIBLE
+#else
+#define COMPAT_WORKER_INTERRUPTIBLE	0
+#endif
+
+/*
+ * Signal handlers have a second argument in 19, which tells who sent the
+ * signal, and there the type of SIG_IGN is not theirs.
+ */
+#if PG_VERSION_NUM >= 190000
+#define COMPAT_PASS_SIGNAL_ARGS	postgres_signal_arg, pg_siginfo
+#else
+#define COMPAT_PASS_SIGNAL_ARGS	postgres_signal_arg
+#define PG_SIG_IGN				SIG_IGN
+#endif
+
+/*
+ * In 19 who makes a descriptor column by column has to say when it is whole.
+ * The server relies on it where tuples are taken apart.  Only one that was
+ * built with assertions notices when nobody has said so; ours notice it with
+ * any server.
+ */
+#if PG_VERSION_NUM >= 190000
+#define COMPAT_IS_FINALIZED(desc)	((desc)->firstNonCachedOffsetAttr >= 0)
+#else
+#define COMPAT_IS_FINALIZED(desc)	true
+#define TupleDescFinalize(desc)	((void) (desc))
 #endif
 
 /* 18 has generated columns that are not stored */
@@ -152,6 +227,25 @@ compat_qualified_name_list(const char *name)
 	return stringToQualifiedNameList(name, NULL);
 #else
 	return stringToQualifiedNameList(name);
+#endif
+}
+
+/* 19 can tell why no function was found */
+static inline FuncDetailCode
+compat_func_get_detail(List *names, int nargs, Oid *types, Oid *funcid,
+					   Oid *rettype, bool *retset, int *nvargs, Oid *vatype,
+					   Oid **true_types)
+{
+#if PG_VERSION_NUM >= 190000
+	int			flags;
+
+	return func_get_detail(names, NIL, NIL, nargs, types, true, true, false,
+						   &flags, funcid, rettype, retset, nvargs, vatype,
+						   true_types, NULL);
+#else
+	return func_get_detail(names, NIL, NIL, nargs, types, true, true, false,
+						   funcid, rettype, retset, nvargs, vatype,
+						   true_types, NULL);
 #endif
 }
 

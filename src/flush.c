@@ -144,7 +144,7 @@ cancel_requested(SIGNAL_ARGS)
 	if (!cancellable)
 		return;
 	cancelled = true;
-	StatementCancelHandler(postgres_signal_arg);
+	StatementCancelHandler(COMPAT_PASS_SIGNAL_ARGS);
 }
 
 /* Does a call of the handler take longer than the option allows? */

@@ -828,6 +828,7 @@ create_default_buffer(FunctionCallInfo fcinfo)
 	char	   *handler;
 
 	TupleDescInitEntry(desc, 1, "key", TEXTOID, -1, 0);
+	TupleDescFinalize(desc);
 	funcid = handler_find("handle_flush", desc, &takes_arrays);
 	handler = quote_qualified_identifier(get_namespace_name(get_func_namespace(funcid)),
 										 get_func_name(funcid));

@@ -97,9 +97,9 @@ look_up(List *names, const Oid *types, int nargs, Oid *funcid)
 	Oid			vatype;
 	Oid		   *true_types;
 
-	return func_get_detail(names, NIL, NIL, nargs, unconstify(Oid *, types),
-						   true, true, false, funcid, &rettype, &retset,
-						   &nvargs, &vatype, &true_types, NULL);
+	return compat_func_get_detail(names, nargs, unconstify(Oid *, types),
+								  funcid, &rettype, &retset, &nvargs, &vatype,
+								  &true_types);
 }
 
 /*
@@ -114,6 +114,7 @@ find_function(List *names, TupleDesc desc, Oid *types, bool *takes_arrays)
 	FuncDetailCode code = FUNCDETAIL_NOTFOUND;
 	Oid			funcid = InvalidOid;
 
+	Assert(COMPAT_IS_FINALIZED(desc));
 	*takes_arrays = argument_types(desc, true, types);
 	if (*takes_arrays)
 		code = look_up(names, types, nargs, &funcid);

@@ -303,7 +303,7 @@ key_form(TupleDesc desc, const char *relname, Datum *values, bool *isnull,
 	if (hasnulls || desc->natts > 1)
 		memset(space->data, 0, bitmap_size + size);
 	heap_fill_tuple(desc, values, isnull, space->data + bitmap_size, size,
-					&infomask, hasnulls ? (bits8 *) space->data : NULL);
+					&infomask, hasnulls ? (uint8 *) space->data : NULL);
 
 	finish_key(space->data,
 			   (bitmap_size + size) | (hasnulls ? KEY_HAS_NULLS : 0), key);
@@ -331,6 +331,7 @@ key_deform(TupleDesc desc, const char *data, uint16 len, Datum *values,
 	}
 	hoff = MAXALIGN(hoff);
 	size -= bitmap_size;
+	Assert(COMPAT_IS_FINALIZED(desc));
 
 	header = palloc0(hoff + size);
 	HeapTupleHeaderSetNatts(header, desc->natts);

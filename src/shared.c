@@ -58,11 +58,11 @@ init_control(void *memory)
 
 	memset(control, 0, SHARED_CONTROL_SIZE);
 	describe_layout(control->layout);
-	control->tranche_control = LWLockNewTrancheId();
-	control->tranche_area = LWLockNewTrancheId();
-	control->tranche_registry = LWLockNewTrancheId();
-	control->tranche_counters = LWLockNewTrancheId();
-	control->tranche_buffer = LWLockNewTrancheId();
+	control->tranche_control = compat_new_tranche("statbuffer_control");
+	control->tranche_area = compat_new_tranche("statbuffer_area");
+	control->tranche_registry = compat_new_tranche("statbuffer_registry");
+	control->tranche_counters = compat_new_tranche("statbuffer_counters");
+	control->tranche_buffer = compat_new_tranche("statbuffer_buffer");
 	LWLockInitialize(&control->lock, control->tranche_control);
 	pg_atomic_init_u32(&control->waiting, 0);
 	pg_atomic_init_u32(&control->closed, 0);
@@ -104,11 +104,11 @@ shared_open(int elevel)
 		return false;
 	}
 
-	LWLockRegisterTranche(control->tranche_control, "statbuffer_control");
-	LWLockRegisterTranche(control->tranche_area, "statbuffer_area");
-	LWLockRegisterTranche(control->tranche_registry, "statbuffer_registry");
-	LWLockRegisterTranche(control->tranche_counters, "statbuffer_counters");
-	LWLockRegisterTranche(control->tranche_buffer, "statbuffer_buffer");
+	compat_name_tranche(control->tranche_control, "statbuffer_control");
+	compat_name_tranche(control->tranche_area, "statbuffer_area");
+	compat_name_tranche(control->tranche_registry, "statbuffer_registry");
+	compat_name_tranche(control->tranche_counters, "statbuffer_counters");
+	compat_name_tranche(control->tranche_buffer, "statbuffer_buffer");
 	shared_control = control;
 	return true;
 }

@@ -29,6 +29,7 @@
 #include "utils/regproc.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
+#include "utils/tuplestore.h"
 
 COMPAT_FUNCTION_INFO_V1(sb_stat_get_buffer);
 COMPAT_FUNCTION_INFO_V1(sb_get_keys);

@@ -13,7 +13,7 @@ use Test::More;
 
 my $db = 'postgres';
 my $node = new_node('versions');
-my $version = int $node->pg_version;
+my $version = major($node);
 
 note "PostgreSQL $version";
 

@@ -15,7 +15,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 our @EXPORT = qw(
-  $patience new_node make_buffer increment wait_for stored wait_for_stored
+  $patience new_node major make_buffer increment wait_for stored wait_for_stored
   close_gate open_gate wait_for_no_worker processes lines_in_log ms
   copy_installation replace_file
 );
@@ -38,6 +38,16 @@ sub new_node
 	$node->start;
 	$node->safe_psql('postgres', 'CREATE EXTENSION statbuffer');
 	return $node;
+}
+
+# The major version of a node's PostgreSQL.  Compared with 19, a release
+# candidate of 19 is less.
+sub major
+{
+	my ($node) = @_;
+
+	$node->pg_version =~ /^(\d+)/ or die 'what version is that?';
+	return $1;
 }
 
 # make_buffer(NODE, DATABASE, NAME, OPTIONS): a buffer with one key column of
