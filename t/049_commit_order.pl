@@ -89,14 +89,24 @@ sub test_order
 		last if $err ne '';
 	}
 	like($err, qr/out of memory for statbuffer keys/, "$how: memory is full of keys");
-	# and what was freed of the statement that failed is taken up one by one
-	foreach my $i (1 .. 5000)
-	{
-		(undef, undef, $err) = $node->psql($db, qq{DO \$\$ BEGIN FOR j IN 1 .. 1000 LOOP
-			PERFORM sb_increment('f $i ' || j, 1, 'hits'); COMMIT; END LOOP; END \$\$});
-		last if $err ne '';
-	}
-	like($err, qr/out of memory for statbuffer keys/, "$how: to the last one");
+
+	# What that statement had made is given back a little later; that is filled
+	# up, too, key by key, until there is nothing to come.
+	my $filled = 0;
+	my $fill = sub {
+		foreach (1 .. 100)
+		{
+			$node->poll_query_until($db, q{SELECT keys = (SELECT count(*) FROM hits)
+				FROM sb_stat_buffers WHERE buffer = 'hits'::regclass}) or return 0;
+			$filled++;
+			(undef, undef, $err) = $node->psql($db, qq{DO \$\$ BEGIN FOR j IN 1 .. 10000 LOOP
+				PERFORM sb_increment('f $filled ' || j, 1, 'hits'); COMMIT; END LOOP; END \$\$});
+			return 1 if $err =~ /out of memory for statbuffer keys/
+			  && $node->safe_psql($db, qq{SELECT count(*) FROM hits WHERE key LIKE 'f $filled %'}) eq '0';
+		}
+		return 0;
+	};
+	ok($fill->(), "$how: to the last one");
 
 	my $n = 0;
 	my $held = 1;
@@ -116,6 +126,7 @@ sub test_order
 				s/\$CALL\$/$call/g;
 				s/\$COUNT\$/SELECT $call/g;
 			}
+			$fill->() or die 'memory does not get full' if $failure eq 'out of memory';
 			my ($status, $out, $stderr) = $node->psql($db, "$statements;\n$good;", on_error_stop => 0);
 			like($stderr, $message, "$how, $failure, $way: fails");
 			is($sql->("SELECT string_agg(what, ',') FROM here WHERE what LIKE $what || '%'"),
@@ -126,6 +137,7 @@ sub test_order
 	is($sql->(q{SELECT count FROM hits WHERE key = 'held'}), $held, "$how: and counted");
 
 	# Triggers that count and send, in this order
+	$fill->() or die 'memory does not get full';
 	my ($status, $out, $stderr) = $node->psql($db, q{INSERT INTO rows VALUES ('by trigger')});
 	like($stderr, qr/out of memory for statbuffer keys/, "$how, triggers: fails");
 	is($sql->(q{SELECT (SELECT count(*) FROM here WHERE what = 'by trigger'), (SELECT count(*) FROM rows)}),
