@@ -12,6 +12,7 @@ OBJS = \
 	src/pending.o \
 	src/saved.o \
 	src/schedule.o \
+	src/shape.o \
 	src/shared.o \
 	src/statbuffer.o \
 	src/stats.o \

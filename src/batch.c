@@ -178,7 +178,7 @@ batch_take(CounterBatch *batch, const CounterTable *table, int limit,
 		}
 
 		/* nothing is added to these any more */
-		if (counter->shape != table->shape &&
+		if (!counter_is_readable(table, counter) &&
 			pg_atomic_read_u64(&counter->count) != 0)
 		{
 			note_failure(buffer, counter);

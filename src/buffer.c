@@ -23,7 +23,6 @@
 #include "catalog/pg_foreign_table.h"
 #include "catalog/pg_type.h"
 #include "commands/defrem.h"
-#include "common/hashfn.h"
 #include "common/pg_prng.h"
 #include "compat.h"
 #include "counters.h"
@@ -40,7 +39,6 @@
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/syscache.h"
-#include "utils/typcache.h"
 
 /* The options, with the field of BufferOptions that each sets. */
 typedef enum OptionKind
@@ -82,16 +80,21 @@ static HTAB *buffers = NULL;
 /* the one that was looked for last; NULL: none */
 static SbBuffer *recent = NULL;
 
-/* how often something was altered that definitions or privileges depend on */
-static uint64 nchanges = 0;
+uint64		buffer_generation = 1;
+
+/* has the transaction opened a buffer? */
+static bool any_opened = false;
+
+/* was there ever a buffer with row types in its keys? */
+static bool any_row_types = false;
 
 /* with so many, look for those whose relations are gone */
 #define FORGET_MIN			32
 
 static long forget_at = FORGET_MIN;
 
-/* of all buffers, so that no two definitions have the same */
-static uint32 last_version = 0;
+/* of all buffers, so that no two shapes have the same */
+static uint64 last_version = 0;
 
 /* Buffers that the transaction has altered or dropped. */
 typedef struct ChangedBuffer
@@ -240,27 +243,37 @@ invalidate_buffer(SbBuffer *buffer)
 	buffer->incrementer = InvalidOid;
 }
 
+/* Is that the relation of a row type that keys of the buffer contain? */
+static bool
+has_row_type(SbBuffer *buffer, Oid relid)
+{
+	if (buffer->shape != NULL)
+		for (int i = 0; i < buffer->shape->nrow_types; i++)
+			if (buffer->shape->row_types[i] == relid)
+				return true;
+	return false;
+}
+
+/* A relation was altered, or with InvalidOid, any may have been. */
 static void
 invalidate(Datum arg, Oid relid)
 {
 	HASH_SEQ_STATUS status;
 	SbBuffer   *buffer;
 
-	nchanges++;
-	if (OidIsValid(relid))
+	buffer_generation++;
+	if (OidIsValid(relid) && !any_row_types)
 	{
 		buffer = hash_search(buffers, &relid, HASH_FIND, NULL);
 		if (buffer != NULL)
-		{
 			invalidate_buffer(buffer);
-			return;
-		}
+		return;
 	}
 
-	/* all, or a row type that keys may have */
 	hash_seq_init(&status, buffers);
 	while ((buffer = hash_seq_search(&status)) != NULL)
-		if (!OidIsValid(relid) || buffer->has_rows)
+		if (!OidIsValid(relid) || buffer->relid == relid ||
+			has_row_type(buffer, relid))
 			invalidate_buffer(buffer);
 }
 
@@ -271,16 +284,29 @@ invalidate_roles(Datum arg, int cacheid, uint32 hashvalue)
 	HASH_SEQ_STATUS status;
 	SbBuffer   *buffer;
 
-	nchanges++;
+	buffer_generation++;
 	hash_seq_init(&status, buffers);
 	while ((buffer = hash_seq_search(&status)) != NULL)
 		buffer->incrementer = InvalidOid;
 }
 
+/* A type, cast or function was altered, with which keys are converted. */
+static void
+invalidate_conversions(Datum arg, int cacheid, uint32 hashvalue)
+{
+	buffer_generation++;
+}
+
+/* Foreign tables may be buffers that were none, or the other way round. */
+static void
+invalidate_wrappers(Datum arg, int cacheid, uint32 hashvalue)
+{
+	invalidate(arg, InvalidOid);
+}
+
 /*
  * May the user increment?  True when that was found out and nothing has been
- * altered since; else ask the catalogs, between buffer_ask_privileges() and
- * buffer_note_incrementer().
+ * altered since; else ask the catalogs, and tell buffer_note_incrementer().
  */
 bool
 buffer_is_incrementer(Oid relid, Oid userid)
@@ -290,17 +316,14 @@ buffer_is_incrementer(Oid relid, Oid userid)
 	return buffer != NULL && buffer->incrementer == userid;
 }
 
-uint64
-buffer_ask_privileges(void)
-{
-	return nchanges;
-}
-
-/* The user may, unless something was altered since that was asked. */
+/*
+ * The user may, unless something was altered since that was asked, when
+ * buffer_generation was `asked'.
+ */
 void
 buffer_note_incrementer(SbBuffer *buffer, Oid userid, uint64 asked)
 {
-	if (nchanges == asked)
+	if (buffer_generation == asked)
 		buffer->incrementer = userid;
 }
 
@@ -354,6 +377,9 @@ xact_callback(XactEvent event, void *arg)
 {
 	ListCell   *lc;
 
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT ||
+		event == XACT_EVENT_PREPARE)
+		any_opened = false;
 	if (changed == NIL)
 		return;
 	switch (event)
@@ -443,6 +469,14 @@ buffer_init(void)
 
 	/* its owner is a member of pg_database_owner */
 	CacheRegisterSyscacheCallback(DATABASEOID, invalidate_roles, (Datum) 0);
+	CacheRegisterSyscacheCallback(TYPEOID, invalidate_conversions, (Datum) 0);
+	CacheRegisterSyscacheCallback(PROCOID, invalidate_conversions, (Datum) 0);
+	CacheRegisterSyscacheCallback(CASTSOURCETARGET, invalidate_conversions,
+								  (Datum) 0);
+	CacheRegisterSyscacheCallback(FOREIGNDATAWRAPPEROID, invalidate_wrappers,
+								  (Datum) 0);
+	CacheRegisterSyscacheCallback(FOREIGNSERVEROID, invalidate_wrappers,
+								  (Datum) 0);
 	RegisterXactCallback(xact_callback, NULL);
 	RegisterSubXactCallback(subxact_callback, NULL);
 }
@@ -458,42 +492,16 @@ report_wrong_shape(Relation rel, const char *detail)
 			 errhint("A buffer has one or more key columns of any type, and last a column of type bigint for the count.")));
 }
 
-/*
- * Fold a type into the hash of a shape.  The fields of row types belong to it:
- * PostgreSQL lets them be altered under a foreign table.
- */
-static uint64
-hash_type(uint64 hash, Oid type, bool *has_rows)
-{
-	Oid			inner;
-
-	type = getBaseType(type);
-	hash = hash_combine64(hash, hash_bytes_uint32_extended(type, 0));
-	if (OidIsValid(inner = get_element_type(type)) ||
-		OidIsValid(inner = get_range_subtype(type)))
-		return hash_type(hash, inner, has_rows);
-
-	if (type != RECORDOID && type_is_rowtype(type))
-	{
-		TupleDesc	desc = lookup_rowtype_tupdesc_copy(type, -1);
-
-		*has_rows = true;
-		for (int i = 0; i < desc->natts; i++)
-			if (!TupleDescAttr(desc, i)->attisdropped)
-				hash = hash_type(hash_combine64(hash, i),
-								 TupleDescAttr(desc, i)->atttypid, has_rows);
-	}
-	return hash;
-}
-
 /* Read the shape of a relation; raises an error when it is not a buffer's. */
-static TupleDesc
-read_shape(Relation rel, AttrNumber **key_attnos, AttrNumber *count_attno,
-		   uint64 *shape, bool *has_rows)
+static BufferShape *
+read_shape(Relation rel)
 {
 	TupleDesc	reldesc = RelationGetDescr(rel);
+	BufferShape *shape = palloc0(sizeof(BufferShape));
 	AttrNumber *attnos = palloc(Max(reldesc->natts, 1) * sizeof(AttrNumber));
 	TupleDesc	desc;
+	List	   *row_types;
+	ListCell   *lc;
 	int			n = 0;
 
 	for (int i = 0; i < reldesc->natts; i++)
@@ -512,9 +520,8 @@ read_shape(Relation rel, AttrNumber **key_attnos, AttrNumber *count_attno,
 	if (TupleDescAttr(reldesc, attnos[n - 1] - 1)->atttypid != INT8OID)
 		report_wrong_shape(rel, _("Its last column is not of type bigint."));
 
-	*count_attno = attnos[--n];
-	*key_attnos = attnos;
-	*shape = n;
+	shape->count_attno = attnos[--n];
+	shape->key_attnos = attnos;
 	desc = CreateTemplateTupleDesc(n);
 	for (int i = 0; i < n; i++)
 	{
@@ -522,84 +529,168 @@ read_shape(Relation rel, AttrNumber **key_attnos, AttrNumber *count_attno,
 
 		TupleDescCopyEntry(desc, i + 1, reldesc, attnos[i]);
 		TupleDescAttr(desc, i)->attnotnull = att->attnotnull;
-		*shape = hash_combine64(hash_type(*shape, att->atttypid, has_rows),
-								att->attstorage == TYPSTORAGE_PLAIN);
 	}
-	return desc;
+	shape->desc = desc;
+	shape->is_text = key_is_one_text(desc);
+
+	shape->keys = shape_describe(desc, &row_types);
+	shape->row_types = palloc((list_length(row_types) + 1) * sizeof(Oid));
+	foreach(lc, row_types)
+	{
+		Oid			relid = get_typ_typrelid(lfirst_oid(lc));
+
+		if (!OidIsValid(relid))
+			elog(ERROR, "cache lookup failed for type %u", lfirst_oid(lc));
+		shape->row_types[shape->nrow_types++] = relid;
+	}
+	return shape;
 }
 
-/* Read the definition of a relation that is locked. */
+/*
+ * Lock the row types of a shape, as far as the transaction has not yet.
+ * Returns whether it took a lock, and so may have learnt of changes.
+ */
+static bool
+lock_row_types(const BufferShape * shape, BufferLocker lock)
+{
+	bool		any = false;
+
+	for (int i = 0; i < shape->nrow_types; i++)
+	{
+		LOCKTAG		tag;
+
+		SET_LOCKTAG_RELATION(tag, MyDatabaseId, shape->row_types[i]);
+		if (compat_lock_held(&tag, AccessShareLock))
+			continue;
+		lock(shape->row_types[i], AccessShareLock);
+		any = true;
+	}
+	return any;
+}
+
+/*
+ * Read the shape of a relation, with its row types locked.  The result is in a
+ * context of its own below the current one.
+ */
+static BufferShape *
+read_and_lock_shape(Relation rel, BufferLocker lock)
+{
+	for (;;)
+	{
+		MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
+													  "statbuffer shape",
+													  ALLOCSET_SMALL_SIZES);
+		MemoryContext oldcontext = MemoryContextSwitchTo(context);
+		BufferShape *shape = read_shape(rel);
+
+		MemoryContextSwitchTo(oldcontext);
+		shape->context = context;
+
+		/* they may have been altered before we had the lock */
+		if (!lock_row_types(shape, lock))
+			return shape;
+		MemoryContextDelete(context);
+	}
+}
+
+/*
+ * Are keys formed and read in the same way, so that at most the names and NOT
+ * NULL of columns differ?
+ */
+static bool
+same_shape(const BufferShape * a, const BufferShape * b)
+{
+	if (a->count_attno != b->count_attno || !shape_equal(a->keys, b->keys))
+		return false;
+	for (int i = 0; i < a->desc->natts; i++)
+	{
+		Form_pg_attribute att_a = TupleDescAttr(a->desc, i);
+		Form_pg_attribute att_b = TupleDescAttr(b->desc, i);
+
+		if (a->key_attnos[i] != b->key_attnos[i] ||
+			att_a->atttypid != att_b->atttypid ||
+			att_a->atttypmod != att_b->atttypmod ||
+			att_a->attcollation != att_b->attcollation)
+			return false;
+	}
+	return true;
+}
+
+/*
+ * What nobody needs from the next transaction on.  It may be in use until
+ * then, by a scan or by a call that runs code of users.
+ */
 static void
-build(SbBuffer *buffer, Relation rel)
+retire(MemoryContext context)
+{
+	if (context != NULL)
+		MemoryContextSetParent(context, TopTransactionContext);
+}
+
+/*
+ * Read the definition of a relation that is locked.  `lock' is how to lock its
+ * row types.
+ */
+static void
+build(SbBuffer *buffer, Relation rel, BufferLocker lock)
 {
 	ForeignTable *table = GetForeignTable(RelationGetRelid(rel));
-	MemoryContext shape_context;
 	MemoryContext options_context;
 	MemoryContext oldcontext;
-	TupleDesc	desc;
-	AttrNumber *key_attnos;
-	AttrNumber	count_attno;
+	BufferShape *shape;
 	BufferOptions options;
-	uint64		shape;
-	bool		has_rows = false;
-	uint64		asked = nchanges;
+	uint64		asked;
 
 	/* whatever fails on the way, the old definition is intact */
-	shape_context = AllocSetContextCreate(CurrentMemoryContext,
-										  "statbuffer shape",
-										  ALLOCSET_SMALL_SIZES);
+	shape = read_and_lock_shape(rel, lock);
+	asked = buffer_generation;
 	options_context = AllocSetContextCreate(CurrentMemoryContext,
 											"statbuffer options",
 											ALLOCSET_SMALL_SIZES);
-	oldcontext = MemoryContextSwitchTo(shape_context);
-	desc = read_shape(rel, &key_attnos, &count_attno, &shape, &has_rows);
-	MemoryContextSwitchTo(options_context);
+	oldcontext = MemoryContextSwitchTo(options_context);
 	buffer_parse_options(table->options, &options);
 	MemoryContextSwitchTo(oldcontext);
 
-	/*
-	 * A definition that has not changed stays where it is, because a scan or
-	 * a function call may be in the middle of using it.
-	 */
-	if (buffer->desc == NULL || buffer->shape != shape ||
-		buffer->count_attno != count_attno ||
-		!equalTupleDescs(buffer->desc, desc))
+	if (buffer->shape != NULL && same_shape(buffer->shape, shape))
 	{
-		/* row types can be altered while a scan is using what we know */
-		if (buffer->shape_context && !buffer->has_rows)
-			MemoryContextDelete(buffer->shape_context);
-		MemoryContextSetParent(shape_context, TopMemoryContext);
-		buffer->shape_context = shape_context;
-		buffer->desc = desc;
-		buffer->key_attnos = key_attnos;
-		buffer->count_attno = count_attno;
-		buffer->shape = shape;
-		buffer->is_text = key_is_one_text(desc);
-		buffer->version = ++last_version;
+		/* a scan or a call may be in the middle of using it */
+		for (int i = 0; i < shape->desc->natts; i++)
+		{
+			Form_pg_attribute att = TupleDescAttr(buffer->shape->desc, i);
+
+			att->attname = TupleDescAttr(shape->desc, i)->attname;
+			att->attnotnull = TupleDescAttr(shape->desc, i)->attnotnull;
+		}
+		MemoryContextDelete(shape->context);
 	}
 	else
-		MemoryContextDelete(shape_context);
+	{
+		if (buffer->shape != NULL)
+			retire(buffer->shape->context);
+		shape->version = ++last_version;
+		any_row_types |= shape->nrow_types > 0;
+		MemoryContextSetParent(shape->context, TopMemoryContext);
+		buffer->shape = shape;
+	}
 
-	if (buffer->options_context)
-		MemoryContextDelete(buffer->options_context);
+	retire(buffer->options_context);
 	MemoryContextSetParent(options_context, TopMemoryContext);
 	buffer->options_context = options_context;
 	buffer->options = options;
 	namestrcpy(&buffer->name, RelationGetRelationName(rel));
 	buffer->owner = rel->rd_rel->relowner;
-	buffer->has_rows = has_rows;
 
 	/* the shared part is found, and its shape checked, anew */
 	buffer->shared = NULL;
 
-	/* row types can be altered while they are read */
-	buffer->valid = nchanges == asked;
+	/* what was altered meanwhile is to be read again */
+	buffer->valid = buffer_generation == asked;
 }
 
 /*
  * Forget the definitions of relations that are gone, or a session that makes
- * and drops buffers would grow without end.  What the transaction has counted
- * in stays, and what is being read can't be dropped.
+ * and drops buffers would grow without end.  Called before the transaction
+ * opens its first buffer, as nothing may be freed that it uses.
  */
 static void
 forget_dropped(void)
@@ -625,8 +716,8 @@ forget_dropped(void)
 		buffer = hash_search(buffers, &relid, HASH_FIND, NULL);
 		if (buffer->table.dshash != NULL)
 			dshash_detach(buffer->table.dshash);
-		if (buffer->shape_context)
-			MemoryContextDelete(buffer->shape_context);
+		if (buffer->shape != NULL)
+			MemoryContextDelete(buffer->shape->context);
 		if (buffer->options_context)
 			MemoryContextDelete(buffer->options_context);
 		if (buffer->pending_space)
@@ -640,13 +731,13 @@ forget_dropped(void)
 }
 
 /*
- * Lock a relation and get what is known of it as a buffer.  The lock is kept
- * to the end of the transaction; with NoLock the caller has one.
+ * Get what is known of a relation as a buffer.  The caller has locked it, to
+ * the end of the transaction.  Its row types are locked here, with `lock'.
  *
  * Raises an error when the relation is gone or is not a buffer.
  */
 SbBuffer *
-buffer_open(Oid relid, LOCKMODE lockmode)
+buffer_open_locked(Oid relid, BufferLocker lock)
 {
 	SbBuffer   *buffer;
 	Relation	rel;
@@ -662,12 +753,21 @@ buffer_open(Oid relid, LOCKMODE lockmode)
 				 errmsg("cannot use a buffer in a parallel worker"),
 				 errhint("Declare functions that use buffers as PARALLEL RESTRICTED or PARALLEL UNSAFE.")));
 
-	/* this also takes in what others have changed */
-	if (lockmode != NoLock)
-		LockRelationOid(relid, lockmode);
+	if (!any_opened)
+	{
+		any_opened = true;
+		if (hash_get_num_entries(buffers) >= forget_at)
+			forget_dropped();
+	}
+
 	buffer = find_buffer(relid);
 	if (buffer != NULL && buffer->valid)
-		return buffer;
+	{
+		if (buffer->shape->nrow_types > 0)
+			(void) lock_row_types(buffer->shape, lock);
+		if (buffer->valid)
+			return buffer;
+	}
 
 	rel = try_relation_open(relid, NoLock);
 	if (rel == NULL)
@@ -683,15 +783,57 @@ buffer_open(Oid relid, LOCKMODE lockmode)
 
 	if (buffer == NULL)
 	{
-		if (hash_get_num_entries(buffers) >= forget_at)
-			forget_dropped();
 		buffer = hash_search(buffers, &relid, HASH_ENTER, NULL);
 		memset((char *) buffer + sizeof(Oid), 0,
 			   sizeof(SbBuffer) - sizeof(Oid));
 	}
-	build(buffer, rel);
+	build(buffer, rel, lock);
 	relation_close(rel, NoLock);
 	return buffer;
+}
+
+/*
+ * Lock a relation and get what is known of it as a buffer.  The lock is kept
+ * to the end of the transaction; with NoLock the caller has one.
+ *
+ * Raises an error when the relation is gone or is not a buffer.
+ */
+SbBuffer *
+buffer_open(Oid relid, LOCKMODE lockmode)
+{
+	/* this also takes in what others have changed */
+	if (lockmode != NoLock)
+		LockRelationOid(relid, lockmode);
+	return buffer_open_locked(relid, LockRelationOid);
+}
+
+/*
+ * Before code of users runs that must not alter an open buffer or its row
+ * types meanwhile: other sessions are kept from that by locks, but this one is
+ * not.  Ends with buffer_end_use(), or when the transaction is rolled back.
+ */
+void
+buffer_begin_use(SbBuffer *buffer, BufferUse * use)
+{
+	const		BufferShape *shape = buffer->shape;
+
+	use->rel = relation_open(buffer->relid, NoLock);
+	use->nrow_types = shape->nrow_types;
+	use->row_types = NULL;
+	if (shape->nrow_types > 0)
+		use->row_types = palloc(shape->nrow_types * sizeof(Relation));
+	for (int i = 0; i < shape->nrow_types; i++)
+		use->row_types[i] = relation_open(shape->row_types[i], NoLock);
+}
+
+void
+buffer_end_use(BufferUse * use)
+{
+	for (int i = 0; i < use->nrow_types; i++)
+		relation_close(use->row_types[i], NoLock);
+	if (use->row_types != NULL)
+		pfree(use->row_types);
+	relation_close(use->rel, NoLock);
 }
 
 /*
@@ -709,9 +851,26 @@ buffer_revalidate(SbBuffer *buffer)
 	rel = try_relation_open(buffer->relid, NoLock);
 	if (rel == NULL)
 		return false;
-	build(buffer, rel);
+	build(buffer, rel, LockRelationOid);
 	relation_close(rel, NoLock);
 	return true;
+}
+
+/*
+ * Raise an error when the buffer does not have that shape any more, because
+ * the transaction has altered its columns, or dropped their types.
+ */
+void
+buffer_check_shape(SbBuffer *buffer, const BufferShape * shape)
+{
+	if (likely(buffer->shape == shape) ||
+		shape_equal(buffer->shape->keys, shape->keys))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("key columns of buffer \"%s\" were changed by the transaction that uses them",
+					NameStr(buffer->name)),
+			 errhint("Change the columns in a transaction of its own.")));
 }
 
 /*
@@ -726,10 +885,15 @@ buffer_attach(SbBuffer *buffer, bool create)
 {
 	if (!create)
 		(void) launcher_await_saved();
+
+	/* its shapes may have been renumbered */
+	if (buffer->shared != NULL &&
+		buffer->table.number == buffer->shared->table_number)
+		return true;
+
 	if (buffer->shared == NULL)
 	{
 		SharedBuffer *shared;
-		int			shape;
 
 		if (!shared_attach(create))
 			return false;
@@ -741,18 +905,6 @@ buffer_attach(SbBuffer *buffer, bool create)
 			shared = shared_find_buffer(MyDatabaseId, buffer->relid);
 		if (shared == NULL)
 			return false;
-
-		/*
-		 * The relation's lock keeps those with another idea of the shape or
-		 * the owner out.
-		 */
-		shape = shared_shape_number(shared, buffer->shape);
-		if (shape < 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-					 errmsg("key columns of buffer \"%s\" were altered too often",
-							NameStr(buffer->name)),
-					 errhint("Make the buffer anew.")));
 		if (pg_atomic_read_u32(&shared->owner) != buffer->owner &&
 			!is_changed(shared))
 			pg_atomic_write_u32(&shared->owner, buffer->owner);
@@ -763,13 +915,30 @@ buffer_attach(SbBuffer *buffer, bool create)
 			dshash_detach(buffer->table.dshash);
 			buffer->table.dshash = NULL;
 		}
-		counters_attach_table(shared, &buffer->table);
-		buffer->table.shape = shape;
 		buffer->table_of = shared;
-		buffer->shared = shared;
 	}
-	else
-		counters_attach_table(buffer->shared, &buffer->table);
+
+	/*
+	 * The relation's lock keeps those with another idea of the shape or the
+	 * owner out.
+	 */
+	if (!shared_find_shape(buffer->table_of, buffer->shape->keys,
+						   &buffer->table.shape, &buffer->table.readable))
+	{
+		/* the worker can make room, when nobody uses the buffer */
+		pg_atomic_write_u32(&buffer->table_of->recheck, 1);
+		schedule_poke(buffer->table_of);
+		launcher_ensure();
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("key columns of buffer \"%s\" were altered too often",
+						NameStr(buffer->name)),
+				 errdetail("It holds, or held a moment ago, keys of %d shapes.",
+						   SHARED_SHAPES),
+				 errhint("Try again when they are flushed. Those that no longer fit the key columns are discarded by TRUNCATE.")));
+	}
+	counters_attach_table(buffer->table_of, &buffer->table);
+	buffer->shared = buffer->table_of;
 	return true;
 }
 

@@ -13,8 +13,10 @@
 #include "counters.h"
 #include "key.h"
 #include "nodes/pg_list.h"
+#include "shape.h"
 #include "shared.h"
 #include "storage/lockdefs.h"
+#include "utils/relcache.h"
 
 /* a day is long enough to wait for something that is running */
 #define SHUTDOWN_MAX_MSECS	(24 * 60 * 60 * 1000)
@@ -36,26 +38,44 @@ typedef struct BufferOptions
 struct PendingBuffer;
 
 /*
+ * How keys of a buffer are formed and read.  It does not change once it is
+ * made, but for the names of columns and whether they are NOT NULL.  When the
+ * buffer gets another one, the old one stays to the end of the transaction,
+ * for those who work with it while code of users runs; whoever keeps something
+ * longer that was made for a shape compares `version'.
+ */
+typedef struct BufferShape
+{
+	uint64		version;		/* no two have the same in a process */
+	MemoryContext context;		/* it lives in */
+	TupleDesc	desc;			/* the key columns */
+	AttrNumber *key_attnos;		/* where they are in the relation */
+	AttrNumber	count_attno;
+	bool		is_text;		/* key_is_one_text() */
+	KeyShape   *keys;			/* by which keys are the same, and can be read */
+
+	/* the relations of the row types that occur in the keys */
+	int			nrow_types;
+	Oid		   *row_types;
+}			BufferShape;
+
+/*
  * A buffer as this backend knows it.  What is in it is good from
  * buffer_open() to the end of the transaction, or until the transaction
- * itself alters the relation, which clears `valid'.  The struct is there as
- * long as the relation is, or is counted in.  `version'
- * changes with the shape; who keeps something made for `desc' remembers it.
+ * itself alters the relation, which clears `valid'.  The struct stays to the
+ * end of the transaction in any case, and as long as the relation does.
+ *
+ * From buffer_open() on, the relation is locked, and the relations of its row
+ * types in AccessShareLock: other sessions cannot alter them.
  */
 typedef struct SbBuffer
 {
 	Oid			relid;			/* hash key, must be first */
 	bool		valid;
-	uint32		version;
 
 	NameData	name;
 	Oid			owner;
-	TupleDesc	desc;			/* the key columns */
-	AttrNumber *key_attnos;		/* where they are in the relation */
-	AttrNumber	count_attno;
-	bool		is_text;		/* key_is_one_text() */
-	uint64		shape;
-	bool		has_rows;		/* row types occur in the keys */
+	BufferShape *shape;			/* NULL: not read yet */
 	BufferOptions options;
 
 	/* a user who may increment; InvalidOid: not known */
@@ -70,20 +90,44 @@ typedef struct SbBuffer
 	struct PendingBuffer *pending;
 	struct PendingBuffer *pending_space;	/* kept for the next one */
 
-	MemoryContext shape_context;
 	MemoryContext options_context;
 } SbBuffer;
+
+/*
+ * While code of users runs that could alter what is in use: what keeps this
+ * session from doing so, as a scan of a table does.
+ */
+typedef struct BufferUse
+{
+	Relation	rel;
+	Relation   *row_types;
+	int			nrow_types;
+}			BufferUse;
+
+/* Takes a lock to the end of the transaction, as LockRelationOid() does. */
+typedef void (*BufferLocker) (Oid relid, LOCKMODE lockmode);
+
+/*
+ * Changes whenever what was found out before may not hold any more: a
+ * relation, type, function, cast, role or privilege was altered, or a
+ * subtransaction was rolled back.  Whoever keeps anything from one call to the
+ * next, keeps this number with it.
+ */
+extern uint64 buffer_generation;
 
 extern void buffer_init(void);
 extern void buffer_note_change(Oid classId, Oid objectId);
 extern bool buffer_is_incrementer(Oid relid, Oid userid);
-extern uint64 buffer_ask_privileges(void);
 extern void buffer_note_incrementer(SbBuffer *buffer, Oid userid,
 									uint64 asked);
 extern SbBuffer *buffer_open(Oid relid, LOCKMODE lockmode);
+extern SbBuffer *buffer_open_locked(Oid relid, BufferLocker lock);
+extern void buffer_begin_use(SbBuffer *buffer, BufferUse * use);
+extern void buffer_end_use(BufferUse * use);
 extern bool buffer_revalidate(SbBuffer *buffer);
 extern bool buffer_attach(SbBuffer *buffer, bool create);
 extern void buffer_check_running(SbBuffer *buffer);
+extern void buffer_check_shape(SbBuffer *buffer, const BufferShape * shape);
 extern TimestampTz buffer_count_time(SbBuffer *buffer, TimestampTz now);
 extern TimestampTz buffer_due_time(SbBuffer *buffer, TimestampTz counted_at);
 extern void buffer_parse_options(List *options, BufferOptions *result);

@@ -12,15 +12,18 @@
 #ifndef STATBUFFER_COMPAT_H
 #define STATBUFFER_COMPAT_H
 
+#include "access/htup_details.h"
 #include "catalog/pg_attribute.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
 #include "commands/explain.h"
 #if PG_VERSION_NUM >= 180000
 #include "commands/explain_format.h"
 #include "commands/explain_state.h"
 #endif
+#include "executor/executor.h"
 #include "miscadmin.h"
 #include "nodes/pathnodes.h"
 #include "optimizer/pathnode.h"
@@ -156,6 +159,23 @@ compat_create_foreignscan_path(PlannerInfo *root, RelOptInfo *rel,
 #endif
 }
 
+/* Whose privileges count for what a statement changes in a relation */
+static inline Oid
+compat_result_user(ResultRelInfo *rinfo, EState *estate)
+{
+#if PG_VERSION_NUM >= 160000
+	return ExecGetResultRelCheckAsUser(rinfo, estate);
+#else
+	Index		rti = rinfo->ri_RootResultRelInfo ?
+	rinfo->ri_RootResultRelInfo->ri_RangeTableIndex :
+	rinfo->ri_RangeTableIndex;
+	Oid			userid = rti == 0 ? InvalidOid :
+	exec_rt_fetch(rti, estate)->checkAsUser;
+
+	return OidIsValid(userid) ? userid : GetUserId();
+#endif
+}
+
 /* 17 can look for stronger locks, too */
 static inline bool
 compat_lock_held(const LOCKTAG *tag, LOCKMODE lockmode)
@@ -164,6 +184,23 @@ compat_lock_held(const LOCKTAG *tag, LOCKMODE lockmode)
 	return LockHeldByMe(tag, lockmode, false);
 #else
 	return LockHeldByMe(tag, lockmode);
+#endif
+}
+
+/*
+ * The minor releases of November 2026 (15.20, 17.12, 18.6 and their siblings)
+ * mark rows that are values, and give them a version of their row type, which
+ * is checked when they are taken apart.  Make one look as those before did,
+ * which are taken as they are.
+ */
+static inline void
+compat_clear_row_version(HeapTupleHeader row)
+{
+	ItemPointerSetInvalid(&row->t_ctid);
+#ifdef HEAP_IS_DATUM
+	row->t_infomask &= ~HEAP_IS_DATUM;
+	if (HeapTupleHeaderGetTypeId(row) != RECORDOID)
+		HeapTupleHeaderSetTypMod(row, -1);
 #endif
 }
 
@@ -176,6 +213,17 @@ compat_may_execute(Oid funcid, Oid role)
 						   ACL_EXECUTE) == ACLCHECK_OK;
 #else
 	return pg_proc_aclcheck(funcid, role, ACL_EXECUTE) == ACLCHECK_OK;
+#endif
+}
+
+static inline bool
+compat_may_connect(Oid dboid, Oid role)
+{
+#if PG_VERSION_NUM >= 160000
+	return object_aclcheck(DatabaseRelationId, dboid, role,
+						   ACL_CONNECT) == ACLCHECK_OK;
+#else
+	return pg_database_aclcheck(dboid, role, ACL_CONNECT) == ACLCHECK_OK;
 #endif
 }
 

@@ -32,16 +32,6 @@
 #include "storage/lmgr.h"
 #include "utils/memutils.h"
 
-/*
- * Concurrent transactions each make sure beforehand that what they add stays
- * in bigint's range, and none of them sees what the others are about to add.
- * That is sound without further ado while deltas and counts are moderate:
- * even as many backends as PostgreSQL can have don't get from one limit to
- * the end of the range.  Others go by turns; see counters_pin().
- */
-#define MODERATE_DELTA		(INT64CONST(1) << 40)
-#define MODERATE_COUNT		(INT64CONST(1) << 62)
-
 StaticAssertDecl(MAX_BACKENDS < (INT64CONST(1) << 62) / MODERATE_DELTA / 2,
 				 "moderate deltas of all backends must fit");
 StaticAssertDecl(MAX_BACKENDS < COUNTER_PINS,
@@ -219,8 +209,8 @@ counters_lookup(const CounterTable *table, const KeyBytes *key, int64 *count)
 }
 
 /*
- * Tell the visitor of every key of the table's shape.  It is called under a partition lock and,
- * for the errors, SharedBuffer.lock.
+ * Call the visitor for every key that can be read under the table's shape.  It
+ * is called under a partition lock and, for the errors, SharedBuffer.lock.
  */
 void
 counters_scan(SharedBuffer *buffer, const CounterTable *table,
@@ -235,7 +225,7 @@ counters_scan(SharedBuffer *buffer, const CounterTable *table,
 		SharedCounter *counter = counter_at(entry->counter);
 		CounterInfo info;
 
-		if (counter->shape != table->shape)
+		if (!counter_is_readable(table, counter))
 			continue;
 		info.key = counter->key;
 		info.keylen = counter->keylen;
@@ -309,8 +299,9 @@ report_crowded(void)
 		shared_wake_launcher();
 }
 
-static void
-report_out_of_memory(void)
+/* Raise the error that memory for keys is out. */
+void
+counters_report_out_of_memory(void)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_OUT_OF_MEMORY),
@@ -347,7 +338,7 @@ create_counter(SharedBuffer *buffer, const CounterTable *table,
 		memory_eighths(KEY_MEMORY_EIGHTHS))
 	{
 		report_crowded();
-		report_out_of_memory();
+		counters_report_out_of_memory();
 	}
 
 	PG_TRY();
@@ -374,7 +365,7 @@ create_counter(SharedBuffer *buffer, const CounterTable *table,
 		report_crowded();
 		if (edata->sqlerrcode == ERRCODE_OUT_OF_MEMORY &&
 			strcmp(edata->message, _("out of memory")) == 0)
-			report_out_of_memory();
+			counters_report_out_of_memory();
 		if (edata->hint == NULL)
 			edata->hint = pstrdup("Counts are kept in dynamic shared memory, of which the system has less than the setting \"statbuffer.max_memory\" allows.");
 		ReThrowError(edata);
@@ -421,7 +412,6 @@ find_or_create(SharedBuffer *buffer, const CounterTable *table,
 {
 	TableEntry *entry = find_entry(table, key);
 
-	pin->large = false;
 	if (entry != NULL)
 	{
 		pin->self = entry->counter;
@@ -480,11 +470,8 @@ link_counter(SharedBuffer *buffer, SharedCounter *counter, dsa_pointer self,
 static inline void
 release_pin(CounterPin *pin)
 {
-	if (pin->large)
-		pg_atomic_fetch_and_u32(&pin->counter->pins, ~COUNTER_LARGE);
 	pg_atomic_fetch_sub_u32(&pin->counter->pins, 1);
 	pin->counter = NULL;
-	pin->large = false;
 }
 
 /*
@@ -516,52 +503,71 @@ counters_unpin(SharedBuffer *buffer, CounterPin *pin)
 	release_pin(pin);
 }
 
-static inline bool
-is_moderate(int64 value, int64 limit)
-{
-	return value <= limit && value >= -limit;
-}
-
 /*
  * Can `delta' be added, whatever the moderate deltas are that others may have
- * checked and not added yet?
+ * checked and not added yet?  A large one must not take the count beyond
+ * `most', or must at least bring it nearer to 0.
  */
 static bool
-fits(int64 count, int64 delta, uint32 others)
+fits(int64 count, int64 delta, int64 most, uint32 others)
 {
 	int64		room = Min(others, MAX_BACKENDS) * MODERATE_DELTA;
 	int64		sum;
+	int64		end;
 
-	return !pg_add_s64_overflow(count, delta, &sum) &&
-		!pg_add_s64_overflow(sum, sum < 0 ? -room : room, &sum);
+	if (pg_add_s64_overflow(count, delta, &sum) ||
+		pg_add_s64_overflow(sum, sum < 0 ? -room : room, &end))
+		return false;
+	if (count_is_within(delta, MODERATE_DELTA))
+		return true;
+	return count_is_within(delta, most) &&
+		(count_is_within(sum, most) ||
+		 (count < 0 ? sum > count && sum < 0 : sum < count && sum > 0));
+}
+
+/* A delta does not fit. */
+static void
+report_no_room(int64 held, int64 delta)
+{
+	/* those who may not read counts have only moderate deltas */
+	if (count_is_within(delta, MODERATE_DELTA))
+		ereport(ERROR,
+				(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
+				 errmsg("count out of range for type bigint"),
+				 errhint("The key must be flushed first.")));
+	ereport(ERROR,
+			(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
+			 errmsg("count is too large"),
+			 errdetail("The key has " INT64_FORMAT " counted and not yet stored, and " INT64_FORMAT " was to be added. Transactions that add more than " INT64_FORMAT " can take it to " INT64_FORMAT " at most.",
+					   held, delta, MODERATE_DELTA, LARGE_COUNT),
+			 errhint("Flush the key first, or count in a larger unit.")));
 }
 
 /*
  * Find or make the counter of a key and hold it, having made sure that
- * `delta' can be added to it.  What can fail, fails here.
+ * `delta' can be added to it, and if that is large, that it takes the count to
+ * `most' at most.  What can fail, fails here.
  *
  * The caller calls counters_add(), and counters_schedule() when that says so,
- * or counters_unpin(), whatever happens.  On
- * error nothing is pinned.
+ * or counters_unpin(), whatever happens.  On error nothing is pinned.
  *
- * Where a delta or a count is so large that range checks of concurrent
- * transactions might not see each other, these transactions take turns:
- * whoever has a large one holds a lock from before its check until its
- * transaction ends, and marks the counter, so that those with moderate deltas
- * queue up too.  Those who checked before the mark are still pinned, or their
- * delta is in the count.  This is the one case in which an increment waits
- * for another transaction.
+ * A moderate delta that finds a moderate count need not know what others are
+ * about to add: deltas like it, of all backends together, are less than
+ * MODERATE_COUNT / 2, and at most one large one, which is no more than
+ * LARGE_COUNT.  All others take turns: they hold a lock from before the check
+ * until the transaction ends.  So large increments wait for each other, and
+ * moderate ones only when the count is already beyond what is moderate.
  */
 void
 counters_pin(SharedBuffer *buffer, const CounterTable *table, const KeyBytes *key,
-			 int64 delta, CounterPin *pin)
+			 int64 delta, int64 most, CounterPin *pin)
 {
-	bool		moderate = is_moderate(delta, MODERATE_DELTA);
+	bool		moderate = count_is_within(delta, MODERATE_DELTA);
 	uint32		others;
 	int64		count,
 				in_flight;
 
-	/* a new counter that is let go of has the worker look at it: lock first */
+	/* a new counter that is released has the worker look at it: lock first */
 	for (bool locked = !moderate;; locked = true)
 	{
 		if (unlikely(locked))
@@ -572,14 +578,13 @@ counters_pin(SharedBuffer *buffer, const CounterTable *table, const KeyBytes *ke
 			(void) LockAcquire(&tag, ExclusiveLock, false, false);
 		}
 		find_or_create(buffer, table, key, pin);
+		pin->locked = locked;
 
 		/* the pin, an atomic operation, came before these */
 		counters_read(pin->counter, &count, &in_flight);
 		if (likely(moderate &&
-				   is_moderate(count, MODERATE_COUNT) &&
-				   is_moderate(count + in_flight, MODERATE_COUNT) &&
-				   (pg_atomic_read_u32(&pin->counter->pins) &
-					COUNTER_LARGE) == 0))
+				   count_is_within(count, MODERATE_COUNT) &&
+				   count_is_within(count + in_flight, MODERATE_COUNT)))
 			return;
 		if (locked)
 			break;
@@ -587,39 +592,48 @@ counters_pin(SharedBuffer *buffer, const CounterTable *table, const KeyBytes *ke
 		counters_unpin(buffer, pin);
 	}
 
-	others = pg_atomic_fetch_or_u32(&pin->counter->pins, COUNTER_LARGE);
-	pin->large = (others & COUNTER_LARGE) == 0;
-	others = (others & COUNTER_PINS) - 1;
-
 	/* what is in flight may come back, or not */
+	others = (pg_atomic_read_u32(&pin->counter->pins) & COUNTER_PINS) - 1;
 	counters_read(pin->counter, &count, &in_flight);
-	if (!fits(count, delta, others) ||
-		!fits(count + in_flight, delta, others))
+	if (!fits(count, delta, most, others) ||
+		!fits(count + in_flight, delta, most, others))
 	{
 		counters_unpin(buffer, pin);
-		ereport(ERROR,
-				(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
-				 errmsg("count out of range for type bigint"),
-				 errdetail("The key has " INT64_FORMAT " counted and not yet stored, and " INT64_FORMAT " was to be added.",
-						   count + in_flight, delta),
-				 errhint("Flush the key first.")));
+		report_no_room(count + in_flight, delta);
 	}
 }
 
 /*
+ * Much is counted for a scheduled key: have it flushed before it is due, so
+ * that there is room for others' increments.  That does not help a key that
+ * cannot be flushed.
+ */
+static inline void
+flush_if_urgent(SharedBuffer *buffer, SharedCounter *counter)
+{
+	if (unlikely(!count_is_within((int64) pg_atomic_read_u64(&counter->count),
+								  LARGE_COUNT)) &&
+		counter->failures == 0 &&
+		pg_atomic_exchange_u32(&buffer->relieve, 1) == 0)
+		schedule_poke(buffer);
+}
+
+/*
  * Add to a pinned counter, and unpin it if it is scheduled.  If it isn't,
- * returns false, and counters_schedule() must be called next.
+ * returns false, and counters_schedule() must be called next.  When much is
+ * counted, the buffer is asked to flush early.
  *
  * Takes no lock, cannot fail.  The lock that goes with a large delta is
  * released with the transaction's other locks, later, or by
  * counters_end_turn().
  */
 bool
-counters_add(CounterPin *pin, int64 delta)
+counters_add(SharedBuffer *buffer, CounterPin *pin, int64 delta)
 {
 	pg_atomic_fetch_add_u64(&pin->counter->count, (uint64) delta);
 	if (pg_atomic_read_u64(&pin->counter->counted_at) == 0)
 		return false;
+	flush_if_urgent(buffer, pin->counter);
 	release_pin(pin);
 	return true;
 }
@@ -638,6 +652,7 @@ counters_schedule(SharedBuffer *buffer, CounterPin *pin,
 	if (pg_atomic_compare_exchange_u64(&pin->counter->counted_at, &none,
 									   (uint64) counted_at))
 		link_counter(buffer, pin->counter, pin->self, due_at);
+	flush_if_urgent(buffer, pin->counter);
 	release_pin(pin);
 }
 
@@ -649,7 +664,7 @@ void
 counters_pin_now(SharedBuffer *buffer, const CounterTable *table,
 				 const KeyBytes *key, int64 delta, CounterPin *pin)
 {
-	counters_pin(buffer, table, key, delta, pin);
+	counters_pin(buffer, table, key, delta, LARGE_COUNT, pin);
 	if (unlikely(is_closed()))
 	{
 		counters_unpin(buffer, pin);
@@ -705,7 +720,7 @@ counters_pin_all(const CounterTable *table, int *npins)
 		Assert(n < size);
 		pins[n].self = entry->counter;
 		pins[n].counter = counter_at(entry->counter);
-		pins[n].large = false;
+		pins[n].locked = false;
 		pg_atomic_fetch_add_u32(&pins[n].counter->pins, 1);
 		n++;
 	}
@@ -865,8 +880,8 @@ counters_reap(SharedBuffer *buffer, const CounterTable *table,
 
 /*
  * Put a new table in the place of an empty one, whose buckets dshash would
- * keep for as many keys as it ever held.  The caller holds ExclusiveLock on
- * the relation, and attaches anew.
+ * keep for as many keys as it ever held.  The caller holds AccessExclusiveLock
+ * on the relation, and attaches anew.
  */
 void
 counters_replace_table(SharedBuffer *buffer)
@@ -881,6 +896,29 @@ counters_replace_table(SharedBuffer *buffer)
 	dshash_detach(new_table);
 	dshash_destroy(old_table.dshash);
 	trim();
+}
+
+/*
+ * Remove the shapes that no key has any more, and the keys that nothing is
+ * counted for.  The caller is the buffer's worker and holds
+ * AccessExclusiveLock on the relation.  Looks at every key.
+ */
+void
+counters_remove_shapes(SharedBuffer *buffer, TimestampTz now)
+{
+	CounterTable table = {.dshash = NULL};
+	uint32		used = 0;
+	dshash_seq_status status;
+	TableEntry *entry;
+
+	counters_attach_table(buffer, &table);
+	counters_reap(buffer, &table, now);
+	dshash_seq_init(&status, table.dshash, false);
+	while ((entry = dshash_seq_next(&status)) != NULL)
+		used |= (uint32) 1 << counter_at(entry->counter)->shape;
+	dshash_seq_term(&status);
+	dshash_detach(table.dshash);
+	shared_remove_shapes(buffer, used);
 }
 
 /* Forget what sb_flush() asked for. */
@@ -963,6 +1001,7 @@ counters_drop_buffer(SharedBuffer *buffer, bool with_database)
 	}
 	dshash_seq_term(&status);
 	dshash_destroy(table.dshash);
+	shared_remove_shapes(buffer, 0);
 	shared_remove_buffer(buffer);
 	dsa_trim(shared_area);
 

@@ -17,12 +17,32 @@
 #define COUNTER_LINKED		(((uint32) 1) << 31)	/* on a list of the
 													 * schedule */
 #define COUNTER_DRAIN		(((uint32) 1) << 30)	/* counts for a drain (w) */
-#define COUNTER_LARGE		(((uint32) 1) << 29)	/* see counters_pin() */
-#define COUNTER_SUSPECT		((uint32) 1 << 28)	/* was in a batch that failed
+#define COUNTER_SUSPECT		((uint32) 1 << 29)	/* was in a batch that failed
 												 * (w) */
-#define COUNTER_ASKED		((uint32) 1 << 27)	/* a SharedFlushRequest is
+#define COUNTER_ASKED		((uint32) 1 << 28)	/* a SharedFlushRequest is
 												 * there */
 #define COUNTER_PINS		(COUNTER_ASKED - 1)
+
+/*
+ * Concurrent transactions each make sure beforehand that what they add stays
+ * in bigint's range, and none of them sees what the others are about to add.
+ * That is sound without further ado while deltas and counts are moderate:
+ * even as many backends as PostgreSQL can have do not get from one limit to
+ * the end of the range.  Others go by turns; see counters_pin().
+ *
+ * Larger deltas do not take a key beyond LARGE_COUNT, so that no increment of
+ * a moderate delta fails or waits for them; and a key that has more than that
+ * is flushed early.
+ */
+#define MODERATE_DELTA		(INT64CONST(1) << 40)
+#define LARGE_COUNT			(INT64CONST(1) << 61)
+#define MODERATE_COUNT		(INT64CONST(1) << 62)
+
+static inline bool
+count_is_within(int64 value, int64 limit)
+{
+	return (uint64) value + (uint64) limit <= 2 * (uint64) limit;
+}
 
 /* Why a key failed; shared by keys that failed with the same words. */
 typedef struct SharedError
@@ -92,14 +112,23 @@ counters_clear_failure(SharedBuffer *buffer, SharedCounter *counter)
  *
  * When the key columns of a buffer are altered, the counters that it has stay
  * with the shape that they were made with.  They are found no more by those
- * who count, and cannot be flushed until the columns are as they were.
+ * who count.  They are flushed if they can be read under the present shape,
+ * and otherwise not until the columns are as they were.
  */
 typedef struct CounterTable
 {
 	dshash_table *dshash;		/* NULL: not attached */
 	uint32		number;			/* SharedBuffer.table_number */
 	uint8		shape;			/* the number of the shape in use */
+	uint32		readable;		/* set of numbers whose keys it can read */
 } CounterTable;
+
+/* Can the counter's key be read by those who use the table? */
+static inline bool
+counter_is_readable(const CounterTable *table, const SharedCounter *counter)
+{
+	return (table->readable & ((uint32) 1 << counter->shape)) != 0;
+}
 
 static inline SharedCounter *
 counter_at(dsa_pointer pointer)
@@ -112,7 +141,7 @@ typedef struct CounterPin
 {
 	SharedCounter *counter;		/* NULL: not held */
 	dsa_pointer self;
-	bool		large;			/* we set COUNTER_LARGE */
+	bool		locked;			/* its transaction takes a turn */
 } CounterPin;
 
 /* What counters_scan() tells of a key. */
@@ -133,12 +162,13 @@ typedef void (*CounterVisitor) (const CounterInfo *info, void *arg);
 extern dshash_table *counters_create_table(void);
 extern void counters_attach_table(SharedBuffer *buffer, CounterTable *table);
 
-/* for everyone who holds RowShareLock or more on the relation */
+/* for everyone who holds a lock on the relation */
 extern bool counters_lookup(const CounterTable *table, const KeyBytes *key,
 							int64 *count);
 extern void counters_pin(SharedBuffer *buffer, const CounterTable *table,
-						 const KeyBytes *key, int64 delta, CounterPin *pin);
-extern bool counters_add(CounterPin *pin, int64 delta);
+						 const KeyBytes *key, int64 delta, int64 most,
+						 CounterPin *pin);
+extern bool counters_add(SharedBuffer *buffer, CounterPin *pin, int64 delta);
 extern void counters_schedule(SharedBuffer *buffer, CounterPin *pin,
 							  TimestampTz counted_at, TimestampTz due_at);
 extern void counters_check_open(void);
@@ -155,6 +185,7 @@ extern void counters_request_flush(SharedBuffer *buffer,
 extern void counters_scan(SharedBuffer *buffer, const CounterTable *table,
 						  CounterVisitor visit, void *arg);
 
+extern void counters_report_out_of_memory(void);
 extern bool counters_are_crowded(void);
 extern bool counters_have_room(uint64 nkeys, uint64 size);
 
@@ -164,6 +195,7 @@ extern void counters_replace_error(SharedBuffer *buffer,
 extern void counters_reap(SharedBuffer *buffer, const CounterTable *table,
 						  TimestampTz idle_before);
 extern void counters_replace_table(SharedBuffer *buffer);
+extern void counters_remove_shapes(SharedBuffer *buffer, TimestampTz now);
 extern void counters_drop_requests(SharedBuffer *buffer);
 extern void counters_drop_buffer(SharedBuffer *buffer, bool with_database);
 extern bool counters_wait_unpinned(const CounterTable *table,

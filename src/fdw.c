@@ -59,6 +59,8 @@ typedef struct ScanBlock
 typedef struct BufferScan
 {
 	SbBuffer   *buffer;
+	const		BufferShape *shape; /* that the rows are of */
+	BufferUse	use;
 	bool		filled;
 	MemoryContext context;		/* of the rows */
 	MemoryContext row_context;	/* of the row that was returned last */
@@ -74,7 +76,9 @@ typedef struct BufferScan
 typedef struct BufferInsert
 {
 	SbBuffer   *buffer;
-	uint64		epoch;
+	Oid			userid;			/* whose privileges count */
+	uint64		generation;		/* the buffer is open, and the rest good */
+	const		BufferShape *shape;
 	Datum	   *values;
 	bool	   *isnull;
 	MemoryContext row_context;
@@ -89,7 +93,7 @@ typedef struct BufferInsert
 static void
 get_rel_size(PlannerInfo *root, RelOptInfo *rel, Oid relid)
 {
-	SbBuffer   *buffer = buffer_open(relid, RowShareLock);
+	SbBuffer   *buffer = buffer_open(relid, AccessShareLock);
 
 	rel->tuples = 0;
 	if (buffer_attach(buffer, false))
@@ -132,13 +136,17 @@ begin_scan(ForeignScanState *node, int eflags)
 
 	state = palloc0(sizeof(BufferScan));
 	state->buffer = buffer_open(RelationGetRelid(node->ss.ss_currentRelation),
-								RowShareLock);
+								AccessShareLock);
+	state->shape = state->buffer->shape;
 	state->context = AllocSetContextCreate(CurrentMemoryContext,
 										   "statbuffer scan",
 										   ALLOCSET_DEFAULT_SIZES);
 	state->row_context = AllocSetContextCreate(CurrentMemoryContext,
 											   "statbuffer scan row",
 											   ALLOCSET_DEFAULT_SIZES);
+
+	/* until the scan ends, as the rows are of the types as they are now */
+	buffer_begin_use(state->buffer, &state->use);
 	node->fdw_state = state;
 }
 
@@ -211,13 +219,19 @@ add_pending(BufferScan *state)
 	pending_scan_rest(buffer, scan, visit_pending, state);
 }
 
-/* Copy the keys and counts. */
+/*
+ * Copy the keys and counts.  What is planned and begun may be run only after
+ * the buffer's columns have gone with their types.
+ */
 static void
 fill(BufferScan *state)
 {
 	SbBuffer   *buffer = state->buffer;
 
 	state->filled = true;
+	if (!buffer_revalidate(buffer))
+		return;
+	buffer_check_shape(buffer, state->shape);
 	if (buffer_attach(buffer, false) && !pending_truncated(buffer))
 		counters_scan(buffer->shared, &buffer->table, visit_counter, state);
 	if (buffer->pending != NULL)
@@ -231,8 +245,8 @@ iterate_scan(ForeignScanState *node)
 {
 	BufferScan *state = node->fdw_state;
 	TupleTableSlot *slot = node->ss.ss_ScanTupleSlot;
-	SbBuffer   *buffer = state->buffer;
-	TupleDesc	desc = buffer->desc;
+	const		BufferShape *shape = state->shape;
+	TupleDesc	desc = shape->desc;
 	MemoryContext oldcontext;
 	Datum	   *values;
 	bool	   *isnull;
@@ -269,11 +283,11 @@ iterate_scan(ForeignScanState *node)
 	memset(slot->tts_isnull, true, slot->tts_tupleDescriptor->natts);
 	for (int i = 0; i < desc->natts; i++)
 	{
-		slot->tts_values[buffer->key_attnos[i] - 1] = values[i];
-		slot->tts_isnull[buffer->key_attnos[i] - 1] = isnull[i];
+		slot->tts_values[shape->key_attnos[i] - 1] = values[i];
+		slot->tts_isnull[shape->key_attnos[i] - 1] = isnull[i];
 	}
-	slot->tts_values[buffer->count_attno - 1] = Int64GetDatum(row->count);
-	slot->tts_isnull[buffer->count_attno - 1] = false;
+	slot->tts_values[shape->count_attno - 1] = Int64GetDatum(row->count);
+	slot->tts_isnull[shape->count_attno - 1] = false;
 	return ExecStoreVirtualTuple(slot);
 }
 
@@ -294,6 +308,7 @@ end_scan(ForeignScanState *node)
 
 	if (state != NULL)
 	{
+		buffer_end_use(&state->use);
 		MemoryContextDelete(state->context);
 		MemoryContextDelete(state->row_context);
 	}
@@ -314,16 +329,29 @@ explain_scan(ForeignScanState *node, ExplainState *es)
  * ------------------------------------------------------------------------
  */
 
+/* Open the buffer to count in it, and make room for its keys' columns. */
+static void
+open_for_insert(BufferInsert *state, Oid relid)
+{
+	uint64		generation = buffer_generation;
+	int			natts;
+
+	state->buffer = pending_open(relid);
+	state->shape = state->buffer->shape;
+	natts = state->shape->desc->natts;
+	state->values = repalloc(state->values, natts * sizeof(Datum));
+	state->isnull = repalloc(state->isnull, natts * sizeof(bool));
+	state->generation = generation;
+}
+
 static void
 begin_insert(ModifyTableState *mtstate, ResultRelInfo *rinfo)
 {
 	BufferInsert *state = palloc0(sizeof(BufferInsert));
-	Oid			relid = RelationGetRelid(rinfo->ri_RelationDesc);
 
-	state->buffer = pending_open(relid);
-	state->epoch = pending_epoch();
-	state->values = palloc(state->buffer->desc->natts * sizeof(Datum));
-	state->isnull = palloc(state->buffer->desc->natts * sizeof(bool));
+	state->values = palloc(sizeof(Datum));
+	state->isnull = palloc(sizeof(bool));
+	open_for_insert(state, RelationGetRelid(rinfo->ri_RelationDesc));
 	state->row_context = AllocSetContextCreate(CurrentMemoryContext,
 											   "statbuffer insert row",
 											   ALLOCSET_DEFAULT_SIZES);
@@ -343,36 +371,39 @@ insert_row(EState *estate, ResultRelInfo *rinfo, TupleTableSlot *slot,
 		   TupleTableSlot *plan_slot)
 {
 	BufferInsert *state = rinfo->ri_FdwState;
-	SbBuffer   *buffer = state->buffer;
+	const		BufferShape *shape;
+	SbBuffer   *buffer;
 	MemoryContext oldcontext;
 	KeyBytes	key;
 	Datum		count;
 	bool		isnull;
 
-	if (state->epoch != pending_epoch())
-	{
-		(void) pending_open(buffer->relid);
-		state->epoch = pending_epoch();
-	}
+	if (state->generation != buffer_generation)
+		open_for_insert(state, RelationGetRelid(rinfo->ri_RelationDesc));
+	if (!OidIsValid(state->userid))
+		state->userid = compat_result_user(rinfo, estate);
+	buffer = state->buffer;
+	shape = state->shape;
 
-	count = slot_getattr(slot, buffer->count_attno, &isnull);
+	count = slot_getattr(slot, shape->count_attno, &isnull);
 	if (isnull)
 		ereport(ERROR,
 				(errcode(ERRCODE_NOT_NULL_VIOLATION),
 				 errmsg("null value in count column \"%s\" of buffer \"%s\"",
 						NameStr(TupleDescAttr(slot->tts_tupleDescriptor,
-											  buffer->count_attno - 1)->attname),
+											  shape->count_attno - 1)->attname),
 						NameStr(buffer->name)),
 				 errhint("Leave the column out to count 1, if that is its default.")));
-	for (int i = 0; i < buffer->desc->natts; i++)
-		state->values[i] = slot_getattr(slot, buffer->key_attnos[i],
+	for (int i = 0; i < shape->desc->natts; i++)
+		state->values[i] = slot_getattr(slot, shape->key_attnos[i],
 										&state->isnull[i]);
 
 	MemoryContextReset(state->row_context);
 	oldcontext = MemoryContextSwitchTo(state->row_context);
-	key_form(buffer->desc, NameStr(buffer->name), state->values,
+	key_form(shape->desc, NameStr(buffer->name), state->values,
 			 state->isnull, &state->space, &key);
-	(void) pending_add(buffer, &key, DatumGetInt64(count));
+	(void) pending_add(buffer, shape, &key, DatumGetInt64(count),
+					   state->userid);
 	MemoryContextSwitchTo(oldcontext);
 	return slot;
 }

@@ -29,6 +29,7 @@
 #include "batch.h"
 #include "buffer.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_authid.h"
 #include "commands/prepare.h"
 #include "commands/sequence.h"
 #include "common/int.h"
@@ -69,8 +70,13 @@
  */
 #define CONFLICTS_MAX			10
 
-/* what was cancelled is left be for so long, if not less */
+/*
+ * What was cancelled is tried again after this time, or the buffer's backoff
+ * if that is less.  After this many in a row a cancel is a failure like any
+ * other: it may be the handler that does it.
+ */
 #define CANCEL_PAUSE_MSECS		1000
+#define CANCELS_MAX				3
 
 /* a lasting failure is told in the log so often */
 #define LOG_AGAIN_MSECS			60000
@@ -78,8 +84,12 @@
 
 WorkerState worker;
 
-/* as whom the process has connected */
+/* as whom the process has connected, and whether as a superuser */
 static Oid	session_owner;
+static bool session_is_superuser;
+
+/* when that was looked at, as buffer_generation; 0: not yet */
+static uint64 session_checked = 0;
 
 /* the batch, and the keys as they are handed over */
 static CounterBatch batch;
@@ -105,6 +115,7 @@ static bool preparing = false;	/* no handler was called yet */
 static int	suspect_limit = 1;
 static bool mix_failing = false;
 static int	conflicts = 0;
+static int	cancels = 0;
 
 /* timeouts, and what their handlers see */
 static TimeoutId handler_timeout_id;
@@ -318,18 +329,57 @@ flush_end(void)
  */
 
 /*
- * Lock the relation.  When somebody else has locked it, or waits to, those who
- * wait for a drain are told: they may be the ones whom he waits for.
+ * Lock the buffer's relation, or that of a row type of its keys.  When another
+ * session has locked it, or waits to, those who wait for a drain are told:
+ * that session may be waiting for one of them.
  */
 static void
-lock_relation(void)
+lock_relation(Oid relid, LOCKMODE lockmode)
 {
-	if (ConditionalLockRelationOid(worker.relid, RowShareLock))
+	if (ConditionalLockRelationOid(relid, lockmode))
 		return;
 	pg_atomic_write_u32(&worker.shared->locked_out, 1);
 	ConditionVariableBroadcast(&shared_control->drain_cv);
-	LockRelationOid(worker.relid, RowShareLock);
+	LockRelationOid(relid, lockmode);
 	pg_atomic_write_u32(&worker.shared->locked_out, 0);
+}
+
+/*
+ * Could the process connect as it did when it started, and with the same
+ * rights?  If not, it must not go on with those that it has.
+ */
+static bool
+session_is_good(void)
+{
+	HeapTuple	tuple;
+	bool		is_superuser;
+	bool		good;
+
+	if (session_checked == buffer_generation)
+		return true;
+
+	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(session_owner));
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	good = !COMPAT_OWNER_NEEDS_LOGIN ||
+		((Form_pg_authid) GETSTRUCT(tuple))->rolcanlogin;
+	is_superuser = ((Form_pg_authid) GETSTRUCT(tuple))->rolsuper;
+	ReleaseSysCache(tuple);
+	if (session_checked == 0)
+		session_is_superuser = is_superuser;
+	good = good && session_is_superuser == is_superuser;
+
+	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(MyDatabaseId));
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	good = good && ((Form_pg_database) GETSTRUCT(tuple))->datallowconn;
+	ReleaseSysCache(tuple);
+	good = good && (is_superuser ||
+					compat_may_connect(MyDatabaseId, session_owner));
+
+	if (good)
+		session_checked = buffer_generation;
+	return good;
 }
 
 /*
@@ -344,7 +394,7 @@ open_definition(void)
 	Oid			known_owner = pg_atomic_read_u32(&worker.shared->owner);
 	SbBuffer   *opened;
 
-	lock_relation();
+	lock_relation(worker.relid, RowShareLock);
 	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(worker.relid)))
 	{
 		worker.leaving = true;
@@ -354,7 +404,7 @@ open_definition(void)
 		return false;
 	}
 
-	opened = buffer_open(worker.relid, NoLock);
+	opened = buffer_open_locked(worker.relid, lock_relation);
 	buffer_attach(opened, true);
 	worker.buffer = opened;
 	worker.shutdown_msecs = worker.buffer->options.shutdown;
@@ -367,6 +417,11 @@ open_definition(void)
 	{
 		if (worker.buffer->owner != known_owner)
 			worker.shared->start_after = 0;
+		worker.leaving = true;
+		return false;
+	}
+	if (!session_is_good())
+	{
 		worker.leaving = true;
 		return false;
 	}
@@ -574,13 +629,14 @@ roll_back(int *nitems)
 		pg_atomic_write_u32(&worker.shared->locked_out, 0);
 	*nitems = preparing ? 0 : batch.nitems;
 	preparing = false;
-	if (cancelled && !handler_timed_out &&
+	if (cancelled && !handler_timed_out && cancels < CANCELS_MAX &&
 		edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
 	{
 		int			msecs = worker.buffer ? worker.buffer->options.backoff : 1000;
 
 		worker.paused_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 														  Min(msecs, CANCEL_PAUSE_MSECS));
+		cancels++;
 		counts = false;
 	}
 	else if (*nitems > 0)
@@ -635,7 +691,7 @@ compare_flush_keys(const void *a, const void *b, void *order)
 static void
 arrange_batch(void)
 {
-	TupleDesc	desc = worker.buffer->desc;
+	TupleDesc	desc = worker.buffer->shape->desc;
 	KeyOrder   *order = key_order_make(desc);
 	FlushKey   *sorted;
 	int			n = batch.nitems;
@@ -810,10 +866,10 @@ flush_batch(TimestampTz now)
 		if (open_definition())
 		{
 			Handler    *handler;
-			Relation	rel;
+			BufferUse	use;
 
 			/* the handler can do anything, but not alter what is in use */
-			rel = table_open(worker.relid, NoLock);
+			buffer_begin_use(worker.buffer, &use);
 			PushActiveSnapshot(GetTransactionSnapshot());
 			MemoryContextSwitchTo(batch_context);
 			ntaken = batch_take(&batch, &worker.buffer->table,
@@ -830,14 +886,15 @@ flush_batch(TimestampTz now)
 			{
 				preparing = true;
 				handler = handler_prepare(worker.buffer->options.handler,
-										  worker.buffer->desc, worker.buffer->owner);
+										  worker.buffer->shape->desc,
+										  worker.buffer->owner);
 				preparing = false;
 				report_flushing(ntaken);
 				arrange_batch();
 				call_handler(handler);
 			}
 			PopActiveSnapshot();
-			table_close(rel, NoLock);
+			buffer_end_use(&use);
 
 			/* with nothing to flush, it is not known whether it would work */
 			if (ntaken > 0)
@@ -862,6 +919,7 @@ flush_batch(TimestampTz now)
 	{
 		batch_tidy(&batch, ntaken, NULL);
 		conflicts = 0;
+		cancels = 0;
 		if (had_suspects)
 			suspect_limit = Min((int64) suspect_limit * 2, batch_size);
 		mix_failing = mix_failing || had_failing;

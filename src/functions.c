@@ -63,24 +63,26 @@ PG_FUNCTION_INFO_V1(sb_stop);
  */
 typedef struct CallCache
 {
-	/* the buffer, for this argument and user, while it is as it was */
+	/* what follows was found out when buffer_generation was this */
+	uint64		generation;
+
+	/* the buffer, for this argument and user, if it is open to count in */
 	SbBuffer   *buffer;			/* NULL: none yet */
 	bool		by_default;		/* the argument was null */
 	Oid			userid;
-	uint64		epoch;
 
-	Oid			argtype;		/* of the key */
+	/* where the last key is counted, if it was of type text; or NULL */
+	PendingKey *last;
 
-	/* how to read keys, for this version of the buffer */
-	uint32		version;
-	KeyReader  *reader;
+	Oid			argtype;		/* of the key; this is constant */
+
+	/* how to read keys, and when and for which shape that was found out */
+	uint64		reader_generation;
+	uint64		reader_version;
+	KeyReader  *reader;			/* NULL: not yet */
 	MemoryContext reader_context;
 	Datum	   *values;
 	bool	   *isnull;
-
-	/* where the last key is counted, if it was of type text */
-	PendingKey *last;
-	uint32		last_version;	/* the buffer's then */
 } CallCache;
 
 /* ------------------------------------------------------------------------
@@ -175,55 +177,71 @@ get_cache(FunctionCallInfo fcinfo)
 
 /* Are the keys of the call's and the buffer's type text, and need no reader? */
 static inline bool
-takes_text(CallCache *cache)
+takes_text(CallCache *cache, const BufferShape * shape)
 {
-	return cache->argtype == TEXTOID && cache->buffer->is_text;
+	return cache->argtype == TEXTOID && shape->is_text;
 }
 
-/* Read the key argument into its stored form. */
+/* See that there is a reader for keys of the shape. */
 static void
-read_key(FunctionCallInfo fcinfo, CallCache *cache, KeySpace *space,
-		 KeyBytes *key)
+prepare_reader(FunctionCallInfo fcinfo, CallCache *cache, SbBuffer *buffer,
+			   const BufferShape * shape)
 {
-	SbBuffer   *buffer = cache->buffer;
-	Relation	rel = NULL;
+	uint64		generation = buffer_generation;
+	MemoryContext oldcontext;
 
-	if (takes_text(cache) && !PG_ARGISNULL(0))
+	if (cache->reader != NULL &&
+		cache->reader_generation == generation &&
+		cache->reader_version == shape->version)
+		return;
+
+	cache->reader = NULL;
+	if (cache->reader_context == NULL)
+		cache->reader_context =
+			AllocSetContextCreate(fcinfo->flinfo->fn_mcxt,
+								  "statbuffer key reader",
+								  ALLOCSET_SMALL_SIZES);
+	else
+		MemoryContextReset(cache->reader_context);
+	oldcontext = MemoryContextSwitchTo(cache->reader_context);
+	cache->reader = key_reader_make(shape->desc, NameStr(buffer->name),
+									cache->argtype);
+	cache->values = palloc(shape->desc->natts * sizeof(Datum));
+	cache->isnull = palloc(shape->desc->natts * sizeof(bool));
+	MemoryContextSwitchTo(oldcontext);
+	cache->reader_generation = generation;
+	cache->reader_version = shape->version;
+}
+
+/*
+ * Read the key argument into its stored form.  Returns the shape that it is
+ * formed under.  Casts and input functions may run, and do anything.
+ */
+static const BufferShape *
+read_key(FunctionCallInfo fcinfo, CallCache *cache, SbBuffer *buffer,
+		 KeySpace *space, KeyBytes *key)
+{
+	const		BufferShape *shape = buffer->shape;
+	bool		runs_code;
+	BufferUse	use;
+
+	if (takes_text(cache, shape) && !PG_ARGISNULL(0))
 	{
 		key_form_text(PG_GETARG_DATUM(0), space, key);
-		return;
+		return shape;
 	}
 
-	if (cache->reader == NULL || cache->version != buffer->version)
-	{
-		MemoryContext oldcontext;
-
-		cache->reader = NULL;
-		if (cache->reader_context == NULL)
-			cache->reader_context =
-				AllocSetContextCreate(fcinfo->flinfo->fn_mcxt,
-									  "statbuffer key reader",
-									  ALLOCSET_SMALL_SIZES);
-		else
-			MemoryContextReset(cache->reader_context);
-		oldcontext = MemoryContextSwitchTo(cache->reader_context);
-		cache->reader = key_reader_make(buffer->desc, NameStr(buffer->name),
-										cache->argtype);
-		cache->values = palloc(buffer->desc->natts * sizeof(Datum));
-		cache->isnull = palloc(buffer->desc->natts * sizeof(bool));
-		MemoryContextSwitchTo(oldcontext);
-		cache->version = buffer->version;
-	}
-
-	/* what is in use can't be altered by code that runs meanwhile */
-	if (key_reader_runs_code(cache->reader))
-		rel = table_open(buffer->relid, NoLock);
+	prepare_reader(fcinfo, cache, buffer, shape);
+	runs_code = key_reader_runs_code(cache->reader);
+	if (runs_code)
+		buffer_begin_use(buffer, &use);
 	key_read(cache->reader, PG_ARGISNULL(0) ? (Datum) 0 : PG_GETARG_DATUM(0),
 			 PG_ARGISNULL(0), cache->values, cache->isnull);
-	key_form(buffer->desc, NameStr(buffer->name), cache->values,
+	key_form(shape->desc, NameStr(buffer->name), cache->values,
 			 cache->isnull, space, key);
-	if (rel != NULL)
-		table_close(rel, NoLock);
+	if (runs_code)
+		buffer_end_use(&use);
+	return shape;
 }
 
 /* ------------------------------------------------------------------------
@@ -235,14 +253,17 @@ read_key(FunctionCallInfo fcinfo, CallCache *cache, KeySpace *space,
 static inline bool
 cache_is_good(FunctionCallInfo fcinfo, CallCache *cache)
 {
-	return cache->buffer != NULL &&
-		cache->epoch == pending_epoch() &&
-		cache->buffer->valid &&
+	return cache->generation == buffer_generation &&
+		cache->buffer != NULL &&
 		cache->userid == GetUserId() &&
 		(PG_ARGISNULL(2) ? cache->by_default :
 		 cache->buffer->relid == PG_GETARG_OID(2));
 }
 
+/*
+ * The caller has just called AcceptInvalidationMessages(), so that it is known
+ * which privileges were revoked.
+ */
 SbBuffer *
 function_open_for_increment(Oid relid)
 {
@@ -250,8 +271,6 @@ function_open_for_increment(Oid relid)
 	uint64		asked;
 	SbBuffer   *buffer;
 
-	/* as function_check_privilege() does */
-	AcceptInvalidationMessages();
 	if (buffer_is_incrementer(relid, userid))
 	{
 		buffer = pending_open(relid);
@@ -261,7 +280,7 @@ function_open_for_increment(Oid relid)
 			return buffer;
 	}
 
-	asked = buffer_ask_privileges();
+	asked = buffer_generation;
 	function_check_privilege(relid, ACL_INSERT);
 	buffer = pending_open(relid);
 	buffer_note_incrementer(buffer, userid, asked);
@@ -271,6 +290,7 @@ function_open_for_increment(Oid relid)
 static void
 open_for_increment(FunctionCallInfo fcinfo, CallCache *cache)
 {
+	uint64		generation = buffer_generation;
 	Oid			relid = function_buffer_argument(fcinfo, 2);
 
 	cache->buffer = NULL;
@@ -278,13 +298,14 @@ open_for_increment(FunctionCallInfo fcinfo, CallCache *cache)
 	cache->buffer = function_open_for_increment(relid);
 	cache->by_default = PG_ARGISNULL(2);
 	cache->userid = GetUserId();
-	cache->epoch = pending_epoch();
+	cache->generation = generation;
 }
 
 static void
 increment(FunctionCallInfo fcinfo, bool async)
 {
 	CallCache  *cache = get_cache(fcinfo);
+	const		BufferShape *shape;
 	KeySpace	space;
 	KeyBytes	key;
 	PendingKey *last;
@@ -296,29 +317,29 @@ increment(FunctionCallInfo fcinfo, bool async)
 				 errmsg("count must not be null")));
 	count = PG_GETARG_INT64(1);
 
+	/* a statement may run for long, and a revoked privilege is to be gone */
+	AcceptInvalidationMessages();
 	if (!cache_is_good(fcinfo, cache))
 		open_for_increment(fcinfo, cache);
 	else if (cache->last != NULL && !PG_ARGISNULL(0) &&
-			 cache->last_version == cache->buffer->version &&
 			 key_is_text(pending_key_data(cache->last), PG_GETARG_DATUM(0)))
 	{
-		pending_add_again(cache->last, count);
+		pending_add_again(cache->last, count, cache->userid);
 		return;
 	}
 
-	read_key(fcinfo, cache, &space, &key);
+	shape = read_key(fcinfo, cache, cache->buffer, &space, &key);
 	if (async)
 	{
-		pending_add_now(cache->buffer, &key, count);
+		pending_add_now(cache->buffer, shape, &key, count, cache->userid);
 		return;
 	}
 
-	/* the input functions and casts of keys may have done anything */
-	if (cache->epoch != pending_epoch())
+	/* a subtransaction may have been rolled back, and a lock with it */
+	if (cache->generation != buffer_generation)
 		open_for_increment(fcinfo, cache);
-	last = pending_add(cache->buffer, &key, count);
-	cache->last = takes_text(cache) && !PG_ARGISNULL(0) ? last : NULL;
-	cache->last_version = cache->buffer->version;
+	last = pending_add(cache->buffer, shape, &key, count, cache->userid);
+	cache->last = takes_text(cache, shape) && !PG_ARGISNULL(0) ? last : NULL;
 }
 
 Datum
@@ -340,6 +361,17 @@ sb_async_increment(PG_FUNCTION_ARGS)
  * ------------------------------------------------------------------------
  */
 
+/*
+ * After a key was read: is its shape still that of the buffer?  Code that ran
+ * may have dropped a type with its column.
+ */
+static bool
+key_is_current(SbBuffer *buffer, const BufferShape * shape)
+{
+	return buffer_revalidate(buffer) &&
+		shape_equal(buffer->shape->keys, shape->keys);
+}
+
 Datum
 sb_count(PG_FUNCTION_ARGS)
 {
@@ -353,8 +385,9 @@ sb_count(PG_FUNCTION_ARGS)
 	bool		found;
 
 	function_check_privilege(relid, ACL_SELECT);
-	buffer = cache->buffer = buffer_open(relid, RowShareLock);
-	read_key(fcinfo, cache, &space, &key);
+	buffer = buffer_open(relid, AccessShareLock);
+	if (!key_is_current(buffer, read_key(fcinfo, cache, buffer, &space, &key)))
+		PG_RETURN_NULL();
 
 	found = buffer_attach(buffer, false) && !pending_truncated(buffer) &&
 		counters_lookup(&buffer->table, &key, &count);
@@ -399,10 +432,10 @@ sb_flush(PG_FUNCTION_ARGS)
 
 	function_check_owner(relid);
 	check_not_standby();
-	buffer = cache->buffer = buffer_open(relid, RowShareLock);
+	buffer = buffer_open(relid, RowShareLock);
 	buffer_check_running(buffer);
-	read_key(fcinfo, cache, &space, &key);
-	if (buffer_attach(buffer, false))
+	if (key_is_current(buffer, read_key(fcinfo, cache, buffer, &space, &key)) &&
+		buffer_attach(buffer, false))
 	{
 		launcher_ensure();
 		counters_request_flush(buffer->shared, &buffer->table, &key);
@@ -705,7 +738,8 @@ sb_start(PG_FUNCTION_ARGS)
 
 	function_check_owner(relid);
 	buffer = buffer_open(relid, CONTROL_LOCK);
-	handler_check(buffer->options.handler, buffer->desc, buffer->owner);
+	handler_check(buffer->options.handler, buffer->shape->desc,
+				  buffer->owner);
 	check_owner_can_login(buffer);
 	if (buffer->options.stopped)
 	{

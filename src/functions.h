@@ -22,8 +22,10 @@ extern void function_check_privilege(Oid relid, AclMode mode);
 extern void function_check_owner(Oid relid);
 
 /*
- * Lock a buffer, to the end of the transaction, to increment in it.  Raises
- * the errors of function_check_privilege() and pending_open().
+ * Lock a buffer, to the end of the transaction, to increment in it.  The
+ * caller has just called AcceptInvalidationMessages(), so that privileges that
+ * were revoked are gone.  Raises the errors of function_check_privilege() and
+ * pending_open().
  */
 extern SbBuffer *function_open_for_increment(Oid relid);
 

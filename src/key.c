@@ -28,6 +28,7 @@
 #include "nodes/makefuncs.h"
 #include "optimizer/optimizer.h"
 #include "parser/parse_coerce.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/lsyscache.h"
@@ -54,9 +55,13 @@ struct KeyReader
 	FmgrInfo	input;
 	Oid			ioparam;
 
-	/* the casts of the columns, for this row type */
-	Oid			rowtype;
-	int32		rowtypmod;
+	/*
+	 * The casts of the columns.  Those of a row's fields are for fields of
+	 * these types, which are compared with each row's: a row type can be
+	 * altered from one call to the next.
+	 */
+	bool		has_casts;		/* for a row: they are made */
+	Oid		   *argtypes;
 	KeyCast    *casts;
 };
 
@@ -105,21 +110,41 @@ report_too_long(Size size)
 			 errhint("Use a digest of the value as the key.")));
 }
 
-static Datum flatten(Form_pg_attribute att, Datum value);
+static Datum flatten(Form_pg_attribute att, Datum value, bool to_store);
+
+/* All row types, and arrays of them, have this alignment, and few others. */
+static inline bool
+may_have_rows(Form_pg_attribute att)
+{
+	return att->attlen == -1 && att->attalign == TYPALIGN_DOUBLE;
+}
 
 /*
- * A row that comes out of a table still has traces of the place where it
- * stood in its header, and its fields may be compressed.  Form it anew.
+ * Form a row anew, because one that comes out of a table still has traces of
+ * the place where it stood in its header, and its fields may be compressed.
+ *
+ * To be stored, it is made to look as rows do that have no version of their
+ * type: what is counted before the type is altered and what is counted after
+ * that is the same key, as long as the shape says so.  What was stored is made
+ * a row of the type as it is now, with its version and all fields.  It need
+ * not be checked against that version, because the shape is.
  */
 static Datum
-normalize_row(Datum value)
+normalize_row(Datum value, bool to_store)
 {
-	HeapTupleHeader row = DatumGetHeapTupleHeader(value);
+	HeapTupleHeader row;
 	TupleDesc	desc;
 	HeapTupleData tuple;
 	Datum	   *values;
 	bool	   *isnull;
 
+	check_stack_depth();
+	CHECK_FOR_INTERRUPTS();
+
+	if (to_store)
+		row = DatumGetHeapTupleHeader(value);
+	else
+		row = (HeapTupleHeader) PG_DETOAST_DATUM(value);
 	desc = lookup_rowtype_tupdesc(HeapTupleHeaderGetTypeId(row),
 								  HeapTupleHeaderGetTypMod(row));
 	tuple.t_len = HeapTupleHeaderGetDatumLength(row);
@@ -130,16 +155,43 @@ normalize_row(Datum value)
 	isnull = palloc(desc->natts * sizeof(bool));
 	heap_deform_tuple(&tuple, desc, values, isnull);
 	for (int i = 0; i < desc->natts; i++)
-		if (!isnull[i] && !TupleDescAttr(desc, i)->attisdropped)
-			values[i] = flatten(TupleDescAttr(desc, i), values[i]);
+	{
+		if (TupleDescAttr(desc, i)->attisdropped)
+			isnull[i] = true;
+		if (!isnull[i])
+			values[i] = flatten(TupleDescAttr(desc, i), values[i], to_store);
+	}
 	value = HeapTupleGetDatum(heap_form_tuple(desc, values, isnull));
+	if (to_store)
+		compat_clear_row_version((HeapTupleHeader) DatumGetPointer(value));
 	ReleaseTupleDesc(desc);
 	return value;
 }
 
-/* A value of a column in the one form that it is stored in. */
+/* The same for an array of rows. */
 static Datum
-flatten(Form_pg_attribute att, Datum value)
+normalize_array(Datum value, bool to_store)
+{
+	ArrayType  *array = DatumGetArrayTypeP(value);
+	Datum	   *elements;
+	bool	   *isnull;
+	int			nelements;
+
+	deconstruct_array(array, ARR_ELEMTYPE(array), -1, false,
+					  TYPALIGN_DOUBLE, &elements, &isnull, &nelements);
+	for (int i = 0; i < nelements; i++)
+		if (!isnull[i])
+			elements[i] = normalize_row(elements[i], to_store);
+	return PointerGetDatum(construct_md_array(elements, isnull,
+											  ARR_NDIM(array), ARR_DIMS(array),
+											  ARR_LBOUND(array),
+											  ARR_ELEMTYPE(array), -1, false,
+											  TYPALIGN_DOUBLE));
+}
+
+/* A value of a column in the one form that it is stored in, or back. */
+static Datum
+flatten(Form_pg_attribute att, Datum value, bool to_store)
 {
 	if (att->attlen != -1)
 		return value;
@@ -149,9 +201,17 @@ flatten(Form_pg_attribute att, Datum value)
 		value = PointerGetDatum(PG_DETOAST_DATUM(value));
 	else
 		value = PointerGetDatum(PG_DETOAST_DATUM_PACKED(value));
-	/* all row types have this alignment, and few others */
-	if (att->attalign == TYPALIGN_DOUBLE && type_is_rowtype(att->atttypid))
-		value = normalize_row(value);
+	if (may_have_rows(att))
+	{
+		Oid			type = getBaseType(att->atttypid);
+		Oid			element;
+
+		if (type_is_rowtype(type))
+			value = normalize_row(value, to_store);
+		else if (OidIsValid(element = get_element_type(type)) &&
+				 type_is_rowtype(element))
+			value = normalize_array(value, to_store);
+	}
 	return value;
 }
 
@@ -231,7 +291,7 @@ key_form(TupleDesc desc, const char *relname, Datum *values, bool *isnull,
 			hasnulls = true;
 		}
 		else
-			values[i] = flatten(att, values[i]);
+			values[i] = flatten(att, values[i], true);
 	}
 
 	size = heap_compute_data_size(desc, values, isnull);
@@ -261,8 +321,8 @@ key_is_text(const char *data, Datum value)
 }
 
 /*
- * Take a stored form apart.  The datums point into memory of the current
- * context.
+ * Take a stored form apart, whose shape can be read under that of `desc'.  The
+ * datums point into memory of the current context.
  */
 void
 key_deform(TupleDesc desc, const char *data, uint16 len, Datum *values,
@@ -296,6 +356,10 @@ key_deform(TupleDesc desc, const char *data, uint16 len, Datum *values,
 	tuple.t_tableOid = InvalidOid;
 	tuple.t_data = header;
 	heap_deform_tuple(&tuple, desc, values, isnull);
+
+	for (int i = 0; i < desc->natts; i++)
+		if (!isnull[i] && may_have_rows(TupleDescAttr(desc, i)))
+			values[i] = flatten(TupleDescAttr(desc, i), values[i], false);
 }
 
 /*
@@ -418,6 +482,7 @@ key_reader_make(TupleDesc desc, const char *relname, Oid argtype)
 	reader->relname = relname;
 	reader->context = CurrentMemoryContext;
 	reader->argtype = argtype;
+	reader->argtypes = palloc0(desc->natts * sizeof(Oid));
 	reader->casts = palloc0(desc->natts * sizeof(KeyCast));
 
 	/* a row is the key columns, unless it is of the only column's own type */
@@ -479,50 +544,71 @@ key_reader_runs_code(KeyReader *reader)
 	return false;
 }
 
+/*
+ * See that there are casts for the fields of a row type.  Raises an error when
+ * they are not as many as the key columns, or cannot be assigned to them.
+ */
+static void
+match_fields(KeyReader *reader, TupleDesc rowdesc)
+{
+	TupleDesc	desc = reader->desc;
+	bool		same = reader->has_casts;
+	int			nfields = 0;
+	MemoryContext oldcontext;
+
+	for (int i = 0; i < rowdesc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(rowdesc, i);
+
+		if (att->attisdropped)
+			continue;
+		if (nfields < desc->natts)
+			same &= reader->argtypes[nfields] == att->atttypid;
+		nfields++;
+	}
+	if (nfields != desc->natts)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("number of fields of the key does not match the key columns of buffer \"%s\"",
+						reader->relname),
+				 errdetail("Fields: %d. Key columns: %d.", nfields,
+						   desc->natts)));
+	if (same)
+		return;
+
+	reader->has_casts = false;
+	oldcontext = MemoryContextSwitchTo(reader->context);
+	nfields = 0;
+	for (int i = 0; i < rowdesc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(rowdesc, i);
+
+		if (att->attisdropped)
+			continue;
+		reader->argtypes[nfields] = att->atttypid;
+		make_cast(reader, TupleDescAttr(desc, nfields), att->atttypid, -1,
+				  &reader->casts[nfields]);
+		nfields++;
+	}
+	MemoryContextSwitchTo(oldcontext);
+	reader->has_casts = true;
+}
+
 /* Take a row apart into key columns. */
 static void
 read_row(KeyReader *reader, Datum arg, Datum *values, bool *isnull)
 {
 	HeapTupleHeader row = DatumGetHeapTupleHeader(arg);
-	Oid			rowtype = HeapTupleHeaderGetTypeId(row);
-	int32		rowtypmod = HeapTupleHeaderGetTypMod(row);
-	TupleDesc	rowdesc = lookup_rowtype_tupdesc(rowtype, rowtypmod);
-	TupleDesc	desc = reader->desc;
+	TupleDesc	rowdesc;
 	HeapTupleData tuple;
 	Datum	   *row_values;
 	bool	   *row_isnull;
 	int			column = 0;
 
-	if (reader->rowtype != rowtype || reader->rowtypmod != rowtypmod)
-	{
-		MemoryContext oldcontext = MemoryContextSwitchTo(reader->context);
-
-		reader->rowtype = InvalidOid;
-		for (int i = 0; i < rowdesc->natts; i++)
-		{
-			Form_pg_attribute att = TupleDescAttr(rowdesc, i);
-
-			if (att->attisdropped)
-				continue;
-			if (column < desc->natts)
-				make_cast(reader, TupleDescAttr(desc, column), att->atttypid,
-						  -1, &reader->casts[column]);
-			column++;
-		}
-		MemoryContextSwitchTo(oldcontext);
-		if (column != desc->natts)
-		{
-			ReleaseTupleDesc(rowdesc);
-			ereport(ERROR,
-					(errcode(ERRCODE_DATATYPE_MISMATCH),
-					 errmsg("number of fields of the key does not match the key columns of buffer \"%s\"",
-							reader->relname),
-					 errdetail("Fields: %d. Key columns: %d.", column,
-							   desc->natts)));
-		}
-		reader->rowtype = rowtype;
-		reader->rowtypmod = rowtypmod;
-	}
+	/* the descriptor stays as it is, whatever the casts do to the type */
+	rowdesc = lookup_rowtype_tupdesc(HeapTupleHeaderGetTypeId(row),
+									 HeapTupleHeaderGetTypMod(row));
+	match_fields(reader, rowdesc);
 
 	tuple.t_len = HeapTupleHeaderGetDatumLength(row);
 	ItemPointerSetInvalid(&tuple.t_self);
@@ -532,7 +618,6 @@ read_row(KeyReader *reader, Datum arg, Datum *values, bool *isnull)
 	row_isnull = palloc(rowdesc->natts * sizeof(bool));
 	heap_deform_tuple(&tuple, rowdesc, row_values, row_isnull);
 
-	column = 0;
 	for (int i = 0; i < rowdesc->natts; i++)
 	{
 		if (TupleDescAttr(rowdesc, i)->attisdropped)

@@ -33,6 +33,7 @@
 #include "miscadmin.h"
 #include "pending.h"
 #include "saved.h"
+#include "utils/acl.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -63,7 +64,8 @@ struct PendingBuffer
 	int			lock_level;		/* locked the relation */
 	int			truncate_level; /* truncated it */
 
-	/* when publishing */
+	/* when publishing; the buffer may be read anew before the commit */
+	SharedBuffer *shared;
 	bool		attached;
 	bool		dropped;		/* by the transaction itself */
 	uint64		sum;			/* of the counts */
@@ -85,7 +87,7 @@ struct PendingKey
 	uint64		scan;			/* the last one that has it; see below */
 
 	SbBuffer   *buffer;
-	uint64		shape;			/* the buffer's when the key was formed */
+	const		BufferShape *shape; /* the key was formed under */
 	int64		delta;
 	uint64		nincrements;
 	uint32		hash;
@@ -124,15 +126,24 @@ typedef struct KeyHashEntry
 
 /* the key searched for; NULL in the place of a key stands for it */
 static const SbBuffer *searched_buffer;
+static const BufferShape *searched_shape;
 static const KeyBytes *searched;
+
+/* Are the key's bytes to be understood as those of a shape? */
+static inline bool
+is_of_shape(const PendingKey *key, const BufferShape * shape)
+{
+	return likely(key->shape == shape) ||
+		shape_equal(key->shape->keys, shape->keys);
+}
 
 static inline bool
 is_searched(const PendingKey *key)
 {
 	return key->buffer == searched_buffer &&
-		key->shape == searched_buffer->shape &&
 		key->len == searched->len &&
-		memcmp(key->data, searched->data, KEY_LENGTH(key->len)) == 0;
+		memcmp(key->data, searched->data, KEY_LENGTH(key->len)) == 0 &&
+		is_of_shape(key, searched_shape);
 }
 
 static inline uint32
@@ -180,8 +191,8 @@ static PendingUndo *undo_stack = NULL;
 static size_t nundo = 0;
 static size_t undo_size = 0;
 
-/* changes whenever entries or locks may have gone */
-static uint64 epoch = 1;
+/* all that can fail has been done for the commit */
+static bool is_published = false;
 
 static void xact_callback(XactEvent event, void *arg);
 static void subxact_callback(SubXactEvent event, SubTransactionId subid,
@@ -193,16 +204,6 @@ pending_init(void)
 {
 	RegisterXactCallback(xact_callback, NULL);
 	RegisterSubXactCallback(subxact_callback, NULL);
-}
-
-/*
- * A number that stays the same as long as entries that were returned, and
- * buffers that were opened, can be used without asking again.
- */
-uint64
-pending_epoch(void)
-{
-	return epoch;
 }
 
 /* ------------------------------------------------------------------------
@@ -238,8 +239,16 @@ SbBuffer *
 pending_open(Oid relid)
 {
 	SbBuffer   *buffer = buffer_open(relid, RowExclusiveLock);
-	PendingBuffer *pending = get_pending_buffer(buffer);
+	PendingBuffer *pending;
 
+	/* what another module does when a transaction commits comes too late */
+	if (is_published)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_TRANSACTION_STATE),
+				 errmsg("cannot increment buffer \"%s\" while the transaction commits",
+						NameStr(buffer->name))));
+
+	pending = get_pending_buffer(buffer);
 	if (pending->lock_level == 0)
 		pending->lock_level = GetCurrentTransactionNestLevel();
 	buffer_check_running(buffer);
@@ -247,9 +256,10 @@ pending_open(Oid relid)
 }
 
 static PendingKey *
-find_key(SbBuffer *buffer, const KeyBytes *bytes)
+find_key(SbBuffer *buffer, const BufferShape * shape, const KeyBytes *bytes)
 {
 	searched_buffer = buffer;
+	searched_shape = shape;
 	searched = bytes;
 	if (pending_hash != NULL)
 	{
@@ -289,7 +299,7 @@ allocate_key(Size size)
 }
 
 static PendingKey *
-make_key(SbBuffer *buffer, const KeyBytes *bytes)
+make_key(SbBuffer *buffer, const BufferShape * shape, const KeyBytes *bytes)
 {
 	Size		len = KEY_LENGTH(bytes->len);
 	Size		size = offsetof(PendingKey, data) + len;
@@ -309,7 +319,7 @@ make_key(SbBuffer *buffer, const KeyBytes *bytes)
 	key = pending_hash ? allocate_key(size) :
 		MemoryContextAlloc(TopTransactionContext, size);
 	key->buffer = buffer;
-	key->shape = buffer->shape;
+	key->shape = shape;
 	key->hash = bytes->hash;
 	key->len = bytes->len;
 	memcpy(key->data, bytes->data, len);
@@ -355,11 +365,31 @@ save_undo(PendingKey *key, int level)
 }
 
 /*
- * Add once more to a key that pending_add() returned in the same epoch.
- * Raises an error when the sum leaves bigint's range.
+ * Whether an increment beyond MODERATE_DELTA fits depends on what the key has,
+ * which error or success would tell.  So it takes the right to read that, too.
+ */
+static pg_noinline void
+check_large(SbBuffer *buffer, Oid userid)
+{
+	if (pg_class_aclcheck(buffer->relid, userid, ACL_SELECT) == ACLCHECK_OK)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("permission denied to increment a key of buffer \"%s\" by more than " INT64_FORMAT " in one transaction",
+					NameStr(buffer->name), MODERATE_DELTA),
+			 errdetail("Whether so large a count fits depends on what the key has, which takes the SELECT privilege to know."),
+			 errhint("Grant SELECT on the buffer, or count in a larger unit.")));
+}
+
+/*
+ * Add once more to a key that pending_add() returned, while buffer_generation
+ * is the same.  The user is the one whose privileges count.
+ *
+ * Raises an error when the sum leaves bigint's range, or is more than the user
+ * may add.
  */
 void
-pending_add_again(PendingKey *key, int64 count)
+pending_add_again(PendingKey *key, int64 count, Oid userid)
 {
 	int			level = GetCurrentTransactionNestLevel();
 	int64		delta;
@@ -370,6 +400,8 @@ pending_add_again(PendingKey *key, int64 count)
 				 errmsg("count out of range for type bigint"),
 				 errdetail("The transaction has added " INT64_FORMAT " to the key, and " INT64_FORMAT " was to be added.",
 						   key->delta, count)));
+	if (unlikely(!count_is_within(delta, MODERATE_DELTA)))
+		check_large(key->buffer, userid);
 	if (unlikely(key->level < level))
 	{
 		/* the outermost level has nothing to go back to */
@@ -382,66 +414,83 @@ pending_add_again(PendingKey *key, int64 count)
 	key->nincrements++;
 }
 
-/* The stored form of a key that pending_add() returned in the same epoch. */
+/* The stored form of a key that pending_add() returned, as for adding again. */
 const char *
 pending_key_data(const PendingKey *key)
 {
 	return key->data;
 }
 
-/* Add to a key of an open buffer, as part of the transaction. */
+/*
+ * Add to a key of an open buffer, as part of the transaction.  The key was
+ * formed under that shape, which may be the buffer's no more; then the
+ * transaction fails when it commits.  Raises the errors of
+ * pending_add_again().
+ */
 PendingKey *
-pending_add(SbBuffer *buffer, const KeyBytes *bytes, int64 count)
+pending_add(SbBuffer *buffer, const BufferShape * shape, const KeyBytes *bytes,
+			int64 count, Oid userid)
 {
-	PendingKey *key = find_key(buffer, bytes);
+	PendingKey *key = find_key(buffer, shape, bytes);
 
 	if (key == NULL)
-		key = make_key(buffer, bytes);
-	pending_add_again(key, count);
+		key = make_key(buffer, shape, bytes);
+	pending_add_again(key, count, userid);
 	return key;
 }
 
 /*
- * Add through a pin, and let go of it.  A counter that is scheduled already
- * does not need the time; `now' is read once it is, and is 0 before.
+ * Add through a pin, and release it.  A counter that is scheduled already
+ * does not need the time; `now' is read once it is, and is 0 before.  Takes no
+ * lock, cannot fail.
  */
 static void
-add_pinned(SbBuffer *buffer, CounterPin *pin, int64 delta, TimestampTz *now)
+add_pinned(SbBuffer *buffer, SharedBuffer *shared, CounterPin *pin,
+		   int64 delta, TimestampTz *now)
 {
 	TimestampTz counted_at;
 
-	if (counters_add(pin, delta))
+	if (counters_add(shared, pin, delta))
 		return;
 	if (*now == 0)
 		*now = GetCurrentTimestamp();
 	counted_at = buffer_count_time(buffer, *now);
-	counters_schedule(buffer->shared, pin, counted_at,
+	counters_schedule(shared, pin, counted_at,
 					  buffer_due_time(buffer, counted_at));
 }
 
-/* Add to a key of an open buffer at once, outside the transaction. */
+/*
+ * Add to a key of an open buffer at once, outside the transaction.  The key
+ * was formed under that shape.
+ */
 void
-pending_add_now(SbBuffer *buffer, const KeyBytes *key, int64 count)
+pending_add_now(SbBuffer *buffer, const BufferShape * shape,
+				const KeyBytes *key, int64 count, Oid userid)
 {
+	SharedBuffer *shared;
+
+	if (!count_is_within(count, MODERATE_DELTA))
+		check_large(buffer, userid);
 	if (!buffer_revalidate(buffer))
 		return;
+	buffer_check_shape(buffer, shape);
 	buffer_attach(buffer, true);
 	launcher_ensure();
+	shared = buffer->shared;
 	if (count != 0)
 	{
 		CounterPin	pin;
 		TimestampTz now = 0;
-		bool		large;
+		bool		locked;
 
-		counters_pin_now(buffer->shared, &buffer->table, key, count, &pin);
-		large = pin.large;
-		add_pinned(buffer, &pin, count, &now);
-		if (large)
-			counters_end_turn(buffer->shared);
+		counters_pin_now(shared, &buffer->table, key, count, &pin);
+		locked = pin.locked;
+		add_pinned(buffer, shared, &pin, count, &now);
+		if (locked)
+			counters_end_turn(shared);
 	}
-	pg_atomic_fetch_add_u64(&buffer->shared->stats[STAT_PUBLISHED],
-							(uint64) count);
-	pg_atomic_fetch_add_u64(&buffer->shared->stats[STAT_INCREMENTS], 1);
+	pg_atomic_fetch_add_u64(&shared->stats[STAT_PUBLISHED], (uint64) count);
+	pg_atomic_fetch_add_u64(&shared->stats[STAT_INCREMENTS], 1);
 }
 
 /*
@@ -477,7 +526,7 @@ pending_truncated(SbBuffer *buffer)
 static PendingKey *
 look_up(SbBuffer *buffer, const KeyBytes *bytes)
 {
-	PendingKey *key = find_key(buffer, bytes);
+	PendingKey *key = find_key(buffer, buffer->shape, bytes);
 
 	return key != NULL && key->nincrements > 0 ? key : NULL;
 }
@@ -513,7 +562,8 @@ pending_scan_key(SbBuffer *buffer, const KeyBytes *bytes, uint64 scan,
 {
 	PendingKey *key = look_up(buffer, bytes);
 
-	if (key == NULL)
+	/* keys of different shapes may have the same bytes */
+	if (key == NULL || key->scan == scan)
 		return false;
 	*delta = key->delta;
 	key->scan = scan;
@@ -526,8 +576,8 @@ pending_scan_rest(SbBuffer *buffer, uint64 scan, PendingVisitor visit,
 				  void *arg)
 {
 	for (PendingKey *key = pending_keys; key != NULL; key = key->next)
-		if (key->buffer == buffer && key->shape == buffer->shape &&
-			key->nincrements > 0 && key->scan != scan)
+		if (key->buffer == buffer && key->nincrements > 0 &&
+			key->scan != scan && is_of_shape(key, buffer->shape))
 		{
 			KeyBytes	bytes = {key->data, key->len, key->hash};
 
@@ -560,7 +610,7 @@ abort_level(int level)
 			pending->truncate_level = 0;
 	}
 	/* entries are still there, but their relation may not be locked */
-	epoch++;
+	buffer_generation++;
 }
 
 static void
@@ -613,17 +663,6 @@ subxact_callback(SubXactEvent event, SubTransactionId subid,
  * The end of the transaction
  * ------------------------------------------------------------------------
  */
-
-static void
-report_changed(SbBuffer *buffer)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("cannot commit increments of buffer \"%s\"",
-					NameStr(buffer->name)),
-			 errdetail("The transaction changed the buffer's columns after it incremented."),
-			 errhint("Change the columns in a transaction of its own.")));
-}
 
 /*
  * A great many keys are published by ranges of their hashes, which are the
@@ -713,6 +752,7 @@ prepare_to_publish(void)
 								 SAVED_LOADING_FILE, "statbuffer.max_memory")));
 			if (!buffer_attach(buffer, false))
 				continue;
+			pending->shared = buffer->shared;
 			oldcontext = MemoryContextSwitchTo(TopTransactionContext);
 			pending->truncate_pins = counters_pin_all(&buffer->table,
 													  &pending->ntruncate_pins);
@@ -734,11 +774,11 @@ prepare_to_publish(void)
 
 		if (key->nincrements == 0 || pending->dropped)
 			continue;
-		if (key->shape != buffer->shape)
-			report_changed(buffer);
+		buffer_check_shape(buffer, key->shape);
 		if (!pending->attached)
 		{
 			buffer_attach(buffer, true);
+			pending->shared = buffer->shared;
 			pending->attached = true;
 			any = true;
 		}
@@ -747,14 +787,18 @@ prepare_to_publish(void)
 		if (key->delta == 0)
 			continue;
 		CHECK_FOR_INTERRUPTS();
-		counters_pin(buffer->shared, &buffer->table, &bytes, key->delta,
-					 &published[i].pin);
+		counters_pin(pending->shared, &buffer->table, &bytes, key->delta,
+					 LARGE_COUNT, &published[i].pin);
 		pinned = true;
 	}
 	if (pinned)
 		counters_check_open();
 	if (any)
 		launcher_ensure();
+
+	/* what is kept for calls that are yet to come is not good any more */
+	is_published = true;
+	buffer_generation++;
 }
 
 /* The transaction has committed: nothing may fail here. */
@@ -766,7 +810,7 @@ publish(void)
 	for (PendingBuffer *pending = pending_buffers; pending;
 		 pending = pending->next)
 	{
-		SharedBuffer *shared = pending->buffer->shared;
+		SharedBuffer *shared = pending->shared;
 
 		for (int i = 0; i < pending->ntruncate_pins; i++)
 			counters_clear(shared, &pending->truncate_pins[i]);
@@ -793,7 +837,8 @@ publish(void)
 		if (i + FETCH_AHEAD < npublished)
 			fetch_ahead(published[i + FETCH_AHEAD].key);
 		if (published[i].pin.counter != NULL)
-			add_pinned(key->buffer, &published[i].pin, key->delta, &now);
+			add_pinned(key->buffer, key->buffer->pending->shared,
+					   &published[i].pin, key->delta, &now);
 	}
 }
 
@@ -805,12 +850,12 @@ unpin_all(void)
 		 pending = pending->next)
 	{
 		for (int i = 0; i < pending->ntruncate_pins; i++)
-			counters_unpin(pending->buffer->shared,
-						   &pending->truncate_pins[i]);
+			counters_unpin(pending->shared, &pending->truncate_pins[i]);
 	}
 
 	for (uint64 i = 0; i < npublished; i++)
-		counters_unpin(published[i].key->buffer->shared, &published[i].pin);
+		counters_unpin(published[i].key->buffer->pending->shared,
+					   &published[i].pin);
 }
 
 static void
@@ -832,7 +877,8 @@ forget_all(void)
 	undo_stack = NULL;
 	nundo = 0;
 	undo_size = 0;
-	epoch++;
+	is_published = false;
+	buffer_generation++;
 }
 
 static void

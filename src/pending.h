@@ -22,13 +22,12 @@ typedef void (*PendingVisitor) (const KeyBytes *key, int64 delta, void *arg);
 
 extern void pending_init(void);
 extern SbBuffer *pending_open(Oid relid);
-extern uint64 pending_epoch(void);
-extern PendingKey *pending_add(SbBuffer *buffer, const KeyBytes *key,
-							   int64 count);
+extern PendingKey *pending_add(SbBuffer *buffer, const BufferShape * shape,
+							   const KeyBytes *key, int64 count, Oid userid);
 extern const char *pending_key_data(const PendingKey *key);
-extern void pending_add_again(PendingKey *key, int64 count);
-extern void pending_add_now(SbBuffer *buffer, const KeyBytes *key,
-							int64 count);
+extern void pending_add_again(PendingKey *key, int64 count, Oid userid);
+extern void pending_add_now(SbBuffer *buffer, const BufferShape * shape,
+							const KeyBytes *key, int64 count, Oid userid);
 extern void pending_truncate(SbBuffer *buffer);
 extern bool pending_truncated(SbBuffer *buffer);
 extern bool pending_lookup(SbBuffer *buffer, const KeyBytes *key,

@@ -49,7 +49,7 @@
 #define SAVED_TEMP_FILE		"statbuffer.saved.tmp"
 
 #define SAVED_MAGIC			0x53425346
-#define SAVED_VERSION		1
+#define SAVED_VERSION		2
 
 /* how long to wait for transactions that are just about to commit */
 #define UNPIN_WAIT_MSECS	10000
@@ -78,7 +78,8 @@ typedef struct SavedHeader
 
 /*
  * What follows the header are records.  A section tells to which buffer, and
- * to which shape of it, the keys belong that come after it.
+ * to which shape of it, the keys belong that come after it.  The shape, a
+ * KeyShape, follows the section.
  */
 #define RECORD_SECTION		1
 #define RECORD_KEY			2
@@ -89,7 +90,8 @@ typedef struct SavedSection
 	Oid			dboid;
 	Oid			relid;
 	Oid			owner;
-	uint64		shape;
+	uint32		shape_size;
+	uint32		unused;			/* 0 */
 	int64		interval;		/* in microseconds */
 } SavedSection;
 
@@ -119,6 +121,7 @@ typedef struct SavedWriter
 	FILE	   *file;
 	SavedHeader header;
 	SavedSection section;
+	const		KeyShape *shape;	/* of the section */
 	bool		section_written;
 } SavedWriter;
 
@@ -373,6 +376,22 @@ read_record(FILE *file, SavedRecord *record)
 	return true;
 }
 
+/* Read the shape that follows a section. */
+static KeyShape *
+read_shape(FILE *file, const SavedSection *section)
+{
+	KeyShape   *shape;
+
+	if (section->shape_size > SHAPE_MAX_SIZE ||
+		section->shape_size < offsetof(KeyShape, data))
+		elog(ERROR, "unexpected shape in file \"%s\"", SAVED_LOADING_FILE);
+	shape = palloc(section->shape_size);
+	read_exactly(file, shape, section->shape_size);
+	if (!shape_is_valid(shape, section->shape_size))
+		elog(ERROR, "unexpected shape in file \"%s\"", SAVED_LOADING_FILE);
+	return shape;
+}
+
 /* Count a key, as if it had just been committed. */
 static void
 load_key(SharedBuffer *buffer, CounterTable *table, SavedSection *section,
@@ -385,12 +404,12 @@ load_key(SharedBuffer *buffer, CounterTable *table, SavedSection *section,
 
 	if (saved->counted_at == 0)
 		counted_at = now - section->interval;
-	counters_pin(buffer, table, &key, saved->count, &pin);
+	counters_pin(buffer, table, &key, saved->count, PG_INT64_MAX, &pin);
 
 	/* before the key, so that the sums never show less than was stored */
 	pg_atomic_fetch_add_u64(&buffer->stats[STAT_PUBLISHED],
 							(uint64) saved->count);
-	if (!counters_add(&pin, saved->count))
+	if (!counters_add(buffer, &pin, saved->count))
 		counters_schedule(buffer, &pin, Max(counted_at, 1),
 						  counted_at + section->interval);
 }
@@ -424,7 +443,7 @@ load_records(FILE *file, CounterTable *table)
 
 		if (record.kind == RECORD_SECTION)
 		{
-			int			shape;
+			KeyShape   *shape;
 
 			shared_release_claims(0);
 			if (table->dshash != NULL)
@@ -432,16 +451,17 @@ load_records(FILE *file, CounterTable *table)
 			table->dshash = NULL;
 
 			section = record.section;
+			shape = read_shape(file, &section);
 			shared_make_buffer(section.dboid, section.relid, section.owner,
 							   section.interval);
 			buffer = shared_claim_worker(section.dboid, section.relid);
 			if (buffer == NULL)
 				return SAVED_BLOCKED;
-			shape = shared_shape_number(buffer, section.shape);
-			if (shape < 0)
+			if (!shared_find_shape(buffer, shape, &table->shape,
+								   &table->readable))
 				elog(ERROR, "too many shapes of buffer %u", section.relid);
 			counters_attach_table(buffer, table);
-			table->shape = shape;
+			pfree(shape);
 
 			if (in_section)
 			{
@@ -453,7 +473,7 @@ load_records(FILE *file, CounterTable *table)
 				continue;
 			}
 			shared_control->saved_section = offset;
-			offset += sizeof(SavedSection);
+			offset += sizeof(SavedSection) + section.shape_size;
 			shared_control->saved_offset = offset;
 			continue;
 		}
@@ -616,6 +636,7 @@ write_key(const CounterInfo *info, void *arg)
 	if (!writer->section_written)
 	{
 		put(writer, &writer->section, sizeof(SavedSection));
+		put(writer, writer->shape, writer->section.shape_size);
 		writer->section_written = true;
 		writer->header.nsections++;
 	}
@@ -640,20 +661,36 @@ write_buffer(SavedWriter *writer, SharedBufferKey key)
 		ereport(WARNING,
 				(errmsg("a transaction that is about to commit keeps statbuffer from saving counts"),
 				 errdetail("What it has counted is lost if it commits.")));
-	for (int shape = 0; shape < buffer->nshapes; shape++)
+	for (int shape = 0; shape < SHARED_SHAPES; shape++)
 	{
+		/* who would remove it has the claim that we have */
+		writer->shape = dsa_get_address(shared_area, buffer->shapes[shape]);
+		if (writer->shape == NULL)
+			continue;
 		writer->section.kind = RECORD_SECTION;
 		writer->section.dboid = key.dboid;
 		writer->section.relid = key.relid;
 		writer->section.owner = pg_atomic_read_u32(&buffer->owner);
-		writer->section.shape = buffer->shapes[shape];
+		writer->section.shape_size = writer->shape->size;
 		writer->section.interval = buffer->schedule.interval;
 		writer->section_written = false;
-		table.shape = shape;
+		table.readable = (uint32) 1 << shape;
 		counters_scan(buffer, &table, write_key, writer);
 	}
 	dshash_detach(table.dshash);
 	shared_release_worker(buffer, 0);
+}
+
+/* Copy a section that was read, with its shape, which is still to be read. */
+static void
+copy_section(SavedWriter *writer, FILE *file, const SavedSection *section)
+{
+	KeyShape   *shape = read_shape(file, section);
+
+	put(writer, section, sizeof(SavedSection));
+	put(writer, shape, section->shape_size);
+	writer->header.nsections++;
+	pfree(shape);
 }
 
 /* Copy what is left of a file that could not be loaded completely. */
@@ -667,9 +704,8 @@ copy_rest(SavedWriter *writer)
 	{
 		file = open_loading(shared_control->saved_section);
 		(void) read_record(file, &record);
+		copy_section(writer, file, &record.section);
 		FreeFile(file);
-		put(writer, &record, sizeof(SavedSection));
-		writer->header.nsections++;
 	}
 	file = open_loading(shared_control->saved_offset);
 	while (read_record(file, &record))
@@ -678,8 +714,7 @@ copy_rest(SavedWriter *writer)
 
 		if (record.kind == RECORD_SECTION)
 		{
-			put(writer, &record, sizeof(SavedSection));
-			writer->header.nsections++;
+			copy_section(writer, file, &record.section);
 			continue;
 		}
 		read_exactly(file, space.data, KEY_LENGTH(record.key.keylen));

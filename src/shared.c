@@ -19,6 +19,7 @@
 #include "counters.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "shape.h"
 #include "shared.h"
 #include "statbuffer.h"
 #include "storage/ipc.h"
@@ -219,9 +220,9 @@ shared_find_buffer(Oid dboid, Oid relid)
 
 /*
  * Find a buffer in the registry, or make it, with the owner and the interval
- * (in microseconds) that it has at the moment.  The caller holds RowShareLock
- * or more on the relation, which keeps the buffer; the launcher, which can't,
- * must claim it before it touches it.  Raises an error when memory is out.
+ * (in microseconds) that it has at the moment.  The caller holds a lock on the
+ * relation, which keeps the buffer; the launcher, which cannot, must claim it
+ * before it touches it.  Raises an error when memory is out.
  */
 SharedBuffer *
 shared_make_buffer(Oid dboid, Oid relid, Oid owner, int64 interval)
@@ -280,6 +281,8 @@ shared_make_buffer(Oid dboid, Oid relid, Oid owner, int64 interval)
 		pg_atomic_init_u64(&buffer->last_flush, 0);
 		for (int i = 0; i < STAT_COUNT; i++)
 			pg_atomic_init_u64(&buffer->stats[i], 0);
+		for (int i = 0; i < SHARED_SHAPES; i++)
+			buffer->shapes[i] = InvalidDsaPointer;
 		LWLockInitialize(&buffer->lock, shared_control->tranche_buffer);
 		buffer->stats_reset = now;
 		schedule_init(&buffer->schedule, interval, now);
@@ -293,24 +296,101 @@ shared_make_buffer(Oid dboid, Oid relid, Oid owner, int64 interval)
 	return buffer;
 }
 
-/*
- * The number that keys of a shape have in a buffer; -1 when the buffer has
- * had too many shapes.
- */
-int
-shared_shape_number(SharedBuffer *buffer, uint64 shape)
+/* A shape of a buffer, or NULL.  The caller holds SharedBuffer.lock. */
+static KeyShape *
+shape_at(SharedBuffer *buffer, int number)
 {
-	int			number = 0;
+	return dsa_get_address(shared_area, buffer->shapes[number]);
+}
 
+/*
+ * The number that keys of a shape have in a buffer, made when there is none
+ * yet, and the set of those numbers of which keys can be read under the shape.
+ * The caller has a lock on the relation, or has claimed the buffer.
+ *
+ * Returns false when the buffer has no room for another shape.  Raises an
+ * error when memory is out.  Takes SharedBuffer.lock.
+ */
+bool
+shared_find_shape(SharedBuffer *buffer, const KeyShape * shape, uint8 *number,
+				  uint32 *readable)
+{
+	int			found = -1;
+	int			unused = -1;
+	bool		out_of_memory = false;
+
+	*readable = 0;
 	LWLockAcquire(&buffer->lock, LW_EXCLUSIVE);
-	while (number < buffer->nshapes && buffer->shapes[number] != shape)
-		number++;
-	if (number == SHARED_SHAPES)
-		number = -1;
-	else if (number == buffer->nshapes)
-		buffer->shapes[buffer->nshapes++] = shape;
+	for (int i = 0; i < SHARED_SHAPES; i++)
+	{
+		KeyShape   *other = shape_at(buffer, i);
+
+		if (other == NULL)
+		{
+			if (unused < 0)
+				unused = i;
+			continue;
+		}
+		if (shape_equal(shape, other))
+			found = i;
+		if (shape_can_read(shape, other))
+			*readable |= (uint32) 1 << i;
+	}
+	if (found < 0 && unused >= 0)
+	{
+		dsa_pointer copy = dsa_allocate_extended(shared_area, shape->size,
+												 DSA_ALLOC_NO_OOM);
+
+		out_of_memory = !DsaPointerIsValid(copy);
+		if (!out_of_memory)
+		{
+			memcpy(dsa_get_address(shared_area, copy), shape, shape->size);
+			buffer->shapes[unused] = copy;
+			*readable |= (uint32) 1 << unused;
+			found = unused;
+		}
+	}
 	LWLockRelease(&buffer->lock);
-	return number;
+
+	if (out_of_memory)
+		counters_report_out_of_memory();
+	*number = found;
+	return found >= 0;
+}
+
+/* How many shapes a buffer has.  Takes SharedBuffer.lock. */
+int
+shared_count_shapes(SharedBuffer *buffer)
+{
+	int			n = 0;
+
+	LWLockAcquire(&buffer->lock, LW_SHARED);
+	for (int i = 0; i < SHARED_SHAPES; i++)
+		if (DsaPointerIsValid(buffer->shapes[i]))
+			n++;
+	LWLockRelease(&buffer->lock);
+	return n;
+}
+
+/*
+ * Remove the shapes that no key has, which are those that are not in the set
+ * `used'.  The caller is the buffer's worker and holds AccessExclusiveLock on
+ * the relation, or is about to remove the buffer.
+ */
+void
+shared_remove_shapes(SharedBuffer *buffer, uint32 used)
+{
+	LWLockAcquire(&buffer->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < SHARED_SHAPES; i++)
+	{
+		if (!DsaPointerIsValid(buffer->shapes[i]) ||
+			(used & ((uint32) 1 << i)) != 0)
+			continue;
+		dsa_free(shared_area, buffer->shapes[i]);
+		buffer->shapes[i] = InvalidDsaPointer;
+	}
+	LWLockRelease(&buffer->lock);
+	buffer->table_number++;
 }
 
 /* Note that this process has ceased to act as the worker of a buffer. */

@@ -13,6 +13,7 @@
 #include "lib/dshash.h"
 #include "port/atomics.h"
 #include "schedule.h"
+#include "shape.h"
 #include "storage/condition_variable.h"
 #include "storage/latch.h"
 #include "storage/lwlock.h"
@@ -24,7 +25,7 @@
  * be counted up with every change of either: in a server that runs while its
  * files are replaced, sessions with one library and with the next one meet.
  */
-#define SHARED_LAYOUT		"statbuffer shared memory, layout 1"
+#define SHARED_LAYOUT		"statbuffer shared memory, layout 2"
 #define SHARED_LAYOUT_SIZE	96
 
 /* of the place in the main segment; never to be changed */
@@ -35,6 +36,8 @@
 
 #define SHARED_ERROR_SIZE	512
 #define SHARED_EVICTIONS	8
+
+/* shapes of a buffer's keys at a time; a set of them is a uint32 */
 #define SHARED_SHAPES		32
 
 /* A request of sb_flush: a counter, pinned until the worker has seen it. */
@@ -74,10 +77,10 @@ typedef struct SharedBufferKey
  * removed when the relation or its database is gone, by the buffer's worker
  * or the launcher.  The address stays good as long as the entry does.
  *
- * Who reads or writes the table of counters holds RowShareLock or more on the
- * relation, to the end of its transaction, or has claimed the buffer as its
- * worker does.  So the worker may replace an empty table under ExclusiveLock,
- * and nobody works in a table that is being destroyed with its relation.
+ * Whoever reads or writes the table of counters holds a lock on the relation,
+ * to the end of the transaction, or has claimed the buffer as its worker does.
+ * So the worker may replace an empty table under AccessExclusiveLock, and
+ * nobody works in a table that is being destroyed with its relation.
  */
 typedef struct SharedBuffer
 {
@@ -85,8 +88,8 @@ typedef struct SharedBuffer
 
 	/*
 	 * The table of counters, and a number that changes when the table is
-	 * replaced.  Written under ExclusiveLock on the relation, read under
-	 * RowShareLock.
+	 * replaced or a shape is removed.  Written under AccessExclusiveLock on
+	 * the relation, read under AccessShareLock.
 	 */
 	dshash_table_handle table;
 	uint32		table_number;
@@ -160,8 +163,13 @@ typedef struct SharedBuffer
 	TimestampTz last_error_at;	/* 0: none */
 	char		last_error[SHARED_ERROR_SIZE];
 	bool		broken;			/* the buffer itself fails, not a key */
-	uint8		nshapes;		/* the shapes that its keys have had */
-	uint64		shapes[SHARED_SHAPES];
+
+	/*
+	 * The shapes that its keys have, or had lately, each a KeyShape; or
+	 * InvalidDsaPointer.  One is only removed under AccessExclusiveLock on
+	 * the relation, when table_number changes, too.
+	 */
+	dsa_pointer shapes[SHARED_SHAPES];
 
 	SharedSchedule schedule;
 } SharedBuffer;
@@ -264,7 +272,10 @@ extern void shared_unmap_freed(void);
 extern SharedBuffer *shared_find_buffer(Oid dboid, Oid relid);
 extern SharedBuffer *shared_make_buffer(Oid dboid, Oid relid, Oid owner,
 										int64 interval);
-extern int	shared_shape_number(SharedBuffer *buffer, uint64 shape);
+extern bool shared_find_shape(SharedBuffer *buffer, const KeyShape * shape,
+							  uint8 *number, uint32 *readable);
+extern int	shared_count_shapes(SharedBuffer *buffer);
+extern void shared_remove_shapes(SharedBuffer *buffer, uint32 used);
 extern void shared_remove_buffer(SharedBuffer *buffer);
 
 extern SharedBuffer *shared_claim_worker(Oid dboid, Oid relid);

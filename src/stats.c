@@ -247,7 +247,7 @@ sb_get_keys(PG_FUNCTION_ARGS)
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	Oid			relid = function_buffer_argument(fcinfo, 0);
 	SbBuffer   *buffer;
-	Relation	rel;
+	BufferUse	use;
 	List	   *rows = NIL;
 	ListCell   *lc;
 	bool		see_all;
@@ -256,17 +256,16 @@ sb_get_keys(PG_FUNCTION_ARGS)
 	see_all = may_see_all(relid);
 	InitMaterializedSRF(fcinfo, 0);
 	check_columns(fcinfo, rsinfo->setDesc, KEY_COLUMNS);
-	buffer = buffer_open(relid, RowShareLock);
+	buffer = buffer_open(relid, AccessShareLock);
 	if (!buffer_attach(buffer, false))
 		return (Datum) 0;
 
-	/* output functions can do anything, but not alter what is in use */
-	rel = table_open(relid, NoLock);
+	buffer_begin_use(buffer, &use);
 	counters_scan(buffer->shared, &buffer->table, collect_key, &rows);
 	foreach(lc, rows)
 	{
 		KeyRow	   *row = lfirst(lc);
-		text	   *key = key_out(buffer->desc, row->data, row->keylen);
+		text	   *key = key_out(buffer->shape->desc, row->data, row->keylen);
 		Datum		values[KEY_COLUMNS];
 		bool		isnull[KEY_COLUMNS] = {0};
 		TimestampTz due_at;
@@ -288,7 +287,7 @@ sb_get_keys(PG_FUNCTION_ARGS)
 							 isnull);
 		CHECK_FOR_INTERRUPTS();
 	}
-	table_close(rel, NoLock);
+	buffer_end_use(&use);
 	return (Datum) 0;
 }
 

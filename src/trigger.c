@@ -20,7 +20,6 @@
  */
 #include "postgres.h"
 
-#include "access/table.h"
 #include "buffer.h"
 #include "catalog/namespace.h"
 #include "commands/trigger.h"
@@ -35,6 +34,7 @@
 #include "pending.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
+#include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/tuplestore.h"
@@ -50,13 +50,14 @@ typedef struct RowKey
 
 typedef struct TriggerCache
 {
-	/* the buffer, for this user, while it is as it was */
+	/* the buffer, for this user, while buffer_generation is this */
 	SbBuffer   *buffer;			/* NULL: none yet */
 	Oid			userid;
-	uint64		epoch;
+	uint64		generation;
 
-	/* where the key is, for this version of the buffer */
-	uint32		version;
+	/* where the key is, for this shape, found out in this generation */
+	uint64		key_generation;
+	const		BufferShape *shape;
 	int			ncolumns;
 	AttrNumber *attnos;			/* NULL: not found out yet */
 	KeyReader  *reader;
@@ -195,7 +196,9 @@ find_key(FunctionCallInfo fcinfo, TriggerCache *cache,
 	Trigger    *trigger = trigdata->tg_trigger;
 	Relation	rel = trigdata->tg_relation;
 	SbBuffer   *buffer = cache->buffer;
-	int			ncolumns = buffer->desc->natts;
+	BufferShape *shape = buffer->shape;
+	uint64		generation = buffer_generation;
+	int			ncolumns = shape->desc->natts;
 	AttrNumber *attnos;
 	Oid		   *types;
 	int32	   *typmods;
@@ -217,7 +220,7 @@ find_key(FunctionCallInfo fcinfo, TriggerCache *cache,
 	typmods = palloc(ncolumns * sizeof(int32));
 	for (int i = 0; i < ncolumns; i++)
 	{
-		Form_pg_attribute key_att = TupleDescAttr(buffer->desc, i);
+		Form_pg_attribute key_att = TupleDescAttr(shape->desc, i);
 		Form_pg_attribute att;
 
 		context->argno = i + 2;
@@ -239,7 +242,7 @@ find_key(FunctionCallInfo fcinfo, TriggerCache *cache,
 	}
 	context->argno = 0;
 
-	cache->reader = key_reader_make_columns(buffer->desc,
+	cache->reader = key_reader_make_columns(shape->desc,
 											NameStr(buffer->name),
 											types, typmods);
 	cache->old.values = palloc(ncolumns * sizeof(Datum));
@@ -249,11 +252,12 @@ find_key(FunctionCallInfo fcinfo, TriggerCache *cache,
 	MemoryContextSwitchTo(oldcontext);
 
 	cache->runs_code = key_reader_runs_code(cache->reader);
-	cache->is_text = buffer->is_text && !cache->runs_code;
+	cache->is_text = shape->is_text && !cache->runs_code;
 	cache->is_byval = ncolumns == 1 && !cache->runs_code &&
-		TupleDescAttr(buffer->desc, 0)->attbyval;
+		TupleDescAttr(shape->desc, 0)->attbyval;
 	cache->ncolumns = ncolumns;
-	cache->version = buffer->version;
+	cache->shape = shape;
+	cache->key_generation = generation;
 	cache->attnos = attnos;
 }
 
@@ -261,11 +265,13 @@ find_key(FunctionCallInfo fcinfo, TriggerCache *cache,
 static void
 open_buffer(TriggerCache *cache, Oid relid)
 {
+	uint64		generation = buffer_generation;
+
 	cache->buffer = NULL;
 	cache->last = NULL;
 	cache->buffer = function_open_for_increment(relid);
 	cache->userid = GetUserId();
-	cache->epoch = pending_epoch();
+	cache->generation = generation;
 }
 
 /* What the trigger's definition means, from the last call if it still holds. */
@@ -281,10 +287,11 @@ get_cache(FunctionCallInfo fcinfo, TriggerErrorContext *context)
 									   sizeof(TriggerCache));
 		fcinfo->flinfo->fn_extra = cache;
 	}
-	if (cache->buffer != NULL && cache->attnos != NULL &&
-		cache->epoch == pending_epoch() && cache->buffer->valid &&
-		cache->version == cache->buffer->version &&
-		cache->userid == GetUserId())
+
+	/* a statement may run for long, and a revoked privilege is to be gone */
+	AcceptInvalidationMessages();
+	if (cache->generation == buffer_generation && cache->buffer != NULL &&
+		cache->attnos != NULL && cache->userid == GetUserId())
 		return cache;
 
 	if (trigger->tgnargs == 0)
@@ -297,7 +304,9 @@ get_cache(FunctionCallInfo fcinfo, TriggerErrorContext *context)
 	context->argno = 1;
 	open_buffer(cache, find_buffer(trigger->tgargs[0]));
 	context->argno = 0;
-	if (cache->attnos == NULL || cache->version != cache->buffer->version)
+	if (cache->attnos == NULL ||
+		cache->key_generation != buffer_generation ||
+		cache->shape != cache->buffer->shape)
 		find_key(fcinfo, cache, context);
 	return cache;
 }
@@ -337,27 +346,33 @@ static void
 form_key(TriggerCache *cache, RowKey *row, KeySpace *space, KeyBytes *key)
 {
 	SbBuffer   *buffer = cache->buffer;
-	Relation	rel = NULL;
+	BufferUse	use;
 
 	if (cache->runs_code)
 	{
-		/* what is in use can't be altered by code that runs meanwhile */
-		rel = table_open(buffer->relid, NoLock);
+		buffer_begin_use(buffer, &use);
 		key_read_columns(cache->reader, row->values, row->isnull);
 	}
-	key_form(buffer->desc, NameStr(buffer->name), row->values, row->isnull,
-			 space, key);
-	if (rel != NULL)
-		table_close(rel, NoLock);
+	key_form(cache->shape->desc, NameStr(buffer->name), row->values,
+			 row->isnull, space, key);
+	if (cache->runs_code)
+		buffer_end_use(&use);
 }
 
 /* After keys were formed: the code that ran may have done anything. */
 static inline void
 ensure_open(TriggerCache *cache)
 {
-	if (unlikely(cache->epoch != pending_epoch()))
+	if (unlikely(cache->generation != buffer_generation))
 		open_buffer(cache, cache->buffer->relid);
-	Assert(cache->version == cache->buffer->version);
+}
+
+/* Count for a key that was formed. */
+static PendingKey *
+add_key(TriggerCache *cache, const KeyBytes *key, int64 count)
+{
+	return pending_add(cache->buffer, cache->shape, key, count,
+					   cache->userid);
 }
 
 /* Is it the key of `last'? */
@@ -383,18 +398,18 @@ count_key(TriggerCache *cache, RowKey *row, int64 count)
 
 		if (is_last(cache, value))
 		{
-			pending_add_again(cache->last, count);
+			pending_add_again(cache->last, count, cache->userid);
 			return;
 		}
 		form_key(cache, row, &space, &key);
-		cache->last = pending_add(cache->buffer, &key, count);
+		cache->last = add_key(cache, &key, count);
 		cache->last_value = value;
 	}
 	else
 	{
 		form_key(cache, row, &space, &key);
 		ensure_open(cache);
-		(void) pending_add(cache->buffer, &key, count);
+		(void) add_key(cache, &key, count);
 	}
 }
 
@@ -416,8 +431,8 @@ count_change(TriggerCache *cache, TupleDesc desc)
 		memcmp(old_key.data, new_key.data, KEY_LENGTH(old_key.len)) == 0)
 		return;
 	ensure_open(cache);
-	(void) pending_add(cache->buffer, &old_key, -1);
-	(void) pending_add(cache->buffer, &new_key, 1);
+	(void) add_key(cache, &old_key, -1);
+	(void) add_key(cache, &new_key, 1);
 }
 
 /* Count a row that went and a row that came; one of them may be NULL. */

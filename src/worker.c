@@ -41,6 +41,10 @@
 #define REAP_EFFORT				64
 #define REAP_MIN_MSECS			100
 
+/* with this many shapes, and this often, unused ones are looked for */
+#define MANY_SHAPES				(SHARED_SHAPES * 3 / 4)
+#define SHAPES_MSECS			1000
+
 /* a table that held so many keys is given back when it is empty */
 #define BIG_TABLE				1024
 
@@ -221,7 +225,7 @@ give_memory_back(TimestampTz now)
 		return;
 
 	flush_begin_transaction();
-	if (ConditionalLockRelationOid(worker.relid, ExclusiveLock) &&
+	if (ConditionalLockRelationOid(worker.relid, AccessExclusiveLock) &&
 		pg_atomic_read_u64(&worker.shared->nkeys) == 0 &&
 		worker.buffer->table.number == worker.shared->table_number)
 	{
@@ -229,6 +233,27 @@ give_memory_back(TimestampTz now)
 		buffer_attach(buffer_open(worker.relid, NoLock), true);
 		most_keys = 0;
 	}
+	flush_commit_transaction();
+}
+
+/*
+ * Shapes of keys that were flushed long ago make room for others, when nobody
+ * uses the buffer at the moment.  To look whether there are any takes a look
+ * at every key.
+ */
+static void
+remove_unused_shapes(TimestampTz now)
+{
+	static TimestampTz last_removal = 0;
+
+	if (shared_count_shapes(worker.shared) < MANY_SHAPES ||
+		(last_removal != 0 &&
+		 !TimestampDifferenceExceeds(last_removal, now, SHAPES_MSECS)))
+		return;
+	last_removal = now;
+	flush_begin_transaction();
+	if (ConditionalLockRelationOid(worker.relid, AccessExclusiveLock))
+		counters_remove_shapes(worker.shared, now);
 	flush_commit_transaction();
 }
 
@@ -304,6 +329,8 @@ worker_loop(void)
 		schedule_awake(worker.shared);
 
 		schedule_check_clock(worker.shared, now);
+
+		remove_unused_shapes(now);
 
 		/* somebody asked for something: that is a reason to try again, too */
 		if (pg_atomic_exchange_u32(&worker.shared->recheck, 0) != 0 ||
