@@ -28,7 +28,7 @@ use StatbufferTest;
 use Test::More;
 use Time::HiRes qw(time);
 
-my $calls = $ENV{STATBUFFER_FUZZ_CALLS} || 8000;
+my $calls = $ENV{STATBUFFER_FUZZ_CALLS} || sized(8000, 300);
 my $seed = $ENV{STATBUFFER_FUZZ_SEED} || 1;
 my $only = $ENV{STATBUFFER_FUZZ_UNIT};
 my $ddl = $FuzzCalls::ddl = $ENV{STATBUFFER_FUZZ_DDL} ? 1 : 0;
@@ -137,12 +137,14 @@ sub next_message
 	}
 
 	return { %{ simple($recover) }, plain => 1 } if $recover;
+	return if $client->{done};
 	while (!@{ $client->{messages} })
 	{
 		if ($client->{cleaning})
 		{
 			$client->{cleaning} = 0;
-			return if $hung || $sent >= $calls || defined $only && $number > $only;
+			$client->{done} = $hung || $sent >= $calls || defined $only && $number > $only;
+			return if $client->{done};
 			$client->{unit} = $number;
 			$client->{astray} = 0;
 			$FuzzCalls::client = $client->{number};
