@@ -26,7 +26,7 @@ PGFILEDESC = "statbuffer - adds up increments of hot counters"
 
 REGRESS = setup increment default_buffer types options shape transactions \
 	fdw handler startstop stats privileges security overflow \
-	trigger
+	trigger altered
 ISOLATION = visibility new_key flush ddl drain range grants trigger_rows
 ISOLATION_OPTS = --load-extension=statbuffer
 TAP_TESTS = 1

@@ -551,7 +551,7 @@ read_shape(Relation rel)
  * Returns whether it took a lock, and so may have learnt of changes.
  */
 static bool
-lock_row_types(const BufferShape * shape, BufferLocker lock)
+lock_row_types(const BufferShape *shape, BufferLocker lock)
 {
 	bool		any = false;
 
@@ -598,7 +598,7 @@ read_and_lock_shape(Relation rel, BufferLocker lock)
  * NULL of columns differ?
  */
 static bool
-same_shape(const BufferShape * a, const BufferShape * b)
+same_shape(const BufferShape *a, const BufferShape *b)
 {
 	if (a->count_attno != b->count_attno || !shape_equal(a->keys, b->keys))
 		return false;
@@ -813,9 +813,9 @@ buffer_open(Oid relid, LOCKMODE lockmode)
  * not.  Ends with buffer_end_use(), or when the transaction is rolled back.
  */
 void
-buffer_begin_use(SbBuffer *buffer, BufferUse * use)
+buffer_begin_use(SbBuffer *buffer, BufferUse *use)
 {
-	const		BufferShape *shape = buffer->shape;
+	const BufferShape *shape = buffer->shape;
 
 	use->rel = relation_open(buffer->relid, NoLock);
 	use->nrow_types = shape->nrow_types;
@@ -827,7 +827,7 @@ buffer_begin_use(SbBuffer *buffer, BufferUse * use)
 }
 
 void
-buffer_end_use(BufferUse * use)
+buffer_end_use(BufferUse *use)
 {
 	for (int i = 0; i < use->nrow_types; i++)
 		relation_close(use->row_types[i], NoLock);
@@ -861,7 +861,7 @@ buffer_revalidate(SbBuffer *buffer)
  * the transaction has altered its columns, or dropped their types.
  */
 void
-buffer_check_shape(SbBuffer *buffer, const BufferShape * shape)
+buffer_check_shape(SbBuffer *buffer, const BufferShape *shape)
 {
 	if (likely(buffer->shape == shape) ||
 		shape_equal(buffer->shape->keys, shape->keys))
@@ -886,9 +886,10 @@ buffer_attach(SbBuffer *buffer, bool create)
 	if (!create)
 		(void) launcher_await_saved();
 
-	/* its shapes may have been renumbered */
+	/* shapes may have been removed since, and ours may not be there yet */
 	if (buffer->shared != NULL &&
-		buffer->table.number == buffer->shared->table_number)
+		buffer->table.number == buffer->shared->table_number &&
+		(!create || buffer->table.shape < SHARED_SHAPES))
 		return true;
 
 	if (buffer->shared == NULL)
@@ -922,8 +923,9 @@ buffer_attach(SbBuffer *buffer, bool create)
 	 * The relation's lock keeps those with another idea of the shape or the
 	 * owner out.
 	 */
-	if (!shared_find_shape(buffer->table_of, buffer->shape->keys,
-						   &buffer->table.shape, &buffer->table.readable))
+	if (!shared_find_shape(buffer->table_of, buffer->shape->keys, create,
+						   &buffer->table.shape, &buffer->table.readable) &&
+		create)
 	{
 		/* the worker can make room, when nobody uses the buffer */
 		pg_atomic_write_u32(&buffer->table_of->recheck, 1);

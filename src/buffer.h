@@ -57,7 +57,7 @@ typedef struct BufferShape
 	/* the relations of the row types that occur in the keys */
 	int			nrow_types;
 	Oid		   *row_types;
-}			BufferShape;
+} BufferShape;
 
 /*
  * A buffer as this backend knows it.  What is in it is good from
@@ -102,7 +102,7 @@ typedef struct BufferUse
 	Relation	rel;
 	Relation   *row_types;
 	int			nrow_types;
-}			BufferUse;
+} BufferUse;
 
 /* Takes a lock to the end of the transaction, as LockRelationOid() does. */
 typedef void (*BufferLocker) (Oid relid, LOCKMODE lockmode);
@@ -122,12 +122,12 @@ extern void buffer_note_incrementer(SbBuffer *buffer, Oid userid,
 									uint64 asked);
 extern SbBuffer *buffer_open(Oid relid, LOCKMODE lockmode);
 extern SbBuffer *buffer_open_locked(Oid relid, BufferLocker lock);
-extern void buffer_begin_use(SbBuffer *buffer, BufferUse * use);
-extern void buffer_end_use(BufferUse * use);
+extern void buffer_begin_use(SbBuffer *buffer, BufferUse *use);
+extern void buffer_end_use(BufferUse *use);
 extern bool buffer_revalidate(SbBuffer *buffer);
 extern bool buffer_attach(SbBuffer *buffer, bool create);
 extern void buffer_check_running(SbBuffer *buffer);
-extern void buffer_check_shape(SbBuffer *buffer, const BufferShape * shape);
+extern void buffer_check_shape(SbBuffer *buffer, const BufferShape *shape);
 extern TimestampTz buffer_count_time(SbBuffer *buffer, TimestampTz now);
 extern TimestampTz buffer_due_time(SbBuffer *buffer, TimestampTz counted_at);
 extern void buffer_parse_options(List *options, BufferOptions *result);

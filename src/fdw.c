@@ -59,7 +59,7 @@ typedef struct ScanBlock
 typedef struct BufferScan
 {
 	SbBuffer   *buffer;
-	const		BufferShape *shape; /* that the rows are of */
+	const BufferShape *shape;	/* that the rows are of */
 	BufferUse	use;
 	bool		filled;
 	MemoryContext context;		/* of the rows */
@@ -78,7 +78,7 @@ typedef struct BufferInsert
 	SbBuffer   *buffer;
 	Oid			userid;			/* whose privileges count */
 	uint64		generation;		/* the buffer is open, and the rest good */
-	const		BufferShape *shape;
+	const BufferShape *shape;
 	Datum	   *values;
 	bool	   *isnull;
 	MemoryContext row_context;
@@ -245,7 +245,7 @@ iterate_scan(ForeignScanState *node)
 {
 	BufferScan *state = node->fdw_state;
 	TupleTableSlot *slot = node->ss.ss_ScanTupleSlot;
-	const		BufferShape *shape = state->shape;
+	const BufferShape *shape = state->shape;
 	TupleDesc	desc = shape->desc;
 	MemoryContext oldcontext;
 	Datum	   *values;
@@ -371,7 +371,7 @@ insert_row(EState *estate, ResultRelInfo *rinfo, TupleTableSlot *slot,
 		   TupleTableSlot *plan_slot)
 {
 	BufferInsert *state = rinfo->ri_FdwState;
-	const		BufferShape *shape;
+	const BufferShape *shape;
 	SbBuffer   *buffer;
 	MemoryContext oldcontext;
 	KeyBytes	key;

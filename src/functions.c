@@ -177,7 +177,7 @@ get_cache(FunctionCallInfo fcinfo)
 
 /* Are the keys of the call's and the buffer's type text, and need no reader? */
 static inline bool
-takes_text(CallCache *cache, const BufferShape * shape)
+takes_text(CallCache *cache, const BufferShape *shape)
 {
 	return cache->argtype == TEXTOID && shape->is_text;
 }
@@ -185,7 +185,7 @@ takes_text(CallCache *cache, const BufferShape * shape)
 /* See that there is a reader for keys of the shape. */
 static void
 prepare_reader(FunctionCallInfo fcinfo, CallCache *cache, SbBuffer *buffer,
-			   const BufferShape * shape)
+			   const BufferShape *shape)
 {
 	uint64		generation = buffer_generation;
 	MemoryContext oldcontext;
@@ -221,7 +221,7 @@ static const BufferShape *
 read_key(FunctionCallInfo fcinfo, CallCache *cache, SbBuffer *buffer,
 		 KeySpace *space, KeyBytes *key)
 {
-	const		BufferShape *shape = buffer->shape;
+	const BufferShape *shape = buffer->shape;
 	bool		runs_code;
 	BufferUse	use;
 
@@ -305,7 +305,7 @@ static void
 increment(FunctionCallInfo fcinfo, bool async)
 {
 	CallCache  *cache = get_cache(fcinfo);
-	const		BufferShape *shape;
+	const BufferShape *shape;
 	KeySpace	space;
 	KeyBytes	key;
 	PendingKey *last;
@@ -366,7 +366,7 @@ sb_async_increment(PG_FUNCTION_ARGS)
  * may have dropped a type with its column.
  */
 static bool
-key_is_current(SbBuffer *buffer, const BufferShape * shape)
+key_is_current(SbBuffer *buffer, const BufferShape *shape)
 {
 	return buffer_revalidate(buffer) &&
 		shape_equal(buffer->shape->keys, shape->keys);

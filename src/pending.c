@@ -87,7 +87,7 @@ struct PendingKey
 	uint64		scan;			/* the last one that has it; see below */
 
 	SbBuffer   *buffer;
-	const		BufferShape *shape; /* the key was formed under */
+	const BufferShape *shape;	/* the key was formed under */
 	int64		delta;
 	uint64		nincrements;
 	uint32		hash;
@@ -131,7 +131,7 @@ static const KeyBytes *searched;
 
 /* Are the key's bytes to be understood as those of a shape? */
 static inline bool
-is_of_shape(const PendingKey *key, const BufferShape * shape)
+is_of_shape(const PendingKey *key, const BufferShape *shape)
 {
 	return likely(key->shape == shape) ||
 		shape_equal(key->shape->keys, shape->keys);
@@ -256,7 +256,7 @@ pending_open(Oid relid)
 }
 
 static PendingKey *
-find_key(SbBuffer *buffer, const BufferShape * shape, const KeyBytes *bytes)
+find_key(SbBuffer *buffer, const BufferShape *shape, const KeyBytes *bytes)
 {
 	searched_buffer = buffer;
 	searched_shape = shape;
@@ -299,7 +299,7 @@ allocate_key(Size size)
 }
 
 static PendingKey *
-make_key(SbBuffer *buffer, const BufferShape * shape, const KeyBytes *bytes)
+make_key(SbBuffer *buffer, const BufferShape *shape, const KeyBytes *bytes)
 {
 	Size		len = KEY_LENGTH(bytes->len);
 	Size		size = offsetof(PendingKey, data) + len;
@@ -428,7 +428,7 @@ pending_key_data(const PendingKey *key)
  * pending_add_again().
  */
 PendingKey *
-pending_add(SbBuffer *buffer, const BufferShape * shape, const KeyBytes *bytes,
+pending_add(SbBuffer *buffer, const BufferShape *shape, const KeyBytes *bytes,
 			int64 count, Oid userid)
 {
 	PendingKey *key = find_key(buffer, shape, bytes);
@@ -464,7 +464,7 @@ add_pinned(SbBuffer *buffer, SharedBuffer *shared, CounterPin *pin,
  * was formed under that shape.
  */
 void
-pending_add_now(SbBuffer *buffer, const BufferShape * shape,
+pending_add_now(SbBuffer *buffer, const BufferShape *shape,
 				const KeyBytes *key, int64 count, Oid userid)
 {
 	SharedBuffer *shared;

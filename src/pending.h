@@ -22,11 +22,11 @@ typedef void (*PendingVisitor) (const KeyBytes *key, int64 delta, void *arg);
 
 extern void pending_init(void);
 extern SbBuffer *pending_open(Oid relid);
-extern PendingKey *pending_add(SbBuffer *buffer, const BufferShape * shape,
+extern PendingKey *pending_add(SbBuffer *buffer, const BufferShape *shape,
 							   const KeyBytes *key, int64 count, Oid userid);
 extern const char *pending_key_data(const PendingKey *key);
 extern void pending_add_again(PendingKey *key, int64 count, Oid userid);
-extern void pending_add_now(SbBuffer *buffer, const BufferShape * shape,
+extern void pending_add_now(SbBuffer *buffer, const BufferShape *shape,
 							const KeyBytes *key, int64 count, Oid userid);
 extern void pending_truncate(SbBuffer *buffer);
 extern bool pending_truncated(SbBuffer *buffer);

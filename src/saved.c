@@ -121,7 +121,7 @@ typedef struct SavedWriter
 	FILE	   *file;
 	SavedHeader header;
 	SavedSection section;
-	const		KeyShape *shape;	/* of the section */
+	const KeyShape *shape;		/* of the section */
 	bool		section_written;
 } SavedWriter;
 
@@ -457,7 +457,7 @@ load_records(FILE *file, CounterTable *table)
 			buffer = shared_claim_worker(section.dboid, section.relid);
 			if (buffer == NULL)
 				return SAVED_BLOCKED;
-			if (!shared_find_shape(buffer, shape, &table->shape,
+			if (!shared_find_shape(buffer, shape, true, &table->shape,
 								   &table->readable))
 				elog(ERROR, "too many shapes of buffer %u", section.relid);
 			counters_attach_table(buffer, table);

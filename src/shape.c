@@ -36,14 +36,14 @@ typedef struct ShapeAttr
 	int16		len;
 	char		align;
 	char		plain;			/* never with a short header */
-}			ShapeAttr;
+} ShapeAttr;
 
 /* The key columns, with typid InvalidOid, or a row type; its fields follow. */
 typedef struct ShapeType
 {
 	Oid			typid;
 	uint32		natts;
-}			ShapeType;
+} ShapeType;
 
 StaticAssertDecl(sizeof(ShapeAttr) == 8 && sizeof(ShapeType) == 8 &&
 				 offsetof(KeyShape, data) == 8,
@@ -52,20 +52,20 @@ StaticAssertDecl(sizeof(ShapeAttr) == 8 && sizeof(ShapeType) == 8 &&
 #define SHAPE_ATTRS(type)	((ShapeAttr *) ((type) + 1))
 
 static ShapeType *
-first_type(const KeyShape * shape)
+first_type(const KeyShape *shape)
 {
 	return (ShapeType *) shape->data;
 }
 
 static ShapeType *
-next_type(const ShapeType * type)
+next_type(const ShapeType *type)
 {
 	return (ShapeType *) (SHAPE_ATTRS(type) + type->natts);
 }
 
 /* The row type of that OID in a description, or NULL. */
 static ShapeType *
-find_type(const KeyShape * shape, Oid typid)
+find_type(const KeyShape *shape, Oid typid)
 {
 	ShapeType  *type = first_type(shape);
 
@@ -117,7 +117,7 @@ contained_row_type(Oid type, int *nlookups)
  * that occur in it and are not there yet.
  */
 static void
-add_type(KeyShape * shape, Oid typid, TupleDesc desc, List **row_types,
+add_type(KeyShape *shape, Oid typid, TupleDesc desc, List **row_types,
 		 int *nlookups)
 {
 	ShapeType  *type = (ShapeType *) ((char *) shape + shape->size);
@@ -186,7 +186,7 @@ shape_describe(TupleDesc desc, List **row_types)
 
 /* Is that a description of `size' bytes?  For one that was read from a file. */
 bool
-shape_is_valid(const KeyShape * shape, uint32 size)
+shape_is_valid(const KeyShape *shape, uint32 size)
 {
 	uint64		offset = offsetof(KeyShape, data);
 
@@ -194,7 +194,7 @@ shape_is_valid(const KeyShape * shape, uint32 size)
 		return false;
 	for (uint32 i = 0; i < shape->ntypes; i++)
 	{
-		const		ShapeType *type = (const ShapeType *) ((const char *) shape + offset);
+		const ShapeType *type = (const ShapeType *) ((const char *) shape + offset);
 
 		if (offset + sizeof(ShapeType) > size)
 			return false;
@@ -206,7 +206,7 @@ shape_is_valid(const KeyShape * shape, uint32 size)
 }
 
 bool
-shape_equal(const KeyShape * a, const KeyShape * b)
+shape_equal(const KeyShape *a, const KeyShape *b)
 {
 	return a->size == b->size && memcmp(a, b, a->size) == 0;
 }
@@ -216,10 +216,10 @@ shape_equal(const KeyShape * a, const KeyShape * b)
  * place is then passed over, and added behind.
  */
 static bool
-fields_can_read(const ShapeType * type, const ShapeType * older)
+fields_can_read(const ShapeType *type, const ShapeType *older)
 {
-	const		ShapeAttr *attr = SHAPE_ATTRS(type);
-	const		ShapeAttr *old_attr = SHAPE_ATTRS(older);
+	const ShapeAttr *attr = SHAPE_ATTRS(type);
+	const ShapeAttr *old_attr = SHAPE_ATTRS(older);
 
 	if (type->natts < older->natts)
 		return false;
@@ -237,15 +237,15 @@ fields_can_read(const ShapeType * type, const ShapeType * older)
  * types are as fields_can_read() says.
  */
 bool
-shape_can_read(const KeyShape * shape, const KeyShape * older)
+shape_can_read(const KeyShape *shape, const KeyShape *older)
 {
-	const		ShapeType *type = first_type(shape);
+	const ShapeType *type = first_type(shape);
 
 	if (type->natts != first_type(older)->natts)
 		return false;
 	for (uint32 i = 0; i < shape->ntypes; i++)
 	{
-		const		ShapeType *old_type = find_type(older, type->typid);
+		const ShapeType *old_type = find_type(older, type->typid);
 
 		/* one that is new occurs only in fields that are new */
 		if (old_type != NULL && !fields_can_read(type, old_type))

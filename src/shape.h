@@ -30,11 +30,11 @@ typedef struct KeyShape
 	uint32		size;			/* of all of it, in bytes */
 	uint32		ntypes;
 	char		data[FLEXIBLE_ARRAY_MEMBER];	/* ShapeType, ShapeAttr... */
-}			KeyShape;
+} KeyShape;
 
-extern KeyShape * shape_describe(TupleDesc desc, List **row_types);
-extern bool shape_is_valid(const KeyShape * shape, uint32 size);
-extern bool shape_equal(const KeyShape * a, const KeyShape * b);
-extern bool shape_can_read(const KeyShape * shape, const KeyShape * older);
+extern KeyShape *shape_describe(TupleDesc desc, List **row_types);
+extern bool shape_is_valid(const KeyShape *shape, uint32 size);
+extern bool shape_equal(const KeyShape *a, const KeyShape *b);
+extern bool shape_can_read(const KeyShape *shape, const KeyShape *older);
 
 #endif							/* STATBUFFER_SHAPE_H */

@@ -304,31 +304,31 @@ shape_at(SharedBuffer *buffer, int number)
 }
 
 /*
- * The number that keys of a shape have in a buffer, made when there is none
- * yet, and the set of those numbers of which keys can be read under the shape.
- * The caller has a lock on the relation, or has claimed the buffer.
+ * The number that keys of a shape have in a buffer, and the set of those
+ * numbers of which keys can be read under the shape.  With `create' there is a
+ * number in the end; otherwise it may be SHARED_SHAPES, which no key has.  The
+ * caller has a lock on the relation, or has claimed the buffer.
  *
  * Returns false when the buffer has no room for another shape.  Raises an
  * error when memory is out.  Takes SharedBuffer.lock.
  */
 bool
-shared_find_shape(SharedBuffer *buffer, const KeyShape * shape, uint8 *number,
-				  uint32 *readable)
+shared_find_shape(SharedBuffer *buffer, const KeyShape *shape, bool create,
+				  uint8 *number, uint32 *readable)
 {
-	int			found = -1;
-	int			unused = -1;
-	bool		out_of_memory = false;
+	int			found = SHARED_SHAPES;
+	int			unused = SHARED_SHAPES;
+	dsa_pointer copy = InvalidDsaPointer;
 
 	*readable = 0;
 	LWLockAcquire(&buffer->lock, LW_EXCLUSIVE);
-	for (int i = 0; i < SHARED_SHAPES; i++)
+	for (int i = SHARED_SHAPES - 1; i >= 0; i--)
 	{
 		KeyShape   *other = shape_at(buffer, i);
 
 		if (other == NULL)
 		{
-			if (unused < 0)
-				unused = i;
+			unused = i;
 			continue;
 		}
 		if (shape_equal(shape, other))
@@ -336,26 +336,23 @@ shared_find_shape(SharedBuffer *buffer, const KeyShape * shape, uint8 *number,
 		if (shape_can_read(shape, other))
 			*readable |= (uint32) 1 << i;
 	}
-	if (found < 0 && unused >= 0)
+	create = create && found == SHARED_SHAPES && unused < SHARED_SHAPES;
+	if (create)
+		copy = dsa_allocate_extended(shared_area, shape->size,
+									 DSA_ALLOC_NO_OOM);
+	if (DsaPointerIsValid(copy))
 	{
-		dsa_pointer copy = dsa_allocate_extended(shared_area, shape->size,
-												 DSA_ALLOC_NO_OOM);
-
-		out_of_memory = !DsaPointerIsValid(copy);
-		if (!out_of_memory)
-		{
-			memcpy(dsa_get_address(shared_area, copy), shape, shape->size);
-			buffer->shapes[unused] = copy;
-			*readable |= (uint32) 1 << unused;
-			found = unused;
-		}
+		memcpy(dsa_get_address(shared_area, copy), shape, shape->size);
+		buffer->shapes[unused] = copy;
+		*readable |= (uint32) 1 << unused;
+		found = unused;
 	}
 	LWLockRelease(&buffer->lock);
 
-	if (out_of_memory)
+	if (create && !DsaPointerIsValid(copy))
 		counters_report_out_of_memory();
 	*number = found;
-	return found >= 0;
+	return found < SHARED_SHAPES;
 }
 
 /* How many shapes a buffer has.  Takes SharedBuffer.lock. */

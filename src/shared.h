@@ -272,8 +272,8 @@ extern void shared_unmap_freed(void);
 extern SharedBuffer *shared_find_buffer(Oid dboid, Oid relid);
 extern SharedBuffer *shared_make_buffer(Oid dboid, Oid relid, Oid owner,
 										int64 interval);
-extern bool shared_find_shape(SharedBuffer *buffer, const KeyShape * shape,
-							  uint8 *number, uint32 *readable);
+extern bool shared_find_shape(SharedBuffer *buffer, const KeyShape *shape,
+							  bool create, uint8 *number, uint32 *readable);
 extern int	shared_count_shapes(SharedBuffer *buffer);
 extern void shared_remove_shapes(SharedBuffer *buffer, uint32 used);
 extern void shared_remove_buffer(SharedBuffer *buffer);

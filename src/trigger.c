@@ -57,7 +57,7 @@ typedef struct TriggerCache
 
 	/* where the key is, for this shape, found out in this generation */
 	uint64		key_generation;
-	const		BufferShape *shape;
+	const BufferShape *shape;
 	int			ncolumns;
 	AttrNumber *attnos;			/* NULL: not found out yet */
 	KeyReader  *reader;

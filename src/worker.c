@@ -41,8 +41,11 @@
 #define REAP_EFFORT				64
 #define REAP_MIN_MSECS			100
 
-/* with this many shapes, and this often, unused ones are looked for */
-#define MANY_SHAPES				(SHARED_SHAPES * 3 / 4)
+/*
+ * With this many shapes we look for unused ones, and if there were hardly any,
+ * again after this time.
+ */
+#define MANY_SHAPES				(SHARED_SHAPES / 2)
 #define SHAPES_MSECS			1000
 
 /* a table that held so many keys is given back when it is empty */
@@ -237,23 +240,24 @@ give_memory_back(TimestampTz now)
 }
 
 /*
- * Shapes of keys that were flushed long ago make room for others, when nobody
- * uses the buffer at the moment.  To look whether there are any takes a look
- * at every key.
+ * Shapes whose keys have been flushed make room for others, when nobody uses
+ * the buffer at the moment.  To look for them takes a look at every key.
  */
 static void
 remove_unused_shapes(TimestampTz now)
 {
-	static TimestampTz last_removal = 0;
+	static TimestampTz retry_at = 0;
 
-	if (shared_count_shapes(worker.shared) < MANY_SHAPES ||
-		(last_removal != 0 &&
-		 !TimestampDifferenceExceeds(last_removal, now, SHAPES_MSECS)))
+	if (worker.shared->nidle == 0 || now < retry_at ||
+		shared_count_shapes(worker.shared) < MANY_SHAPES)
 		return;
-	last_removal = now;
 	flush_begin_transaction();
 	if (ConditionalLockRelationOid(worker.relid, AccessExclusiveLock))
+	{
 		counters_remove_shapes(worker.shared, now);
+		if (shared_count_shapes(worker.shared) >= MANY_SHAPES)
+			retry_at = TimestampTzPlusMilliseconds(now, SHAPES_MSECS);
+	}
 	flush_commit_transaction();
 }
 
