@@ -61,6 +61,9 @@ my $started = $node->safe_psql('postgres', 'SELECT pg_postmaster_start_time()');
 
 my %databases = (utf => 'UTF8', latin => 'LATIN1', bytes => 'SQL_ASCII');
 
+# definitions have little to do with encodings
+delete $databases{latin} if $ddl;
+
 sub admin
 {
 	my ($database) = @_;
@@ -236,7 +239,8 @@ sub strike
 }
 
 my $clients = 0;
-my @clients = map { +{ number => ++$clients, database => $_, messages => [], cleaning => 0 } } qw(utf utf utf latin latin bytes);
+my @clients = map { +{ number => ++$clients, database => $databases{$_} ? $_ : 'bytes', messages => [], cleaning => 0 } }
+  qw(utf utf utf latin latin bytes);
 my $alive = eval {
 	my $next_strike = 100;
 
