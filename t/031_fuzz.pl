@@ -177,10 +177,15 @@ sub connect_client
 		options => '-c statement_timeout=1s -c lock_timeout=300ms');
 	$client->{session}{errors} = \%errors;
 	$client->{astray} = 1;
-	$client->{oids} ||= { map { @$_ } $client->{session}->query(q{
+	return if $client->{oids};
+
+	# by one who has the time
+	my $admin = admin($client->{database});
+	$client->{oids} = { map { @$_ } $admin->query(q{
 		SELECT format('%s(%s)', proname,
 			array_to_string(ARRAY(SELECT format_type(t, NULL) FROM unnest(proargtypes) t), ',')), oid
 		FROM pg_proc WHERE probin LIKE '%statbuffer%'}) };
+	$admin->close;
 }
 
 # A database that comes and goes, with counts in it
