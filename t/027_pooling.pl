@@ -219,6 +219,8 @@ for my $name (sort keys %script)
 	push @scripts, '-f', $file;
 }
 
+my $transactions = sized(60, 5);
+
 # Sixteen clients on three connections.  Whoever comes next, comes over
 # whatever connection is free.
 sub pgbench
@@ -228,11 +230,11 @@ sub pgbench
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	command_checks_all(
 		[
-			'pgbench', '-n', '-M', $mode, '-c', $clients, '-j', 2, '-t', 60, @scripts,
+			'pgbench', '-n', '-M', $mode, '-c', $clients, '-j', 2, '-t', $transactions, @scripts,
 			'-h', $node->host, '-p', $pooler{$name}{port}, '-U', 'anybody', $guise
 		],
 		0,
-		[ qr{transactions actually processed: @{[ 60 * $clients ]}/@{[ 60 * $clients ]}} ],
+		[ qr{transactions actually processed: @{[ $transactions * $clients ]}/@{[ $transactions * $clients ]}} ],
 		[ qr{^} ],
 		$what);
 	reconcile($what);

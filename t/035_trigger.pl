@@ -118,7 +118,7 @@ append_to_file($script, q{
 });
 command_ok(
 	[
-		'pgbench', '-n', '-c', '6', '-j', '2', '-t', '300', '-f', $script,
+		'pgbench', '-n', '-c', '6', '-j', '2', '-t', sized(300, 10), '-f', $script,
 		'-h', $node->host, '-p', $node->port, $db
 	],
 	'sessions change rows concurrently');

@@ -81,7 +81,7 @@ ROLLBACK;
 };
 my $dir = PostgreSQL::Test::Utils::tempdir;
 append_to_file("$dir/load.sql", $pgbench);
-my $transactions = 200;
+my $transactions = sized(200, 10);
 my $load = IPC::Run::start(
 	[ 'pgbench', '-n', '-c', '4', '-t', $transactions, '-f', "$dir/load.sql", '-d', $publisher->connstr($db) ],
 	'<' => \undef, '>' => "$dir/load.out", '2>' => "$dir/load.err");

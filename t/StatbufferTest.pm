@@ -15,13 +15,23 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 our @EXPORT = qw(
-  $patience new_node major make_buffer increment wait_for stored wait_for_stored
+  $patience sized new_node major make_buffer increment wait_for stored wait_for_stored
   close_gate open_gate wait_for_no_worker processes lines_in_log ms
   copy_installation replace_file
 );
 
 # The same as a setting, for what waits in the server.
 our $patience = $PostgreSQL::Test::Utils::timeout_default . 's';
+
+# sized(NUMBER, FEW): how much of something is enough where it does not matter
+# how much it is: few where dev/check --discard-caches has the servers look up
+# again and again what they would know.
+sub sized
+{
+	my ($number, $few) = @_;
+
+	return $ENV{STATBUFFER_DISCARD_CACHES} ? $few : $number;
+}
 
 # new_node(NAME, SETTING...): a running server with the extension in the
 # database postgres.
