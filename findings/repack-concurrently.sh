@@ -115,7 +115,7 @@ BEGIN;
 CREATE TABLE elsewhere (id int);
 PREPARE TRANSACTION 'elsewhere';
 SQL
-expect "a transaction in another database: plain REPACK" "$(show <<<"REPACK items; SELECT 'done'")" <<<done
+expect "a transaction in another database: plain REPACK" "$(show <<<"REPACK items; SELECT 'done'")" <<<'done'
 expect "a transaction in another database: the concurrent one waits for it" "$(
 	show <<<"SET statement_timeout = '60s'; REPACK (CONCURRENTLY) items; SELECT 'done';" >waiting &
 	waiter=$!

@@ -205,13 +205,23 @@ is(totals($new), $expected, 'on both');
 
 # --- an unplanned failover, and the old primary is still there ----------------
 
-# The primary is cut off: it goes on, and holds counts when it is stopped.
+# The primary is cut off: it goes on, and holds counts when it is stopped.  With
+# statbuffer.max_shutdown at 0, nothing of a buffer that has a worker is flushed
+# into tables that will be rewound either.
+is($old->safe_psql($db, qq{
+		ALTER FOREIGN TABLE hourly OPTIONS (SET timeout '1h');
+		SELECT sb_drain('hourly', '$patience')}), 't', 'failover: a worker is there');
+$old->wait_for_catchup($new->name);
 $old->safe_psql($db, q{INSERT INTO hourly VALUES ('k1', 7), ('k2', 70), ('gone', -1)});
 $old->safe_psql('other', q{INSERT INTO hourly VALUES ('k', 700)});
 $new->promote;
 wait_for($new, $db, 'SELECT NOT pg_is_in_recovery()', 'failover: promoted');
 is($new->safe_psql($db, q{SELECT sb_increment('k1', 1, 'hourly'); SELECT sum(n) FROM hourly}), "\n1",
 	'failover: the new primary knows nothing of what the old one holds');
+is($old->safe_psql($db, q{SELECT state FROM sb_stat_buffers WHERE buffer = 'hourly'::regclass}), 'running', 'failover: the worker is still there');
+$old->append_conf('postgresql.conf', 'statbuffer.max_shutdown = 0');
+$old->reload;
+wait_for($old, $db, q{SELECT current_setting('statbuffer.max_shutdown') = '0'}, 'failover: the setting is in force');
 $old->stop('fast');
 ok(has_saved($old), 'failover: the old one has saved it');
 
@@ -255,6 +265,8 @@ is(totals($new), $expected, 'failover: what was brought over, once');
 
 # Without pg_rewind the file of a former primary stays where it is, is not read
 # while the server is a standby, and is set aside when it is promoted.
+$new->safe_psql($db, q{ALTER FOREIGN TABLE hourly OPTIONS (SET timeout '0')});
+wait_for_no_worker($new, 'a switchover without a drain: no worker is there');
 $new->safe_psql($db, q{INSERT INTO hourly VALUES ('left behind', 9)});
 $new->stop('fast');
 ok(has_saved($new), 'a switchover without a drain: there is a file');
