@@ -222,6 +222,52 @@ INSERT INTO child VALUES ('child', 2);
 SELECT tableoid::regclass, * FROM parent ORDER BY key;
 DROP TABLE parent CASCADE;
 
+-- A count column that is left out has the default of the relation that is
+-- named, and a null count is none.  The hint tells where a default is missing.
+CREATE FOREIGN TABLE no_default (key text NOT NULL, count bigint NOT NULL)
+  SERVER statbuffer OPTIONS (handler 'store', interval '1h', timeout '1h');
+INSERT INTO no_default (key) VALUES ('k');
+INSERT INTO no_default VALUES ('k', NULL);
+INSERT INTO buf VALUES ('k', NULL);
+CREATE TABLE root (key text NOT NULL, count bigint NOT NULL) PARTITION BY LIST (key);
+CREATE FOREIGN TABLE leaf PARTITION OF root (count DEFAULT 1) DEFAULT
+  SERVER statbuffer OPTIONS (handler 'store', interval '1h', timeout '1h');
+INSERT INTO leaf (key) VALUES ('k');
+INSERT INTO root (key) VALUES ('k');
+ALTER TABLE ONLY root ALTER count SET DEFAULT 1;
+INSERT INTO root (key) VALUES ('k');
+SELECT * FROM leaf;
+DROP TABLE root;
+-- So it is with a buffer of another server.  IMPORT FOREIGN SCHEMA brings the
+-- columns without their defaults, if it is not told otherwise.
+CREATE EXTENSION postgres_fdw;
+DO $$
+BEGIN
+  EXECUTE format('CREATE SERVER loopback FOREIGN DATA WRAPPER postgres_fdw
+                  OPTIONS (host %L, port %L, dbname %L)',
+                 trim(split_part(current_setting('unix_socket_directories'), ',', 1)),
+                 current_setting('port'), current_database());
+END $$;
+CREATE USER MAPPING FOR CURRENT_USER SERVER loopback;
+CREATE SCHEMA plain;
+IMPORT FOREIGN SCHEMA public LIMIT TO (buf, no_default) FROM SERVER loopback INTO plain;
+INSERT INTO plain.buf VALUES ('far', 2);
+INSERT INTO plain.buf (key) VALUES ('far');
+INSERT INTO plain.no_default (key) VALUES ('far');
+CREATE SCHEMA with_default;
+IMPORT FOREIGN SCHEMA public LIMIT TO (buf) FROM SERVER loopback INTO with_default
+  OPTIONS (import_default 'true');
+INSERT INTO with_default.buf (key) VALUES ('far');
+SELECT * FROM buf WHERE key = 'far';
+SELECT * FROM with_default.buf WHERE key = 'far';
+SET client_min_messages = warning;
+DROP SERVER loopback CASCADE;
+RESET client_min_messages;
+DROP EXTENSION postgres_fdw;
+DROP SCHEMA plain, with_default;
+DROP FOREIGN TABLE no_default;
+TRUNCATE buf;
+
 -- Columns are looked at by name, not by place.
 CREATE FOREIGN TABLE wide (a int, b text, c bigint, d bigint NOT NULL DEFAULT 1)
   SERVER statbuffer OPTIONS (interval '1h');

@@ -396,7 +396,33 @@ SELECT count(*) FROM parted WHERE b BETWEEN 10 AND 14;
 SELECT * FROM wrong('like_counts', 'post', 'parted', 'key');
 DELETE FROM parted;
 SELECT * FROM like_counts;
+-- Rows that go with their partition are not counted down: DROP, DETACH and
+-- ATTACH fire no trigger, nor does TRUNCATE of a partition the one that
+-- forbids it for the table.
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON parted
+  EXECUTE FUNCTION sb_trigger('like_counts', 'key');
+INSERT INTO parted VALUES (1, 'a', 0), (2, 'b', 0), (11, 'a', 0), (12, 'c', 0), (21, 'c', 0);
+TRUNCATE parted;
+TRUNCATE parted3;
+DROP TABLE parted1;
+SELECT * FROM wrong('like_counts', 'post', 'parted', 'key');
+-- They are when the transaction does it that detaches the partition; and
+-- those of one that is attached are counted up.
+CREATE TABLE coming (a int, key text, b int);
+INSERT INTO coming VALUES (1, 'new', 0), (2, 'new', 0);
+TRUNCATE like_counts;
+INSERT INTO like_counts SELECT key, count(*) FROM parted GROUP BY key;
+BEGIN;
+ALTER TABLE parted DETACH PARTITION parted2;
+INSERT INTO like_counts SELECT key, -count(*) FROM parted2 GROUP BY key;
+DROP TABLE parted2;
+ALTER TABLE parted ATTACH PARTITION coming FOR VALUES FROM (0) TO (10);
+INSERT INTO like_counts SELECT key, count(*) FROM coming GROUP BY key;
+COMMIT;
+SELECT * FROM wrong('like_counts', 'post', 'parted', 'key');
+SELECT * FROM like_counts;
 DROP TABLE parted;
+TRUNCATE like_counts;
 
 --
 -- Inheritance: row triggers are the table's own, statement triggers see the

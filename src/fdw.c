@@ -366,6 +366,25 @@ begin_modify(ModifyTableState *mtstate, ResultRelInfo *rinfo,
 		begin_insert(mtstate, rinfo);
 }
 
+/*
+ * Where the count column was left out, the default was that of the relation
+ * that the statement names.  Of another server's foreign table, or of a
+ * partitioned table, that may be none though the buffer itself has one.
+ */
+static void
+report_null_count(TupleDesc desc, SbBuffer *buffer)
+{
+	Form_pg_attribute att = TupleDescAttr(desc, buffer->shape->count_attno - 1);
+
+	ereport(ERROR,
+			(errcode(ERRCODE_NOT_NULL_VIOLATION),
+			 errmsg("null value in count column \"%s\" of buffer \"%s\"",
+					NameStr(att->attname), NameStr(buffer->name)),
+			 att->atthasdef ?
+			 errhint("Leave the column out to count its default. If it was left out of a foreign table or partitioned table that leads to this buffer, give the column DEFAULT 1 there.") :
+			 errhint("Give the column DEFAULT 1, or specify a count.")));
+}
+
 static TupleTableSlot *
 insert_row(EState *estate, ResultRelInfo *rinfo, TupleTableSlot *slot,
 		   TupleTableSlot *plan_slot)
@@ -387,13 +406,7 @@ insert_row(EState *estate, ResultRelInfo *rinfo, TupleTableSlot *slot,
 
 	count = slot_getattr(slot, shape->count_attno, &isnull);
 	if (isnull)
-		ereport(ERROR,
-				(errcode(ERRCODE_NOT_NULL_VIOLATION),
-				 errmsg("null value in count column \"%s\" of buffer \"%s\"",
-						NameStr(TupleDescAttr(slot->tts_tupleDescriptor,
-											  shape->count_attno - 1)->attname),
-						NameStr(buffer->name)),
-				 errhint("Leave the column out to count 1, if that is its default.")));
+		report_null_count(RelationGetDescr(rinfo->ri_RelationDesc), buffer);
 	for (int i = 0; i < shape->desc->natts; i++)
 		state->values[i] = slot_getattr(slot, shape->key_attnos[i],
 										&state->isnull[i]);

@@ -251,5 +251,21 @@ is($copy->safe_psql('shop', q{SELECT ext.sb_count('in memory', 'app.hits')}), ''
 check_works($copy, 'shop', 'a base backup');
 $copy->stop;
 
+# But for a file of saved counts that is still there, because nobody has loaded
+# it yet: it comes along, and the copy counts it.
+$node->safe_psql('shop', q{
+	DO $$ BEGIN ALTER FOREIGN TABLE app.hits OPTIONS (ADD shutdown '0');
+	EXCEPTION WHEN duplicate_object THEN ALTER FOREIGN TABLE app.hits OPTIONS (SET shutdown '0'); END $$;
+	SELECT ext.sb_increment('saved', 7, 'app.hits')});
+$node->adjust_conf('postgresql.conf', 'shared_preload_libraries', q{''});
+$node->restart;
+$node->backup('unloaded');
+my $unloaded = PostgreSQL::Test::Cluster->new('unloaded');
+$unloaded->init_from_backup($node, 'unloaded');
+$unloaded->start;
+is($unloaded->safe_psql('shop', q{SELECT ext.sb_count('saved', 'app.hits')}), 7, 'a copy loads counts that the original had not loaded yet');
+is($node->safe_psql('shop', q{SELECT ext.sb_count('saved', 'app.hits')}), 7, 'and the original has them, too');
+$unloaded->stop;
+
 $node->stop;
 done_testing();
