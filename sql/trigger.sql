@@ -275,7 +275,7 @@ CREATE TYPE tagged AS (tag text);
 CREATE TABLE tags (tag text);
 CREATE FOREIGN TABLE tag_counts (tag tagged, n bigint NOT NULL DEFAULT 1)
   SERVER statbuffer OPTIONS (handler 'sb_trig.tell', interval '1h', timeout '1h');
-CREATE FUNCTION make_tag(t text) RETURNS tagged LANGUAGE plpgsql AS $$
+CREATE FUNCTION tag_effects(t text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
   IF t = 'nest' THEN
     INSERT INTO sb_trig.tags VALUES ('nested'), ('nested too');
@@ -288,6 +288,11 @@ BEGIN
     EXCEPTION WHEN division_by_zero THEN
     END;
   END IF;
+END $$;
+-- Who says so of a cast is believed.
+CREATE FUNCTION make_tag(t text) RETURNS tagged LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+  PERFORM sb_trig.tag_effects(t);
   RETURN ROW(t);
 END $$;
 CREATE CAST (text AS tagged) WITH FUNCTION make_tag AS ASSIGNMENT;
@@ -308,6 +313,7 @@ SELECT * FROM wrong('tag_counts', 'tag', 'tags', 'ROW(tag)::sb_trig.tagged');
 DROP TABLE tags;
 DROP FOREIGN TABLE tag_counts;
 DROP TYPE tagged CASCADE;
+DROP FUNCTION tag_effects(text);
 -- A single key column of a row type; one that is passed by value.
 CREATE TABLE spots (spot pair, flag boolean);
 CREATE FOREIGN TABLE spot_counts (spot pair NOT NULL, n bigint NOT NULL DEFAULT 1)
@@ -648,6 +654,27 @@ CREATE OR REPLACE TRIGGER tr AFTER INSERT ON t FOR EACH ROW
 INSERT INTO t VALUES ('1');
 \echo :LAST_ERROR_SQLSTATE
 DROP FOREIGN TABLE int_counts;
+-- conversions that hang on a setting: what is counted up in one session would
+-- be counted down under another key in the next
+CREATE TABLE events (at timestamptz, amount money, utc date GENERATED ALWAYS AS ((at AT TIME ZONE 'UTC')::date) STORED);
+CREATE FOREIGN TABLE by_day (day date, n bigint NOT NULL DEFAULT 1) SERVER statbuffer OPTIONS (interval '1h');
+CREATE FOREIGN TABLE by_days (label text, day timestamp[], n bigint NOT NULL DEFAULT 1) SERVER statbuffer OPTIONS (interval '1h');
+CREATE TRIGGER tr AFTER INSERT OR DELETE ON events FOR EACH ROW EXECUTE FUNCTION sb_trigger('by_day', 'at');
+INSERT INTO events VALUES (now(), 1);
+\echo :LAST_ERROR_SQLSTATE
+DROP TRIGGER tr ON events;
+CREATE TABLE lists (at timestamptz[], label text);
+CREATE TRIGGER tr AFTER INSERT OR DELETE ON lists FOR EACH ROW EXECUTE FUNCTION sb_trigger('by_days', 'label', 'at');
+INSERT INTO lists VALUES ('{now}', 'x');
+CREATE TRIGGER tr AFTER INSERT OR DELETE ON events FOR EACH ROW EXECUTE FUNCTION sb_trigger('by_day', 'utc');
+SET timezone = 'UTC';
+INSERT INTO events VALUES ('2026-11-27 03:00 UTC', 1), ('2026-11-27 23:00 UTC', 1);
+SET timezone = 'America/New_York';
+DELETE FROM events WHERE at = '2026-11-27 03:00 UTC';
+SELECT * FROM by_day WHERE n <> 0;
+RESET timezone;
+DROP TABLE events, lists;
+DROP FOREIGN TABLE by_day, by_days;
 -- when it is fired
 CREATE OR REPLACE TRIGGER tr BEFORE INSERT ON t FOR EACH ROW
   EXECUTE FUNCTION sb_trigger('like_counts', 'key');

@@ -882,23 +882,35 @@ buffer_check_shape(SbBuffer *buffer, const BufferShape *shape)
 			 errhint("Change the columns in a transaction of its own.")));
 }
 
-/*
- * Find the shared part of an open buffer.  With `create' it is made when it
- * isn't there; otherwise the caller wants to know what is counted, which may
- * yet have to be loaded, and returns false when there is nothing.
- *
- * Raises an error when memory is out, or the columns were altered too often.
- */
-bool
-buffer_attach(SbBuffer *buffer, bool create)
+/* There is no room for a shape: have the worker make some, if it can. */
+static void
+report_too_many_shapes(SbBuffer *buffer)
 {
-	if (!create)
-		(void) launcher_await_saved();
+	pg_atomic_write_u32(&buffer->table_of->recheck, 1);
+	schedule_poke(buffer->table_of);
+	launcher_ensure();
+	ereport(ERROR,
+			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+			 errmsg("key columns of buffer \"%s\" were altered too often",
+					NameStr(buffer->name)),
+			 errdetail("It holds, or held a moment ago, keys of %d shapes.",
+					   SHARED_SHAPES),
+			 errhint("Try again when they are flushed. Those that no longer fit the key columns are discarded by TRUNCATE.")));
+}
 
-	/* shapes may have been removed since, and ours may not be there yet */
+/*
+ * Find the shared part of an open buffer, or with `create' make it, and the
+ * number of its shape.  Returns false when there is none.  It may be that no
+ * number can be had for the shape: then the table's is SHARED_SHAPES.
+ */
+static bool
+attach(SbBuffer *buffer, bool create)
+{
+	/* the saved file may bring shapes that we have not seen */
 	if (buffer->shared != NULL &&
 		buffer->table.number == buffer->shared->table_number &&
-		(!create || buffer->table.shape < SHARED_SHAPES))
+		buffer->table.shapes_number == buffer->shared->shapes_number &&
+		(buffer->table.shape < SHARED_SHAPES || !create))
 		return true;
 
 	if (buffer->shared == NULL)
@@ -932,25 +944,41 @@ buffer_attach(SbBuffer *buffer, bool create)
 	 * The relation's lock keeps those with another idea of the shape or the
 	 * owner out.
 	 */
-	if (!shared_find_shape(buffer->table_of, buffer->shape->keys, create,
-						   &buffer->table.shape, &buffer->table.readable) &&
-		create)
-	{
-		/* the worker can make room, when nobody uses the buffer */
-		pg_atomic_write_u32(&buffer->table_of->recheck, 1);
-		schedule_poke(buffer->table_of);
-		launcher_ensure();
-		ereport(ERROR,
-				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("key columns of buffer \"%s\" were altered too often",
-						NameStr(buffer->name)),
-				 errdetail("It holds, or held a moment ago, keys of %d shapes.",
-						   SHARED_SHAPES),
-				 errhint("Try again when they are flushed. Those that no longer fit the key columns are discarded by TRUNCATE.")));
-	}
+	shared_find_shape(buffer->table_of, buffer->shape->keys, create,
+					  &buffer->table);
 	counters_attach_table(buffer->table_of, &buffer->table);
 	buffer->shared = buffer->table_of;
 	return true;
+}
+
+/*
+ * Find the shared part of an open buffer.  With `create' it is made when it
+ * isn't there, to count in it; otherwise the caller wants to know what is
+ * counted, which may yet have to be loaded, and returns false when there is
+ * nothing.
+ *
+ * Raises an error when memory is out, or the columns were altered too often.
+ */
+bool
+buffer_attach(SbBuffer *buffer, bool create)
+{
+	if (!create)
+		(void) launcher_await_saved();
+	if (!attach(buffer, create))
+		return false;
+	if (create && buffer->table.shape == SHARED_SHAPES)
+		report_too_many_shapes(buffer);
+	return true;
+}
+
+/*
+ * The same for the buffer's worker, which has to go on when there are too many
+ * shapes: it flushes the keys that have them.
+ */
+void
+buffer_attach_worker(SbBuffer *buffer)
+{
+	(void) attach(buffer, true);
 }
 
 /*

@@ -142,6 +142,7 @@ extern void buffer_begin_use(SbBuffer *buffer, BufferUse *use);
 extern void buffer_end_use(BufferUse *use);
 extern bool buffer_revalidate(SbBuffer *buffer);
 extern bool buffer_attach(SbBuffer *buffer, bool create);
+extern void buffer_attach_worker(SbBuffer *buffer);
 extern void buffer_check_settled(SbBuffer *buffer);
 extern void buffer_check_running(SbBuffer *buffer);
 extern void buffer_check_shape(SbBuffer *buffer, const BufferShape *shape);

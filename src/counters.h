@@ -119,6 +119,7 @@ typedef struct CounterTable
 {
 	dshash_table *dshash;		/* NULL: not attached */
 	uint32		number;			/* SharedBuffer.table_number */
+	uint32		shapes_number;	/* SharedBuffer.shapes_number */
 	uint8		shape;			/* the number of the shape in use, or
 								 * SHARED_SHAPES: there are no keys of it */
 	uint32		readable;		/* set of numbers whose keys it can read */

@@ -464,7 +464,7 @@ open_definition(void)
 	}
 
 	opened = buffer_open_locked(worker.relid, lock_relation);
-	buffer_attach(opened, true);
+	buffer_attach_worker(opened);
 	worker.buffer = opened;
 	worker.shutdown_msecs = worker.buffer->options.shutdown;
 

@@ -390,12 +390,12 @@ key_out(TupleDesc desc, const char *data, uint16 len)
  */
 
 /*
- * Prepare the assignment of a value to a key column.  The typmod tells what is
- * certain of the value; -1 when nothing is.
+ * The expression that assigns a value of a type, which a placeholder stands
+ * for, to a key column; NULL when that is not possible.  The typmod tells what
+ * is certain of the value; -1 when nothing is.
  */
-static void
-make_cast(KeyReader *reader, Form_pg_attribute att, Oid argtype,
-		  int32 argtypmod, KeyCast *cast)
+static Node *
+assignment_to(Form_pg_attribute att, Oid argtype, int32 argtypmod)
 {
 	CaseTestExpr *placeholder = makeNode(CaseTestExpr);
 	Node	   *expr;
@@ -425,6 +425,27 @@ make_cast(KeyReader *reader, Form_pg_attribute att, Oid argtype,
 									 att->atttypid, att->atttypmod,
 									 COERCION_ASSIGNMENT,
 									 COERCE_IMPLICIT_CAST, -1);
+	return expr;
+}
+
+/*
+ * Is a value of the type always assigned to a key column in the same way,
+ * whatever the session's settings are?  Also if it cannot be assigned at all.
+ */
+bool
+key_assignment_is_immutable(Form_pg_attribute att, Oid argtype,
+							int32 argtypmod)
+{
+	return !contain_mutable_functions(assignment_to(att, argtype, argtypmod));
+}
+
+/* Prepare the assignment of a value to a key column; see assignment_to(). */
+static void
+make_cast(KeyReader *reader, Form_pg_attribute att, Oid argtype,
+		  int32 argtypmod, KeyCast *cast)
+{
+	Node	   *expr = assignment_to(att, argtype, argtypmod);
+
 	if (expr == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
@@ -434,9 +455,9 @@ make_cast(KeyReader *reader, Form_pg_attribute att, Oid argtype,
 						format_type_be(argtype)),
 				 errhint("You will need to cast the key.")));
 
-	if (expr == (Node *) placeholder ||
+	if (IsA(expr, CaseTestExpr) ||
 		(IsA(expr, RelabelType) &&
-		 ((RelabelType *) expr)->arg == (Expr *) placeholder))
+		 IsA(((RelabelType *) expr)->arg, CaseTestExpr)))
 	{
 		cast->state = NULL;
 		cast->econtext = NULL;

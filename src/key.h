@@ -55,6 +55,8 @@ extern KeyReader *key_reader_make(TupleDesc desc, const char *relname,
 extern KeyReader *key_reader_make_columns(TupleDesc desc, const char *relname,
 										  const Oid *types,
 										  const int32 *typmods);
+extern bool key_assignment_is_immutable(Form_pg_attribute att, Oid argtype,
+										int32 argtypmod);
 extern bool key_reader_runs_code(KeyReader *reader);
 extern void key_read(KeyReader *reader, Datum arg, bool argnull,
 					 Datum *values, bool *isnull);

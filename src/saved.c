@@ -470,8 +470,8 @@ load_records(FILE *file, CounterTable *table)
 			buffer = shared_claim_worker(section.dboid, section.relid);
 			if (buffer == NULL)
 				return SAVED_BLOCKED;
-			if (!shared_find_shape(buffer, shape, true, &table->shape,
-								   &table->readable))
+			shared_find_shape(buffer, shape, true, table);
+			if (table->shape == SHARED_SHAPES)
 				elog(ERROR, "too many shapes of buffer %u", section.relid);
 			counters_attach_table(buffer, table);
 			pfree(shape);

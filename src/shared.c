@@ -302,23 +302,23 @@ shape_at(SharedBuffer *buffer, int number)
 }
 
 /*
- * The number that keys of a shape have in a buffer, and the set of those
- * numbers of which keys can be read under the shape.  With `create' there is a
- * number in the end; otherwise it may be SHARED_SHAPES, which no key has.  The
- * caller has a lock on the relation, or has claimed the buffer.
+ * Find out the number that keys of a shape have in a buffer, and the set of
+ * those numbers of which keys can be read under the shape, and put them into
+ * `table'.  The number is SHARED_SHAPES, which no key has, when there is none
+ * yet; with `create' only when there is no room for one.  The caller has a
+ * lock on the relation, or has claimed the buffer.
  *
- * Returns false when the buffer has no room for another shape.  Raises an
- * error when memory is out.  Takes SharedBuffer.lock.
+ * Raises an error when memory is out.  Takes SharedBuffer.lock.
  */
-bool
+void
 shared_find_shape(SharedBuffer *buffer, const KeyShape *shape, bool create,
-				  uint8 *number, uint32 *readable)
+				  CounterTable *table)
 {
 	int			found = SHARED_SHAPES;
 	int			unused = SHARED_SHAPES;
+	uint32		readable = 0;
 	dsa_pointer copy = InvalidDsaPointer;
 
-	*readable = 0;
 	LWLockAcquire(&buffer->lock, LW_EXCLUSIVE);
 	for (int i = SHARED_SHAPES - 1; i >= 0; i--)
 	{
@@ -332,7 +332,7 @@ shared_find_shape(SharedBuffer *buffer, const KeyShape *shape, bool create,
 		if (shape_equal(shape, other))
 			found = i;
 		if (shape_can_read(shape, other))
-			*readable |= (uint32) 1 << i;
+			readable |= (uint32) 1 << i;
 	}
 	create = create && found == SHARED_SHAPES && unused < SHARED_SHAPES;
 	if (create)
@@ -342,15 +342,17 @@ shared_find_shape(SharedBuffer *buffer, const KeyShape *shape, bool create,
 	{
 		memcpy(dsa_get_address(shared_area, copy), shape, shape->size);
 		buffer->shapes[unused] = copy;
-		*readable |= (uint32) 1 << unused;
+		buffer->shapes_number++;
+		readable |= (uint32) 1 << unused;
 		found = unused;
 	}
+	table->shape = found;
+	table->readable = readable;
+	table->shapes_number = buffer->shapes_number;
 	LWLockRelease(&buffer->lock);
 
 	if (create && !DsaPointerIsValid(copy))
 		counters_report_out_of_memory();
-	*number = found;
-	return found < SHARED_SHAPES;
 }
 
 /* How many shapes a buffer has.  Takes SharedBuffer.lock. */
@@ -384,8 +386,8 @@ shared_remove_shapes(SharedBuffer *buffer, uint32 used)
 		dsa_free(shared_area, buffer->shapes[i]);
 		buffer->shapes[i] = InvalidDsaPointer;
 	}
+	buffer->shapes_number++;
 	LWLockRelease(&buffer->lock);
-	buffer->table_number++;
 }
 
 /* Note that this process has ceased to act as the worker of a buffer. */

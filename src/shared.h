@@ -89,8 +89,8 @@ typedef struct SharedBuffer
 
 	/*
 	 * The table of counters, and a number that changes when the table is
-	 * replaced or a shape is removed.  Written under AccessExclusiveLock on
-	 * the relation, read under AccessShareLock.
+	 * replaced.  Written under AccessExclusiveLock on the relation, read
+	 * under AccessShareLock.
 	 */
 	dshash_table_handle table;
 	uint32		table_number;
@@ -168,9 +168,11 @@ typedef struct SharedBuffer
 	/*
 	 * The shapes that its keys have, or had lately, each a KeyShape; or
 	 * InvalidDsaPointer.  One is only removed under AccessExclusiveLock on
-	 * the relation, when table_number changes, too.
+	 * the relation.  The number changes with them; it is read without the
+	 * lock to see whether they have to be looked at again.
 	 */
 	dsa_pointer shapes[SHARED_SHAPES];
+	uint32		shapes_number;
 
 	SharedSchedule schedule;
 } SharedBuffer;
@@ -273,8 +275,9 @@ extern void shared_unmap_freed(void);
 extern SharedBuffer *shared_find_buffer(Oid dboid, Oid relid);
 extern SharedBuffer *shared_make_buffer(Oid dboid, Oid relid, Oid owner,
 										int64 interval);
-extern bool shared_find_shape(SharedBuffer *buffer, const KeyShape *shape,
-							  bool create, uint8 *number, uint32 *readable);
+struct CounterTable;
+extern void shared_find_shape(SharedBuffer *buffer, const KeyShape *shape,
+							  bool create, struct CounterTable *table);
 extern int	shared_count_shapes(SharedBuffer *buffer);
 extern void shared_remove_shapes(SharedBuffer *buffer, uint32 used);
 extern void shared_remove_buffer(SharedBuffer *buffer);

@@ -236,6 +236,19 @@ find_key(FunctionCallInfo fcinfo, TriggerCache *cache,
 							RelationGetRelationName(rel),
 							format_type_be(att->atttypid)),
 					 errhint("There must be a cast between the types that assignments use.")));
+
+		/* or what an insert has counted up, a delete would not count down */
+		if (!key_assignment_is_immutable(key_att, att->atttypid,
+										 att->atttypmod))
+			ereport(ERROR,
+					(errcode(ERRCODE_DATATYPE_MISMATCH),
+					 errmsg("cannot count by column \"%s\" of table \"%s\" because its conversion from %s to %s is not immutable",
+							NameStr(att->attname), RelationGetRelationName(rel),
+							format_type_be(att->atttypid),
+							format_type_be(key_att->atttypid)),
+					 errdetail("In sessions with other settings, the same row would be counted under another key."),
+					 errhint("Add a stored generated column of type %s to the table, with an expression that names the time zone or whatever else the conversion depends on, and count by that.",
+							 format_type_be(key_att->atttypid))));
 		attnos[i] = att->attnum;
 		types[i] = att->atttypid;
 		typmods[i] = att->atttypmod;

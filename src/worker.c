@@ -232,7 +232,7 @@ give_memory_back(ClockTime now)
 		worker.buffer->table.number == worker.shared->table_number)
 	{
 		counters_replace_table(worker.shared);
-		buffer_attach(buffer_open(worker.relid, NoLock), true);
+		buffer_attach_worker(buffer_open(worker.relid, NoLock));
 		most_keys = 0;
 	}
 	flush_commit_transaction();

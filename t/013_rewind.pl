@@ -179,6 +179,7 @@ foreach my $round (1, 2)
 	is($old->safe_psql($_, q{SELECT buffer, k.* FROM sb_stat_buffers, sb_keys(buffer) AS k
 			WHERE k.count <> 0 OR k.in_flight <> 0}),
 		'', "$name: nothing is held in $_") foreach qw(postgres other);
+	$old->wait_for_catchup($new->name);
 	$old->stop('fast');
 	is(lines_in_log($old, 'statbuffer has saved counts', $log), 0, "$name: this time nothing is saved");
 	ok(!has_saved($old), "$name: there is no file");

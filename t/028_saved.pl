@@ -81,7 +81,7 @@ my @held = (
 	[ q{SELECT sb_count('a', 'at_once')}, '19' ],
 	[ q{SELECT sb_count('a', 'stopped')}, '23' ],
 	[ q{SELECT * FROM wide ORDER BY a, b},
-		"1|x|9223372036854775807\n2||-9223372036854775808\n|y|1" ],
+		"1|x|2305843009213693952\n2||-2305843009213693952\n|y|1" ],
 	[ q{SELECT count(*), sum(count), sum(length(key)) FROM many}, '20000|20000|' . 20000 * 40 ],
 	[ q{SELECT state, pending FROM sb_stat_buffers WHERE buffer = 'hourly'::regclass}, 'idle|30' ]);
 
@@ -124,7 +124,7 @@ sub fill
 		SELECT sb_increment('a', 13, 'hourly'), sb_increment('b', 17, 'hourly');
 		SELECT sb_increment('a', 19, 'at_once');
 		SELECT sb_increment('a', 23, 'stopped');
-		INSERT INTO wide VALUES (1, 'x', 9223372036854775807), (2, NULL, -9223372036854775808), (NULL, 'y', 1);
+		INSERT INTO wide VALUES (1, 'x', 2305843009213693952), (2, NULL, -2305843009213693952), (NULL, 'y', 1);
 		INSERT INTO many SELECT repeat(md5(g::text), 2)::varchar(40) FROM generate_series(1, 20000) g;
 		SELECT sb_stop('stopped')});
 	wait_for($node, $db, q{SELECT bool_and(failures > 0) FROM sb_keys('failing')},
@@ -194,7 +194,7 @@ foreach my $preloaded (0, 1)
 				(SELECT string_agg(key || counter, ' ') FROM stopped_calls),
 				(SELECT count(*) || ' ' || sum(counter) FROM many_calls),
 				(SELECT string_agg(counter::text, ' ' ORDER BY a) FROM wide_calls)}),
-		'a8 b-3|a5|a11|a23|20000 20000|9223372036854775807 -9223372036854775808 1',
+		'a8 b-3|a5|a11|a23|20000 20000|2305843009213693952 -2305843009213693952 1',
 		"$how: everything is stored once");
 	$node->restart;
 	is(files($node), '', "$how: when all is stored, nothing is saved");

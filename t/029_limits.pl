@@ -197,6 +197,33 @@ wait_for($node, $db, q{SELECT count(*) = 1000 AND sum(keys) = 0 AND sum(pending)
 $node->safe_psql($db, q{DO $$ BEGIN FOR i IN 1 .. 1000 LOOP EXECUTE format('DROP FOREIGN TABLE b%s', i); COMMIT; END LOOP; END $$});
 $node->stop;
 
+# --- as much as a bigint can have --------------------------------------------
+
+# What one transaction adds beyond 2^40 leaves room for all smaller ones.  Only
+# with millions of these, while nothing can be flushed, is the range used up.
+# Then it is an error, for new ones, and nothing wraps.
+make_summing_buffer('most', q{interval '1h', timeout '1h', backoff '1h'});
+$node->safe_psql($db, q{INSERT INTO most_bad VALUES ('x'); SELECT sb_increment('k', 1, 'most')});
+is($node->safe_psql($db, q{SELECT sb_drain('most', '1s')}), 'f', 'what is counted stays');
+$node->safe_psql($db, q{SELECT sb_increment('k', 2305843009213693951, 'most')});
+my $moderate = 1099511627776;
+my $room = '9223372036854775807::numeric - 2305843009213693952';
+is($node->safe_psql($db, qq{SELECT count(sb_async_increment('k', $moderate, 'most'))
+		FROM generate_series(1, (trunc(($room) / $moderate) - 10)::int)}),
+	int(6291455 - 10), 'six million increments of 2^40');
+my ($ret, undef, $err) = $node->psql($db, qq{SELECT sb_async_increment('k', $moderate, 'most') FROM generate_series(1, 1000)});
+like($err, qr/ERROR:  count out of range for type bigint\nHINT/, 'until it is full, without a word of what the key has');
+($ret, undef, $err) = $node->psql($db, qq{SELECT sb_increment('k', $moderate, 'most')});
+like($err, qr/ERROR:  count out of range for type bigint/, 'also for what is part of a transaction');
+is($node->safe_psql($db, q{SELECT sb_count('k', 'most') BETWEEN 9223372036854775807 - 200::bigint * 1099511627776 AND 9223372036854775807}),
+	't', 'near the end');
+$node->safe_psql($db, qq{SELECT sb_increment('k', -$moderate, 'most')});
+my $full = $node->safe_psql($db, q{SELECT sb_count('k', 'most')});
+$node->safe_psql($db, q{DELETE FROM most_bad; SELECT sb_flush('k', 'most')});
+is($node->safe_psql($db, qq{SELECT sb_drain('most', '$patience')}), 't', 'it can be stored');
+is(stored_keys('most'), "1|$full", 'to the last one');
+$node->safe_psql($db, 'DROP FOREIGN TABLE most');
+
 # --- the system has less memory than the setting allows ----------------------
 
 # As with a small /dev/shm: a segment of memory can't be made.  Here because

@@ -166,6 +166,63 @@ SKIP:
 	sql('DROP FOREIGN TABLE made.buf');
 }
 
+# --- an owner that loses rights while his worker is there --------------------
+
+sql(q{
+	CREATE ROLE boss LOGIN SUPERUSER;
+	CREATE SCHEMA boss AUTHORIZATION boss;
+	GRANT CREATE ON SCHEMA boss TO boss});
+sql_as('boss', q{
+	CREATE TABLE boss.calls (pid int, superuser boolean, counter bigint);
+	CREATE FUNCTION boss.store(key text, counter bigint) RETURNS void LANGUAGE sql AS
+	$$ INSERT INTO boss.calls VALUES (pg_backend_pid(), current_setting('is_superuser')::bool, counter) $$;
+	CREATE FOREIGN TABLE boss.buf (key text NOT NULL, count bigint NOT NULL DEFAULT 1)
+	SERVER statbuffer OPTIONS (handler 'boss.store', interval '10ms', timeout '1h')});
+my $counted = 0;
+my $last_pid = 0;
+
+# Counts once, and returns whether the handler ran as a superuser, in another
+# process than the last time.
+sub count_for_boss
+{
+	my ($what) = @_;
+
+	sql(q{SELECT sb_increment('k', 1, 'boss.buf')});
+	$counted++;
+	wait_for($node, $db, "SELECT coalesce(sum(counter), 0) = $counted FROM boss.calls", "$what: stored");
+	my ($pid, $superuser) = split /\|/, sql('SELECT pid, superuser FROM boss.calls ORDER BY ctid DESC LIMIT 1');
+	my $other = $pid != $last_pid;
+	$last_pid = $pid;
+	return ($superuser eq 't' ? 'superuser' : 'ordinary') . ($other ? ', another worker' : '');
+}
+
+# Does the worker leave, and nothing flush while it can't come back?
+sub keeps_out
+{
+	my ($what, $take, $give) = @_;
+
+	sql($take);
+	sql(q{SELECT sb_increment('k', 1, 'boss.buf')});
+	$counted++;
+	wait_for($node, $db, "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $last_pid)", "$what: the worker leaves");
+	is(sql('SELECT sum(counter) FROM boss.calls'), $counted - 1, "$what: and has stored nothing more");
+	sql($give);
+	sql(q{SELECT sb_flush_all('boss.buf')});
+	wait_for($node, $db, "SELECT sum(counter) = $counted FROM boss.calls", "$what: it is stored when he may again");
+	is(count_for_boss($what), 'ordinary, another worker', "$what: by another worker");
+	return;
+}
+
+is(count_for_boss('at first'), 'superuser, another worker', 'the handler of a superuser');
+is(count_for_boss('at first'), 'superuser', 'one worker for all');
+sql('ALTER ROLE boss NOSUPERUSER');
+is(count_for_boss('demoted'), 'ordinary, another worker', 'who is none any more gets another worker');
+is(count_for_boss('demoted'), 'ordinary', 'and keeps that one');
+keeps_out('CONNECT', "REVOKE CONNECT ON DATABASE $db FROM PUBLIC", "GRANT CONNECT ON DATABASE $db TO PUBLIC");
+keeps_out('LOGIN', 'ALTER ROLE boss NOLOGIN', 'ALTER ROLE boss LOGIN') if $node->pg_version < 17;
+sql(q{SELECT sb_stop('boss.buf')});
+sql('DROP FOREIGN TABLE boss.buf');
+
 # --- the owner's own environment --------------------------------------------
 
 # A worker connects as any session of the owner would, and can fail to.

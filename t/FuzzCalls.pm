@@ -1095,7 +1095,7 @@ sub many_shapes
 sub equal_keys
 {
 	my ($type, @keys) = @{ pick([ 'numeric', '1.0', '1.00' ], [ 'interval', '1 month', '30 days' ], [ 'real', '0', '-0' ]) };
-	my $n = pick('9223372036854775807', '-9223372036854775808', '9223372036854775000');
+	my $n = pick('2305843009213693952', '-2305843009213693952', '2305843009213693000', '9223372036854775807');
 
 	return (
 		simple('SELECT ' . join(', ', map { "sb_increment('$_'::$type, $n, 'b_$type')" } @keys)),
