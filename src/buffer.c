@@ -20,6 +20,7 @@
 #include "access/transam.h"
 #include "access/xact.h"
 #include "buffer.h"
+#include "catalog/catalog.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_foreign_table.h"
@@ -555,9 +556,18 @@ read_shape(Relation rel)
 	return shape;
 }
 
+/* What names the lock on a relation, which may be a shared catalog. */
+void
+buffer_set_relation_tag(LOCKTAG *tag, Oid relid)
+{
+	SET_LOCKTAG_RELATION(*tag,
+						 IsSharedRelation(relid) ? InvalidOid : MyDatabaseId,
+						 relid);
+}
+
 /*
- * Lock the row types of a shape, as far as the transaction has not yet.
- * Returns whether it took a lock, and so may have learnt of changes.
+ * Lock the row types of a shape.  Returns whether the transaction had not
+ * locked one of them before, and so may have learnt of changes.
  */
 static bool
 lock_row_types(const BufferShape *shape, BufferLocker lock)
@@ -568,11 +578,9 @@ lock_row_types(const BufferShape *shape, BufferLocker lock)
 	{
 		LOCKTAG		tag;
 
-		SET_LOCKTAG_RELATION(tag, MyDatabaseId, shape->row_types[i]);
-		if (compat_lock_held(&tag, AccessShareLock))
-			continue;
+		buffer_set_relation_tag(&tag, shape->row_types[i]);
+		any |= !compat_lock_held(&tag, AccessShareLock);
 		lock(shape->row_types[i], AccessShareLock);
-		any = true;
 	}
 	return any;
 }
@@ -820,6 +828,8 @@ buffer_open(Oid relid, LOCKMODE lockmode)
  * Before code of users runs that must not alter an open buffer or its row
  * types meanwhile: other sessions are kept from that by locks, but this one is
  * not.  Ends with buffer_end_use(), or when the transaction is rolled back.
+ * The row types are locked once more, because the locks that are there may
+ * belong to a cursor that goes away before.
  */
 void
 buffer_begin_use(SbBuffer *buffer, BufferUse *use)
@@ -832,7 +842,8 @@ buffer_begin_use(SbBuffer *buffer, BufferUse *use)
 	if (shape->nrow_types > 0)
 		use->row_types = palloc(shape->nrow_types * sizeof(Relation));
 	for (int i = 0; i < shape->nrow_types; i++)
-		use->row_types[i] = relation_open(shape->row_types[i], NoLock);
+		use->row_types[i] = relation_open(shape->row_types[i],
+										  AccessShareLock);
 }
 
 void

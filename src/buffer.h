@@ -16,7 +16,7 @@
 #include "nodes/pg_list.h"
 #include "shape.h"
 #include "shared.h"
-#include "storage/lockdefs.h"
+#include "storage/lock.h"
 #include "utils/inval.h"
 #include "utils/relcache.h"
 
@@ -138,6 +138,7 @@ extern void buffer_note_incrementer(SbBuffer *buffer, Oid userid,
 									uint64 asked);
 extern SbBuffer *buffer_open(Oid relid, LOCKMODE lockmode);
 extern SbBuffer *buffer_open_locked(Oid relid, BufferLocker lock);
+extern void buffer_set_relation_tag(LOCKTAG *tag, Oid relid);
 extern void buffer_begin_use(SbBuffer *buffer, BufferUse *use);
 extern void buffer_end_use(BufferUse *use);
 extern bool buffer_revalidate(SbBuffer *buffer);

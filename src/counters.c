@@ -1075,8 +1075,8 @@ counters_drop_buffer(SharedBuffer *buffer, bool with_database)
 		dsa_free(shared_area, self);
 	}
 	dshash_seq_term(&status);
-	dshash_destroy(table.dshash);
 	shared_remove_shapes(buffer, 0);
+	dshash_destroy(table.dshash);
 	shared_remove_buffer(buffer);
 	dsa_trim(shared_area);
 

@@ -89,9 +89,8 @@ WorkerState worker;
 /* as whom the process has connected, and whether as a superuser */
 static Oid	session_owner;
 static bool session_is_superuser;
+static bool session_is_known = false;
 
-/* when that was looked at, as buffer_generation; 0: not yet */
-static uint64 session_checked = 0;
 
 /* the batch, and the keys as they are handed over */
 static CounterBatch batch;
@@ -395,9 +394,6 @@ session_is_good(void)
 	bool		is_superuser;
 	bool		good;
 
-	if (session_checked == buffer_generation)
-		return true;
-
 	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(session_owner));
 	if (!HeapTupleIsValid(tuple))
 		return false;
@@ -405,8 +401,11 @@ session_is_good(void)
 		((Form_pg_authid) GETSTRUCT(tuple))->rolcanlogin;
 	is_superuser = ((Form_pg_authid) GETSTRUCT(tuple))->rolsuper;
 	ReleaseSysCache(tuple);
-	if (session_checked == 0)
+	if (!session_is_known)
+	{
 		session_is_superuser = is_superuser;
+		session_is_known = true;
+	}
 	good = good && session_is_superuser == is_superuser;
 
 	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(MyDatabaseId));
@@ -417,8 +416,6 @@ session_is_good(void)
 	good = good && (is_superuser ||
 					compat_may_connect(MyDatabaseId, session_owner));
 
-	if (good)
-		session_checked = buffer_generation;
 	return good;
 }
 
@@ -1009,6 +1006,7 @@ flush_check_definition(void)
 	PG_TRY();
 	{
 		begin_cancellable();
+		pass_gate();
 		if (open_definition())
 		{
 			pgstat_report_activity(STATE_IDLE, NameStr(worker.buffer->name));

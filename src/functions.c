@@ -563,7 +563,7 @@ keeps_worker_out(SbBuffer *buffer)
 			return true;
 	for (int i = 0; i < buffer->shape->nrow_types; i++)
 	{
-		SET_LOCKTAG_RELATION(tag, MyDatabaseId, buffer->shape->row_types[i]);
+		buffer_set_relation_tag(&tag, buffer->shape->row_types[i]);
 		if (compat_lock_held(&tag, AccessExclusiveLock))
 			return true;
 	}

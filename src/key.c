@@ -46,7 +46,7 @@ struct KeyReader
 {
 	TupleDesc	desc;
 	const char *relname;
-	MemoryContext context;		/* what the casts live in */
+	MemoryContext context;		/* what the casts of fields live in */
 	Oid			argtype;
 	bool		is_row;			/* the fields are the key columns */
 
@@ -491,7 +491,6 @@ key_reader_make(TupleDesc desc, const char *relname, Oid argtype)
 
 	reader->desc = desc;
 	reader->relname = relname;
-	reader->context = CurrentMemoryContext;
 	reader->argtype = argtype;
 	reader->argtypes = palloc0(desc->natts * sizeof(Oid));
 	reader->casts = palloc0(desc->natts * sizeof(KeyCast));
@@ -500,7 +499,12 @@ key_reader_make(TupleDesc desc, const char *relname, Oid argtype)
 	reader->is_row = type_is_rowtype(argtype) &&
 		!(desc->natts == 1 && argtype == att->atttypid);
 	if (reader->is_row)
+	{
+		reader->context = AllocSetContextCreate(CurrentMemoryContext,
+												"statbuffer row reader",
+												ALLOCSET_SMALL_SIZES);
 		return reader;
+	}
 
 	if (desc->natts > 1)
 		ereport(ERROR,
@@ -535,7 +539,6 @@ key_reader_make_columns(TupleDesc desc, const char *relname, const Oid *types,
 
 	reader->desc = desc;
 	reader->relname = relname;
-	reader->context = CurrentMemoryContext;
 	reader->casts = palloc0(desc->natts * sizeof(KeyCast));
 	for (int i = 0; i < desc->natts; i++)
 		make_cast(reader, TupleDescAttr(desc, i), types[i], typmods[i],
@@ -587,7 +590,9 @@ match_fields(KeyReader *reader, TupleDesc rowdesc)
 	if (same)
 		return;
 
+	/* rows of another type may come with every call */
 	reader->has_casts = false;
+	MemoryContextReset(reader->context);
 	oldcontext = MemoryContextSwitchTo(reader->context);
 	nfields = 0;
 	for (int i = 0; i < rowdesc->natts; i++)

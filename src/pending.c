@@ -37,8 +37,10 @@
 #include "miscadmin.h"
 #include "pending.h"
 #include "saved.h"
+#include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/memutils.h"
+#include "utils/resowner.h"
 
 /* so many keys are looked for one by one; more get a hash table */
 #define LIST_SEARCH_MAX		8
@@ -292,14 +294,33 @@ get_pending_buffer(SbBuffer *buffer)
 }
 
 /*
+ * Take a lock that lasts as long as what is counted under it, which is as long
+ * as the (sub)transaction.  What is running may belong to a cursor, whose locks
+ * are released when a later subtransaction fails that has used it.
+ */
+static void
+lock_for_transaction(Oid relid, LOCKMODE lockmode)
+{
+	ResourceOwner owner = CurrentResourceOwner;
+
+	CurrentResourceOwner = CurTransactionResourceOwner;
+	LockRelationOid(relid, lockmode);
+	CurrentResourceOwner = owner;
+}
+
+/*
  * Open a buffer to count in it: lock it and make sure that it takes
  * increments.  Raises the errors of buffer_open() and buffer_check_running().
  */
 SbBuffer *
 pending_open(Oid relid)
 {
-	SbBuffer   *buffer = buffer_open(relid, RowExclusiveLock);
-	PendingBuffer *pending = get_pending_buffer(buffer);
+	SbBuffer   *buffer;
+	PendingBuffer *pending;
+
+	lock_for_transaction(relid, RowExclusiveLock);
+	buffer = buffer_open_locked(relid, lock_for_transaction);
+	pending = get_pending_buffer(buffer);
 
 	if (pending->lock_level == 0)
 		pending->lock_level = GetCurrentTransactionNestLevel();

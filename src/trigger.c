@@ -57,6 +57,7 @@ typedef struct TriggerCache
 
 	/* where the key is, for this shape, found out in this generation */
 	uint64		key_generation;
+	MemoryContext key_context;	/* what follows lives in */
 	const BufferShape *shape;
 	int			ncolumns;
 	AttrNumber *attnos;			/* NULL: not found out yet */
@@ -214,7 +215,13 @@ find_key(FunctionCallInfo fcinfo, TriggerCache *cache,
 				 errdetail("Columns: %d. Key columns: %d.",
 						   trigger->tgnargs - 1, ncolumns)));
 
-	oldcontext = MemoryContextSwitchTo(fcinfo->flinfo->fn_mcxt);
+	if (cache->key_context == NULL)
+		cache->key_context = AllocSetContextCreate(fcinfo->flinfo->fn_mcxt,
+												   "statbuffer trigger key",
+												   ALLOCSET_SMALL_SIZES);
+	else
+		MemoryContextReset(cache->key_context);
+	oldcontext = MemoryContextSwitchTo(cache->key_context);
 	attnos = palloc(ncolumns * sizeof(AttrNumber));
 	types = palloc(ncolumns * sizeof(Oid));
 	typmods = palloc(ncolumns * sizeof(int32));

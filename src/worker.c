@@ -40,12 +40,9 @@
 #define REAP_EFFORT				64
 #define REAP_MIN_MSECS			100
 
-/*
- * With this many shapes we look for unused ones, and if there were hardly any,
- * again after this time.
- */
+/* with this many shapes we look for unused ones, this often at most */
 #define MANY_SHAPES				(SHARED_SHAPES / 2)
-#define SHAPES_MSECS			1000
+#define SHAPES_MSECS			100
 
 /* a table that held so many keys is given back when it is empty */
 #define BIG_TABLE				1024
@@ -247,16 +244,13 @@ remove_unused_shapes(ClockTime now)
 {
 	static ClockTime retry_at = 0;
 
-	if (worker.shared->nidle == 0 || now < retry_at ||
+	if (now < retry_at ||
 		shared_count_shapes(worker.shared) < MANY_SHAPES)
 		return;
+	retry_at = clock_add(now, SHAPES_MSECS);
 	flush_begin_transaction();
 	if (ConditionalLockRelationOid(worker.relid, AccessExclusiveLock))
-	{
 		counters_remove_shapes(worker.shared, now);
-		if (shared_count_shapes(worker.shared) >= MANY_SHAPES)
-			retry_at = clock_add(now, SHAPES_MSECS);
-	}
 	flush_commit_transaction();
 }
 

@@ -329,7 +329,7 @@ foreach my $preloaded (0, 1)
 		[ 'a bit of a section', $flip->($header_size + 5), qr/checksum is wrong/ ],
 		[ 'a bit of a count', $flip->(int(length($content) / 2)), qr/checksum is wrong/ ],
 		[ 'the last bit', $flip->(length($content) - 1), qr/checksum is wrong/ ],
-		[ 'another version', forge($content, 'version', pack('L', 77)), qr/Its version is 77, but .* reads version 1/ ],
+		[ 'another version', forge($content, 'version', pack('L', 77)), qr/Its version is 77, but .* reads version 2/ ],
 		[ 'another cluster', forge($content, 'system_identifier', pack('Q', 1)), qr/another database cluster/ ],
 		[ 'another timeline', forge($content, 'timeline', pack('L', 9)), qr/belongs to timeline 9, but the server is on timeline 1/ ],
 		[ 'no permission', $content, qr/could not be read: Permission denied/ ],

@@ -17,7 +17,7 @@ use Test::More;
 use TestLibrary;
 
 my $db = 'postgres';
-my $large = '4611686018427387904';    # 2^62
+my $large = '2305843009213693952';    # 2^61
 
 # How a transaction counts and sends a row.  Each is tried in a session of its
 # own, in which postgres_fdw has not been connected yet.
