@@ -166,6 +166,18 @@ SELECT sb_increment('k', 1, 'buf');
 
 -- A stopped buffer is dropped as any.
 SELECT sb_stop('buf');
+-- Until the start is committed there is no worker, and nothing to wait for.
+SELECT sb_start('buf');
+SELECT sb_increment('late', 1, 'buf');
+ALTER FOREIGN TABLE buf OPTIONS (SET shutdown '0');
+SELECT sb_stop('buf');
+BEGIN;
+SELECT sb_start('buf');
+SELECT sb_drain('buf');
+ROLLBACK;
+SELECT sb_start('buf');
+SELECT sb_drain('buf');
+
 DROP FOREIGN TABLE buf;
 DROP FUNCTION store(text, bigint);
 DROP TABLE stored;

@@ -744,7 +744,8 @@ counters_pin_all(const CounterTable *table, int *npins)
 	dshash_seq_init(&status, table->dshash, false);
 	while ((entry = dshash_seq_next(&status)) != NULL)
 	{
-		Assert(n < size);
+		if (n == size)
+			elog(ERROR, "keys were added to a buffer that is being truncated");
 		pins[n].self = entry->counter;
 		pins[n].counter = counter_at(entry->counter);
 		pins[n].locked = false;
@@ -994,8 +995,8 @@ counters_remove_shapes(SharedBuffer *buffer, ClockTime now)
 }
 
 /* Forget what sb_flush() asked for. */
-void
-counters_drop_requests(SharedBuffer *buffer)
+static void
+drop_requests(SharedBuffer *buffer)
 {
 	dsa_pointer pointer;
 
@@ -1029,7 +1030,7 @@ counters_wait_unpinned(SharedBuffer *buffer, const CounterTable *table,
 		dshash_seq_status status;
 		TableEntry *entry;
 
-		counters_drop_requests(buffer);
+		drop_requests(buffer);
 		pinned = false;
 		dshash_seq_init(&status, table->dshash, false);
 		while (!pinned && (entry = dshash_seq_next(&status)) != NULL)
@@ -1061,7 +1062,7 @@ counters_drop_buffer(SharedBuffer *buffer, bool with_database)
 	uint64		sum = 0;
 
 	counters_attach_table(buffer, &table);
-	counters_drop_requests(buffer);
+	drop_requests(buffer);
 	dshash_seq_init(&status, table.dshash, true);
 	while ((entry = dshash_seq_next(&status)) != NULL)
 	{

@@ -203,7 +203,6 @@ extern void counters_reap(SharedBuffer *buffer, const CounterTable *table,
 						  ClockTime idle_before);
 extern void counters_replace_table(SharedBuffer *buffer);
 extern void counters_remove_shapes(SharedBuffer *buffer, ClockTime now);
-extern void counters_drop_requests(SharedBuffer *buffer);
 extern void counters_drop_buffer(SharedBuffer *buffer, bool with_database);
 extern bool counters_wait_unpinned(SharedBuffer *buffer,
 								   const CounterTable *table,

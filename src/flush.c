@@ -24,7 +24,6 @@
  */
 #include "postgres.h"
 
-#include "access/table.h"
 #include "access/xact.h"
 #include "batch.h"
 #include "buffer.h"
@@ -37,7 +36,6 @@
 #include "compat.h"
 #include "flush.h"
 #include "handler.h"
-#include "libpq/pqsignal.h"
 #include "miscadmin.h"
 #include "owner.h"
 #include "pgstat.h"
@@ -495,8 +493,10 @@ open_definition(void)
 						  clock_now());
 
 	/* and those that did not fit the key columns may fit them now */
-	if (worker.shared->seen_shape != worker.buffer->table.shape)
+	if (worker.shared->seen_shape != worker.buffer->table.shape ||
+		worker.shared->seen_shapes != worker.buffer->table.shapes_number)
 	{
+		worker.shared->seen_shapes = worker.buffer->table.shapes_number;
 		worker.shared->seen_shape = worker.buffer->table.shape;
 		schedule_retry(worker.shared, clock_now());
 	}

@@ -55,7 +55,6 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
-#include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
@@ -512,11 +511,13 @@ typedef enum DrainState
 	DRAIN_DONE,
 	DRAIN_TIMED_OUT,
 	DRAIN_PARKED,				/* no worker comes while it is stopped */
-	DRAIN_BLOCKED				/* the worker waits for this transaction */
+	DRAIN_BLOCKED,				/* the worker cannot lock the relation */
+	DRAIN_DEADLOCK				/* the worker waits for this transaction */
 } DrainState;
 
+/* Also tells which process is the worker; 0: none. */
 static DrainState
-look_at_drain(const SharedBufferKey *key, uint64 ticket)
+look_at_drain(const SharedBufferKey *key, uint64 ticket, pid_t *worker_pid)
 {
 	SharedBuffer *shared = dshash_find(shared_registry, key, false);
 	DrainState	state = DRAIN_WAITING;
@@ -531,6 +532,7 @@ look_at_drain(const SharedBufferKey *key, uint64 ticket)
 		state = DRAIN_PARKED;
 	else if (pg_atomic_read_u32(&shared->locked_out) != 0)
 		state = DRAIN_BLOCKED;
+	*worker_pid = shared->worker_pid;
 	dshash_release_lock(shared_registry, shared);
 	return state;
 }
@@ -607,11 +609,11 @@ waits_for_us(int pid)
  * the wait.  Otherwise whoever wants to alter the buffer would wait for us,
  * the worker for him, and we for the worker; and as we don't wait for a lock,
  * nobody would notice.  When the transaction has other locks, that is what
- * DRAIN_BLOCKED tells.
+ * DRAIN_BLOCKED tells; and DRAIN_DEADLOCK, that the handler waits for us.
  *
  * With `stopping' the caller has STOP_LOCK, which is kept: nobody publishes
- * anything meanwhile.  DRAIN_BLOCKED then also tells that the handler waits
- * for someone who is about to count.
+ * anything meanwhile.  DRAIN_DEADLOCK then tells that the handler waits for
+ * someone who is about to count.
  */
 static DrainState
 drain(SbBuffer *buffer, int64 timeout, bool stopping)
@@ -619,6 +621,7 @@ drain(SbBuffer *buffer, int64 timeout, bool stopping)
 	ClockTime	start = clock_now();
 	ClockTime	blocked_since = 0;
 	ClockTime	looked_at = start;
+	pid_t		worker_pid;
 	SharedBuffer *shared;
 	SharedBufferKey key;
 	bool		locked;
@@ -656,7 +659,7 @@ drain(SbBuffer *buffer, int64 timeout, bool stopping)
 		(has_locked(key.relid) || buffer->shape->nrow_types > 0);
 
 	ConditionVariablePrepareToSleep(&shared_control->drain_cv);
-	while ((state = look_at_drain(&key, ticket)) != DRAIN_DONE)
+	while ((state = look_at_drain(&key, ticket, &worker_pid)) != DRAIN_DONE)
 	{
 		ClockTime	now = clock_now();
 		int64		left = -1;
@@ -689,19 +692,19 @@ drain(SbBuffer *buffer, int64 timeout, bool stopping)
 			blocked_since = now;
 		else if (clock_passed(blocked_since, now, DeadlockTimeout))
 			break;
-		if (stopping &&
-			clock_passed(looked_at, now, DeadlockTimeout))
+
+		/* as nobody sees that we wait, look whether somebody waits for us */
+		if (clock_passed(looked_at, now, DeadlockTimeout))
 		{
-			/* our lock keeps the buffer */
 			looked_at = now;
-			if (shared->worker_pid != 0 && waits_for_us(shared->worker_pid))
+			if (worker_pid != 0 && waits_for_us(worker_pid))
 			{
-				state = DRAIN_BLOCKED;
+				if (state != DRAIN_BLOCKED || !locked)
+					state = DRAIN_DEADLOCK;
 				break;
 			}
 		}
-		if (stopping || blocked_since != 0)
-			left = left < 0 ? DeadlockTimeout : Min(left, DeadlockTimeout);
+		left = left < 0 ? DeadlockTimeout : Min(left, DeadlockTimeout);
 
 		(void) ConditionVariableTimedSleep(&shared_control->drain_cv, left,
 										   compat_wait_event("StatbufferDrain"));
@@ -758,6 +761,13 @@ sb_drain(PG_FUNCTION_ARGS)
 				 errmsg("cannot drain buffer \"%s\" while another session waits to alter it",
 						NameStr(buffer->name)),
 				 errdetail("That session waits for this transaction, which has locked the buffer before, and the flush for that session."),
+				 errhint("Drain the buffer in a transaction of its own.")));
+	if (state == DRAIN_DEADLOCK)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_DEADLOCK_DETECTED),
+				 errmsg("cannot drain buffer \"%s\" while its handler waits for this transaction",
+						NameStr(buffer->name)),
+				 errdetail("The handler waits for a lock that this transaction has, or for somebody who waits for it."),
 				 errhint("Drain the buffer in a transaction of its own.")));
 	PG_RETURN_BOOL(state == DRAIN_DONE);
 }
@@ -955,11 +965,14 @@ sb_start(PG_FUNCTION_ARGS)
 	check_owner_can_connect(buffer);
 	if (buffer->options.stopped)
 	{
+		LOCKTAG		gate;
+
+		/* a worker that comes before we commit waits here */
+		flush_set_gate_tag(&gate, MyDatabaseId, relid);
+		(void) LockAcquire(&gate, ExclusiveLock, false, false);
 		set_stopped(buffer, false);
 		buffer = buffer_open(relid, NoLock);
 	}
-
-	/* a worker that comes before we commit waits for our lock */
 	buffer_attach(buffer, true);
 	launcher_ensure();
 	shared_mend(buffer->shared);
@@ -1078,13 +1091,14 @@ sb_stop(PG_FUNCTION_ARGS)
 		if (buffer->options.stopped)
 			PG_RETURN_VOID();
 		left = buffer->options.shutdown - spent;
-		if (left <= 0 || !find_left(buffer, &nkeys, &sum))
+		if (left <= 0 || keeps_worker_out(buffer) ||
+			!find_left(buffer, &nkeys, &sum))
 			break;
 
 		start = clock_now();
 		state = drain(buffer, left, true);
 		spent += (clock_now() - start) / 1000;
-		if (state != DRAIN_BLOCKED)
+		if (state != DRAIN_DEADLOCK)
 			break;
 
 		/* let those through that the handler waits for, and begin again */

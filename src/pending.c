@@ -296,7 +296,8 @@ get_pending_buffer(SbBuffer *buffer)
 /*
  * Take a lock that lasts as long as what is counted under it, which is as long
  * as the (sub)transaction.  What is running may belong to a cursor, whose locks
- * are released when a later subtransaction fails that has used it.
+ * are released when a later subtransaction fails that has used it.  On error
+ * the resource owner stays changed; whoever handles the error restores it.
  */
 static void
 lock_for_transaction(Oid relid, LOCKMODE lockmode)
@@ -443,12 +444,15 @@ save_undo(PendingKey *key, int level)
 
 /*
  * Whether an increment beyond MODERATE_DELTA fits depends on what the key has,
- * which error or success would tell.  So it takes the right to read that, too.
+ * which error or success would tell.  So it takes the right to read that, too:
+ * of the one who counts, and through a view also of the view's owner.
  */
 static pg_noinline void
 check_large(SbBuffer *buffer, Oid userid)
 {
-	if (pg_class_aclcheck(buffer->relid, userid, ACL_SELECT) == ACLCHECK_OK)
+	if (pg_class_aclcheck(buffer->relid, userid, ACL_SELECT) == ACLCHECK_OK &&
+		(userid == GetUserId() ||
+		 pg_class_aclcheck(buffer->relid, GetUserId(), ACL_SELECT) == ACLCHECK_OK))
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
@@ -586,6 +590,7 @@ pending_truncate(SbBuffer *buffer)
 
 	if (closed)
 		report_closed(buffer);
+	lock_for_transaction(buffer->relid, AccessExclusiveLock);
 	pending_come_first(false);
 	for (PendingKey *key = pending_keys; key != NULL; key = key->next)
 	{
@@ -954,7 +959,6 @@ prepare_to_publish(void)
 	}
 	if (any)
 		launcher_ensure();
-
 }
 
 /* The transaction has committed: nothing may fail here. */
@@ -1080,11 +1084,12 @@ close_transaction(void)
 	if (closed)
 		return;
 	closed = true;
+	if (pending_buffers == NULL)
+		return;
 
 	/* what is kept for calls that are yet to come is not good any more */
 	buffer_generation++;
-	if (pending_buffers != NULL)
-		prepare_to_publish();
+	prepare_to_publish();
 }
 
 /* Before other libraries are called. */

@@ -378,6 +378,7 @@ void
 shared_remove_shapes(SharedBuffer *buffer, uint32 used)
 {
 	LWLockAcquire(&buffer->lock, LW_EXCLUSIVE);
+	buffer->shapes_number++;
 	for (int i = 0; i < SHARED_SHAPES; i++)
 	{
 		if (!DsaPointerIsValid(buffer->shapes[i]) ||
@@ -386,7 +387,6 @@ shared_remove_shapes(SharedBuffer *buffer, uint32 used)
 		dsa_free(shared_area, buffer->shapes[i]);
 		buffer->shapes[i] = InvalidDsaPointer;
 	}
-	buffer->shapes_number++;
 	LWLockRelease(&buffer->lock);
 }
 

@@ -147,7 +147,8 @@ typedef struct SharedBuffer
 	ClockTime	oldest_idle;	/* (w) */
 	ClockTime	reap_at;		/* (w) */
 
-	uint8		seen_shape;		/* (w) the one that the worker saw last */
+	uint8		seen_shape;		/* (w) the one that the worker saw last, */
+	uint32		seen_shapes;	/* (w) and shapes_number then */
 
 	/* taken and not settled: written by the worker, read by anyone */
 	pg_atomic_uint64 in_flight;

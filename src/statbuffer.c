@@ -6,9 +6,11 @@
  * The rooms of this module, from the outside in:
  *
  * functions.c	SQL functions
+ * trigger.c	the trigger function
  * fdw.c		the foreign table
  * stats.c		the view and sb_keys()
  * buffer.c		what a buffer is: shape, options, owner
+ * shape.c		what the stored forms of its keys consist of
  * key.c		a key's stored form
  * pending.c	what the current transaction has counted
  * counters.c	the shared counters
@@ -22,6 +24,7 @@
  * owner.c		where a session of a buffer's owner looks
  * saved.c		the file of counts that were not stored at shutdown
  * stopping.c	what is done when the server stops
+ * clock.c		the clock that nobody can set
  *
  * Copyright (c) 2026, statbuffer developers
  *

@@ -11,7 +11,6 @@
 
 #include "access/htup_details.h"
 #include "access/reloptions.h"
-#include "access/table.h"
 #include "buffer.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_foreign_table.h"

@@ -43,6 +43,7 @@
 /* with this many shapes we look for unused ones, this often at most */
 #define MANY_SHAPES				(SHARED_SHAPES / 2)
 #define SHAPES_MSECS			100
+#define SHAPES_EFFORT			50
 
 /* a table that held so many keys is given back when it is empty */
 #define BIG_TABLE				1024
@@ -250,7 +251,13 @@ remove_unused_shapes(ClockTime now)
 	retry_at = clock_add(now, SHAPES_MSECS);
 	flush_begin_transaction();
 	if (ConditionalLockRelationOid(worker.relid, AccessExclusiveLock))
+	{
 		counters_remove_shapes(worker.shared, now);
+
+		/* if that was for nothing, it must not take much of our time */
+		if (shared_count_shapes(worker.shared) >= MANY_SHAPES)
+			retry_at += SHAPES_EFFORT * (clock_now() - now);
+	}
 	flush_commit_transaction();
 }
 

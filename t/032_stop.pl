@@ -18,7 +18,8 @@ use Test::More;
 use Time::HiRes qw(time);
 
 my $db = 'postgres';
-my $node = new_node('stop', q{shared_preload_libraries = 'statbuffer'}, q{deadlock_timeout = '100ms'});
+my $node = new_node('stop', q{shared_preload_libraries = 'statbuffer'}, q{deadlock_timeout = '100ms'},
+	'max_prepared_transactions = 5');
 
 sub sql { return $node->safe_psql($db, $_[0]); }
 
@@ -376,6 +377,19 @@ sql(q{BEGIN; SELECT sb_start('by_hand'); SELECT sb_stop('by_hand'); COMMIT});
 sql(q{SELECT sb_start('by_hand'); SELECT sb_stop('by_hand')});
 is(look('by_hand'), 'stopped|0|0', 'started and stopped, it does not');
 is(stored($node, $db, 'by_hand'), 3, 'it is stored');
+
+# A start that is prepared: a worker that comes before it is committed must not
+# take the buffer for one that stays stopped.
+make_buffer($node, $db, 'prepared', q{interval '1h'});
+increment($node, $db, 'prepared', 'k', 3);
+sql(q{ALTER FOREIGN TABLE prepared OPTIONS (ADD shutdown '0'); SELECT sb_stop('prepared')});
+sql(q{BEGIN; SELECT sb_start('prepared'); PREPARE TRANSACTION 'start'});
+wait_for($node, $db, q{
+		SELECT count(*) = 1 FROM pg_locks l JOIN pg_stat_activity USING (pid)
+		WHERE backend_type = 'statbuffer worker' AND NOT granted}, 'a worker waits for the start');
+sql(q{COMMIT PREPARED 'start'});
+is(sql(qq{SELECT sb_drain('prepared', '$patience')}), 't', 'when it is committed, the buffer is flushed');
+is(sql('SELECT sum(counter) FROM prepared_calls'), 3, 'all of it');
 
 $node->stop;
 done_testing();
