@@ -40,6 +40,9 @@
 #include "utils/guc_tables.h"
 #include "utils/regproc.h"
 #include "utils/varlena.h"
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
 #include "utils/wait_event.h"
 
 #if PG_VERSION_NUM < 150000

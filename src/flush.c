@@ -78,6 +78,9 @@
 #define CANCEL_PAUSE_MSECS		1000
 #define CANCELS_MAX				3
 
+/* a relation that is gone, but not for everybody, is looked for again */
+#define GONE_PAUSE_MSECS		100
+
 /* a lasting failure is told in the log so often */
 #define LOG_AGAIN_MSECS			60000
 #define LOG_OTHER_MSECS			1000
@@ -451,6 +454,16 @@ open_definition(void)
 	lock_relation(worker.relid, RowShareLock);
 	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(worker.relid)))
 	{
+		/*
+		 * Whoever still counts in it, or has created it and not committed,
+		 * has a lock, if not always the one that is expected: see
+		 * pending_open().
+		 */
+		if (!ConditionalLockRelationOid(worker.relid, AccessExclusiveLock))
+		{
+			worker.paused_until = clock_add(clock_now(), GONE_PAUSE_MSECS);
+			return false;
+		}
 		worker.leaving = true;
 		watched_buffer = NULL;
 		counters_drop_buffer(worker.shared, false);

@@ -55,6 +55,7 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/resowner.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
@@ -944,8 +945,8 @@ check_owner_can_connect(SbBuffer *buffer)
 				 errhint("Give the role LOGIN (it needs no password), or the buffer another owner.")));
 }
 
-Datum
-sb_start(PG_FUNCTION_ARGS)
+static void
+start_buffer(FunctionCallInfo fcinfo)
 {
 	Oid			relid;
 	SbBuffer   *buffer;
@@ -978,6 +979,20 @@ sb_start(PG_FUNCTION_ARGS)
 	shared_mend(buffer->shared);
 	pg_atomic_write_u32(&buffer->shared->recheck, 1);
 	call_worker(buffer->shared);
+}
+
+/*
+ * Its locks last as long as what it does, which is as long as the
+ * transaction, also if it is called by a cursor: see pending_open().
+ */
+Datum
+sb_start(PG_FUNCTION_ARGS)
+{
+	ResourceOwner owner = CurrentResourceOwner;
+
+	CurrentResourceOwner = CurTransactionResourceOwner;
+	start_buffer(fcinfo);
+	CurrentResourceOwner = owner;
 	PG_RETURN_VOID();
 }
 
@@ -1053,8 +1068,8 @@ report_left(SbBuffer *buffer)
  * Flush a buffer and stop it.  The steps, and why nothing is left behind, are
  * told in doc/internals.md.
  */
-Datum
-sb_stop(PG_FUNCTION_ARGS)
+static void
+stop_buffer(FunctionCallInfo fcinfo)
 {
 	Oid			relid = function_buffer_argument(fcinfo, 0);
 	SbBuffer   *buffer;
@@ -1066,7 +1081,7 @@ sb_stop(PG_FUNCTION_ARGS)
 	check_not_standby();
 	buffer = buffer_open(relid, RowShareLock);
 	if (buffer->options.stopped)
-		PG_RETURN_VOID();
+		return;
 
 	/* most of it while increments go on; the rest of the time is for the rest */
 	if (!keeps_worker_out(buffer))
@@ -1089,7 +1104,7 @@ sb_stop(PG_FUNCTION_ARGS)
 		function_check_owner(relid);
 		buffer = buffer_open(relid, NoLock);
 		if (buffer->options.stopped)
-			PG_RETURN_VOID();
+			return;
 		left = buffer->options.shutdown - spent;
 		if (left <= 0 || keeps_worker_out(buffer) ||
 			!find_left(buffer, &nkeys, &sum))
@@ -1109,5 +1124,19 @@ sb_stop(PG_FUNCTION_ARGS)
 		shut_gate(buffer->shared);
 	report_left(buffer);
 	set_stopped(buffer, true);
+}
+
+/*
+ * Its locks last as long as what it does, which is as long as the
+ * transaction, also if it is called by a cursor: see pending_open().
+ */
+Datum
+sb_stop(PG_FUNCTION_ARGS)
+{
+	ResourceOwner owner = CurrentResourceOwner;
+
+	CurrentResourceOwner = CurTransactionResourceOwner;
+	stop_buffer(fcinfo);
+	CurrentResourceOwner = owner;
 	PG_RETURN_VOID();
 }

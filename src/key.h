@@ -11,6 +11,7 @@
 #define STATBUFFER_KEY_H
 
 #include "access/tupdesc.h"
+#include "compat.h"
 #include "nodes/execnodes.h"
 #include "fmgr.h"
 

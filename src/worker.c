@@ -111,7 +111,7 @@ remove_dropped_buffers(void)
 
 		/* whoever makes one just now has it locked */
 		if (SearchSysCacheExists1(RELOID, ObjectIdGetDatum(other_relid)) ||
-			!ConditionalLockRelationOid(other_relid, RowShareLock) ||
+			!ConditionalLockRelationOid(other_relid, AccessExclusiveLock) ||
 			SearchSysCacheExists1(RELOID, ObjectIdGetDatum(other_relid)))
 			continue;
 		other = shared_claim_worker(MyDatabaseId, other_relid);
