@@ -25,6 +25,12 @@
 #include "storage/ipc.h"
 #include "utils/memutils.h"
 
+/*
+ * Shapes stay for long, and are small.  If they were of a size that keys have,
+ * too, each would keep a block from being given back when the keys are gone.
+ */
+#define SHAPE_MIN_ALLOC			256
+
 /* how long after a worker that failed another is started */
 #define WORKER_FAILED_MSECS		1000
 
@@ -336,7 +342,8 @@ shared_find_shape(SharedBuffer *buffer, const KeyShape *shape, bool create,
 	}
 	create = create && found == SHARED_SHAPES && unused < SHARED_SHAPES;
 	if (create)
-		copy = dsa_allocate_extended(shared_area, shape->size,
+		copy = dsa_allocate_extended(shared_area,
+									 Max(shape->size, SHAPE_MIN_ALLOC),
 									 DSA_ALLOC_NO_OOM);
 	if (DsaPointerIsValid(copy))
 	{

@@ -202,6 +202,7 @@ $node->stop;
 # What one transaction adds beyond 2^40 leaves room for all smaller ones.  Only
 # with millions of these, while nothing can be flushed, is the range used up.
 # Then it is an error, for new ones, and nothing wraps.
+$node->start;
 make_summing_buffer('most', q{interval '1h', timeout '1h', backoff '1h'});
 $node->safe_psql($db, q{INSERT INTO most_bad VALUES ('x'); SELECT sb_increment('k', 1, 'most')});
 is($node->safe_psql($db, q{SELECT sb_drain('most', '1s')}), 'f', 'what is counted stays');
@@ -222,7 +223,7 @@ my $full = $node->safe_psql($db, q{SELECT sb_count('k', 'most')});
 $node->safe_psql($db, q{DELETE FROM most_bad; SELECT sb_flush('k', 'most')});
 is($node->safe_psql($db, qq{SELECT sb_drain('most', '$patience')}), 't', 'it can be stored');
 is(stored_keys('most'), "1|$full", 'to the last one');
-$node->safe_psql($db, 'DROP FOREIGN TABLE most');
+$node->stop;
 
 # --- the system has less memory than the setting allows ----------------------
 

@@ -318,6 +318,9 @@ my @not_ours = (
 	# memberships that come and go
 	qr/WARNING:  01000: role ".*" is not a member of role/,
 
+	# what sb_drain() tells of the caller's own increments
+	qr/WARNING:  01000: increments of this transaction are not drained/,
+
 	# VACUUM and ANALYZE of foreign tables
 	qr/WARNING:  01000: skipping "/);
 

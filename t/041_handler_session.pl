@@ -42,7 +42,7 @@ sql(q{
 			(SELECT string_agg('statement ' || name, ', ') FROM pg_prepared_statements),
 			(SELECT string_agg('cursor ' || name, ', ') FROM pg_cursors WHERE is_holdable),
 			(SELECT string_agg('lock ' || objid, ', ') FROM pg_locks
-			  WHERE pid = pg_backend_pid() AND locktype = 'advisory'),
+			  WHERE pid = pg_backend_pid() AND locktype = 'advisory' AND objsubid <= 2),
 			(SELECT string_agg('relation ' || relname, ', ') FROM pg_class
 			  WHERE relnamespace = pg_my_temp_schema() AND relkind = 'r'),
 			(SELECT string_agg('setting ' || name, ', ') FROM pg_settings WHERE source = 'session'),
