@@ -204,6 +204,9 @@ static PendingUndo *undo_stack = NULL;
 static size_t nundo = 0;
 static size_t undo_size = 0;
 
+/* has the transaction asked for a flush of what it has counted? */
+static bool flush_requested = false;
+
 /* callbacks at the front */
 static int	nfront = 0;
 
@@ -640,6 +643,7 @@ pending_request_flush(SbBuffer *buffer, const KeyBytes *bytes)
 			key->level = level;
 	}
 	key->flush = 1;
+	flush_requested = true;
 }
 
 /* The same for all that it adds to a buffer in which it has counted. */
@@ -647,7 +651,10 @@ void
 pending_request_flush_all(SbBuffer *buffer)
 {
 	if (buffer->pending != NULL && buffer->pending->flush_level == 0)
+	{
 		buffer->pending->flush_level = GetCurrentTransactionNestLevel();
+		flush_requested = true;
+	}
 }
 
 /* What the transaction has added to a key; false when nothing. */
@@ -944,7 +951,7 @@ prepare_to_publish(void)
 		counters_check_open();
 
 	/* memory for a request can't be had later; without it, flush all */
-	for (uint64 i = 0; i < npublished; i++)
+	for (uint64 i = 0; flush_requested && i < npublished; i++)
 	{
 		PendingBuffer *pending = published[i].key->buffer->pending;
 
@@ -1008,7 +1015,7 @@ publish(void)
 	}
 
 	/* when all is there that is to be flushed */
-	for (PendingBuffer *pending = pending_buffers; pending;
+	for (PendingBuffer *pending = pending_buffers; pending && flush_requested;
 		 pending = pending->next)
 	{
 		if (!pending->attached ||
@@ -1067,6 +1074,7 @@ forget_all(void)
 	undo_stack = NULL;
 	nundo = 0;
 	undo_size = 0;
+	flush_requested = false;
 	buffer_generation++;
 
 	/*

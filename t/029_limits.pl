@@ -11,6 +11,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use StatbufferTest;
 use Test::More;
+use Time::HiRes qw(usleep);
 
 my $db = 'postgres';
 my $MB = 1024 * 1024;
@@ -123,6 +124,10 @@ wait_for($node, $db, q{SELECT sum(keys) = 0 FROM sb_stat_buffers}, 'the keys are
 
 # Processes let go of a segment when they next look at shared memory.
 wait_for_no_worker($node, 'there is nothing to do');
+for (my $i = 0; $i < 10 * $PostgreSQL::Test::Utils::timeout_default && memory() > 4.5 * $MB; $i++)
+{
+	usleep(100_000);
+}
 cmp_ok(memory(), '<=', 4.5 * $MB, 'and memory is given back to the system');
 $node->safe_psql($db, qq{SELECT sb_increment('and', 1, 'stuck'), sb_drain('stuck', '$patience')});
 $node->safe_psql($db, q{INSERT INTO stuck SELECT 'again ' || g FROM generate_series(1, 10000) g});
