@@ -69,7 +69,7 @@ SET statbuffer.no_such_setting = 1;
 CREATE FUNCTION wait_until(condition text) RETURNS boolean
 LANGUAGE plpgsql AS $$
 DECLARE
-  give_up timestamptz := clock_timestamp() + interval '1 min';
+  give_up timestamptz := clock_timestamp() + interval '110 s';
   holds boolean;
 BEGIN
   LOOP
