@@ -334,9 +334,10 @@ buffer_note_incrementer(SbBuffer *buffer, Oid userid, uint64 asked)
  * Called for every object that is altered or dropped.  When it is a buffer,
  * its worker is told at the end of the transaction.
  *
- * Altering or dropping has taken AccessExclusiveLock on the relation, so the
- * buffer stays until then; and the worker, which must lock the relation to
- * look at it, sees what was committed.
+ * Altering or dropping has taken AccessExclusiveLock on the relation, or, for
+ * sb_start() and sb_stop(), a lock on it and the worker's gate.  So the buffer
+ * stays until then; and the worker, which must pass the gate and lock the
+ * relation to look at it, sees what was committed.
  */
 void
 buffer_note_change(Oid classId, Oid objectId)

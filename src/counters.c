@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * counters.c
- *	  The shared counters: find or make, pin, add, take, give back, reap.
+ *	  The shared counters: find or make, pin, add, clear, reap.
  *
  * Each buffer has a dshash table whose entries only point to the counters.
  * That keeps a counter as small as its key allows, and gives it an address
@@ -11,9 +11,8 @@
  * counters where failing is still allowed, and adds through the pins once it
  * has committed, where it is not.  The worker takes the counts of a batch,
  * and settles them or gives them back: see batch.c.  TRUNCATE clears counts
- * through pins, when it commits.  All of this is
- * atomic operations; the locks of the table's partitions protect only which
- * counters there are.
+ * through pins, when it commits.  All of this is atomic operations; the locks
+ * of the table's partitions protect only which counters there are.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -32,7 +31,7 @@
 #include "storage/lmgr.h"
 #include "utils/memutils.h"
 
-StaticAssertDecl(MAX_BACKENDS < (INT64CONST(1) << 62) / MODERATE_DELTA / 2,
+StaticAssertDecl(MAX_BACKENDS < MODERATE_COUNT / MODERATE_DELTA / 2,
 				 "moderate deltas of all backends must fit");
 StaticAssertDecl(MAX_BACKENDS < COUNTER_PINS,
 				 "pins of all backends must fit");

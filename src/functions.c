@@ -538,14 +538,14 @@ look_at_drain(const SharedBufferKey *key, uint64 ticket, pid_t *worker_pid)
 	return state;
 }
 
-/* Has the transaction a lock on the relation? */
+/* Has the transaction a lock on the relation, of that mode or a stronger one? */
 static bool
-has_locked(Oid relid)
+has_locked(Oid relid, LOCKMODE weakest)
 {
 	LOCKTAG		tag;
 
-	SET_LOCKTAG_RELATION(tag, MyDatabaseId, relid);
-	for (LOCKMODE mode = AccessShareLock; mode <= MaxLockMode; mode++)
+	buffer_set_relation_tag(&tag, relid);
+	for (LOCKMODE mode = weakest; mode <= MaxLockMode; mode++)
 		if (compat_lock_held(&tag, mode))
 			return true;
 	return false;
@@ -558,20 +558,15 @@ has_locked(Oid relid)
 static bool
 keeps_worker_out(SbBuffer *buffer)
 {
-	LOCKTAG		tag;
+	LOCKTAG		gate;
 
-	SET_LOCKTAG_RELATION(tag, MyDatabaseId, buffer->relid);
-	for (LOCKMODE mode = ExclusiveLock; mode <= MaxLockMode; mode++)
-		if (compat_lock_held(&tag, mode))
-			return true;
+	if (has_locked(buffer->relid, ExclusiveLock))
+		return true;
 	for (int i = 0; i < buffer->shape->nrow_types; i++)
-	{
-		buffer_set_relation_tag(&tag, buffer->shape->row_types[i]);
-		if (compat_lock_held(&tag, AccessExclusiveLock))
+		if (has_locked(buffer->shape->row_types[i], AccessExclusiveLock))
 			return true;
-	}
-	flush_set_gate_tag(&tag, MyDatabaseId, buffer->relid);
-	return compat_lock_held(&tag, ExclusiveLock);
+	flush_set_gate_tag(&gate, MyDatabaseId, buffer->relid);
+	return compat_lock_held(&gate, ExclusiveLock);
 }
 
 /*
@@ -657,7 +652,7 @@ drain(SbBuffer *buffer, int64 timeout, bool stopping)
 
 	/* row types of keys stay locked, as they may be others' */
 	locked = !stopping &&
-		(has_locked(key.relid) || buffer->shape->nrow_types > 0);
+		(has_locked(key.relid, AccessShareLock) || buffer->shape->nrow_types > 0);
 
 	ConditionVariablePrepareToSleep(&shared_control->drain_cv);
 	while ((state = look_at_drain(&key, ticket, &worker_pid)) != DRAIN_DONE)
