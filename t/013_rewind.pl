@@ -136,6 +136,10 @@ sub rewind
 {
 	my ($old, $new) = @_;
 
+	# Up to 15 pg_rewind takes the timeline of a server that has just been
+	# promoted from its control file, which has the former one until the first
+	# checkpoint.
+	$new->safe_psql($db, 'CHECKPOINT');
 	command_ok(
 		[
 			'pg_rewind', '--no-sync', '-D', $old->data_dir,
