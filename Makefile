@@ -3,22 +3,33 @@ OBJS = \
 	src/batch.o \
 	src/buffer.o \
 	src/clock.o \
+	src/control.o \
 	src/counters.o \
+	src/ddl.o \
+	src/drain.o \
 	src/fdw.o \
 	src/flush.o \
 	src/functions.o \
-	src/handler.o \
 	src/key.o \
+	src/launch.o \
 	src/launcher.o \
+	src/load.o \
+	src/options.o \
 	src/owner.o \
 	src/pending.o \
-	src/saved.o \
+	src/registry.o \
+	src/requests.o \
+	src/save.o \
+	src/savefile.o \
 	src/schedule.o \
+	src/session.o \
 	src/shape.o \
-	src/shared.o \
+	src/shmem.o \
+	src/shutdown.o \
+	src/sink_function.o \
 	src/statbuffer.o \
 	src/stats.o \
-	src/stopping.o \
+	src/table.o \
 	src/trigger.o \
 	src/worker.o
 

@@ -1,14 +1,13 @@
 /*-------------------------------------------------------------------------
  *
  * batch.c
- *	  The worker's side of the counters: what is asked for, taken, settled
- *	  and given back.
+ *	  The worker's side of the shared counters: take, commit, restore, free.
  *
- * Only a buffer's worker calls what is here.  It takes the counts of due keys
- * into a batch, in a transaction; the transaction's callbacks settle the
- * batch or give it back, where nothing may fail and no lock is taken.
+ * Only a buffer's worker calls these functions.  It takes the counts of due
+ * keys into a batch, in a transaction; the transaction's callbacks commit the
+ * batch or restore it, where nothing may fail and no lock is taken.
  *
- * The rules of the fields are at SharedCounter, in counters.h.
+ * The rules of the fields are at SharedCounter, in counter.h.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -18,231 +17,177 @@
 
 #include "batch.h"
 #include "mb/pg_wchar.h"
+#include "utils/memutils.h"
 #include "utils/timestamp.h"
+
+/* after freeing this many keys, empty blocks are given back to the system */
+#define TRIM_MIN_KEYS		1000
 
 /* the longest error text that is kept for a key */
 #define ERROR_MAX_SIZE		256
-
-/* A key's count was flushed or is nil, so a drain need not wait for it. */
-static inline void
-clear_drain(SharedBuffer *buffer, SharedCounter *counter)
-{
-	if (pg_atomic_read_u32(&counter->pins) & COUNTER_DRAIN)
-	{
-		Assert(pg_atomic_read_u64(&buffer->drain_keys) > 0);
-		pg_atomic_fetch_and_u32(&counter->pins, ~COUNTER_DRAIN);
-		pg_atomic_fetch_sub_u64(&buffer->drain_keys, 1);
-	}
-}
 
 /* A key's last attempt failed. */
 static inline void
 note_failure(SharedBuffer *buffer, SharedCounter *counter)
 {
 	if (counter->failures == 0)
-		pg_atomic_fetch_add_u32(&buffer->failing, 1);
+		pg_atomic_fetch_add_u32(&buffer->table.failing, 1);
 	if (counter->failures < PG_UINT16_MAX)
 		counter->failures++;
-	pg_atomic_fetch_add_u64(&buffer->stats[STAT_FAILURES], 1);
+	registry_count(buffer, STAT_FAILURES, 1);
 }
 
-/* A key is not, or not only, one of several that may be to blame. */
+/* A key is no longer one of several that may be to blame. */
 static inline void
 clear_suspect(SharedCounter *counter)
 {
-	if (pg_atomic_read_u32(&counter->pins) & COUNTER_SUSPECT)
-		pg_atomic_fetch_and_u32(&counter->pins, ~COUNTER_SUSPECT);
-}
-
-/* All keys of a round of drains are flushed: tell those who wait for it. */
-static void
-finish_round(SharedBuffer *buffer)
-{
-	uint64		round = pg_atomic_read_u64(&buffer->drain_round);
-
-	if (pg_atomic_read_u64(&buffer->drain_done) == round)
-		return;
-	pg_atomic_write_u64(&buffer->drain_done, round);
-	ConditionVariableBroadcast(&shared_control->drain_cv);
-}
-
-/* Do what sb_flush(), sb_flush_all() and sb_drain() asked for. */
-void
-batch_serve_requests(SharedBuffer *buffer, ClockTime now)
-{
-	uint64		asked;
-	bool		round_is_over;
-	bool		begin_round;
-
-	for (;;)
-	{
-		while (DsaPointerIsValid(buffer->flush_taken))
-		{
-			dsa_pointer pointer = buffer->flush_taken;
-			SharedFlushRequest *request = dsa_get_address(shared_area, pointer);
-			SharedCounter *counter = counter_at(request->counter);
-
-			/* who asks from here on is heard again */
-			if (pg_atomic_fetch_and_u32(&counter->pins, ~COUNTER_ASKED) &
-				COUNTER_LINKED)
-				schedule_make_due(buffer, counter, request->counter);
-			buffer->flush_taken = request->next;
-			pg_atomic_fetch_sub_u32(&counter->pins, 1);
-			dsa_free(shared_area, pointer);
-		}
-		if (!DsaPointerIsValid(pg_atomic_read_u64(&buffer->flush_requests)))
-			break;
-		buffer->flush_taken = pg_atomic_exchange_u64(&buffer->flush_requests,
-													 InvalidDsaPointer);
-	}
-
-	/* what was cleared is where its old time put it */
-	if (pg_atomic_exchange_u32(&buffer->truncated, 0) != 0)
-		schedule_sort_again(buffer, now);
-
-	/* whoever asks now has published before */
-	asked = pg_atomic_read_u64(&buffer->drain_asked);
-	pg_memory_barrier();
-
-	/*
-	 * Those who wait for a drain do so in rounds.  A round begins when the
-	 * last one is over, so that nobody waits for more than what was there
-	 * before and what was there when he came.  But what he asked for is due
-	 * at once.
-	 */
-	round_is_over = pg_atomic_read_u64(&buffer->drain_keys) == 0;
-	begin_round = round_is_over &&
-		pg_atomic_read_u64(&buffer->drain_round) != asked;
-	if (pg_atomic_exchange_u32(&buffer->flush_all, 0) != 0 ||
-		pg_atomic_read_u64(&buffer->drain_due) != asked || begin_round)
-	{
-		schedule_make_all_due(buffer, true, now);
-		pg_atomic_write_u64(&buffer->drain_due, asked);
-	}
-
-	if (!round_is_over)
-		return;
-	if (begin_round)
-	{
-		finish_round(buffer);
-		pg_atomic_write_u64(&buffer->drain_keys,
-							schedule_mark_due(buffer, COUNTER_DRAIN));
-		pg_atomic_write_u64(&buffer->drain_round, asked);
-		if (pg_atomic_read_u64(&buffer->drain_keys) > 0)
-			return;
-	}
-	finish_round(buffer);
+	if (counter_has_flag(counter, COUNTER_SUSPECT))
+		counter_clear_flag(counter, COUNTER_SUSPECT);
 }
 
 /*
- * Take up to `limit' due keys into an empty batch; returns how many.
+ * Make room for batches of so many keys.  Raises an error when memory is out;
+ * then there is no room.  The batch is empty.
+ */
+void
+batch_set_size(CounterBatch *batch, int size)
+{
+	Assert(batch->nitems == 0);
+	if (batch->size == size)
+		return;
+	if (batch->items)
+		pfree(batch->items);
+	batch->items = NULL;
+	batch->size = 0;
+	batch->items = MemoryContextAllocHuge(TopMemoryContext,
+										  size * sizeof(BatchItem));
+	batch->size = size;
+	batch->suspect_limit = size;
+}
+
+/*
+ * Move a counter's count in flight, and note it in an item.  From here on the
+ * order matters: whoever adds after the time is gone schedules the key anew;
+ * what was added before is in the count when we take it.
+ */
+static void
+take_counter(BatchItem *item, CounterRef ref, ClockTime now)
+{
+	SharedCounter *counter = ref.counter;
+
+	item->counted_at = (ClockTime) pg_atomic_read_u64(&counter->counted_at);
+	counter->next = (uint64) now;
+	counter_clear_flag(counter, COUNTER_LINKED);
+	pg_atomic_write_u64(&counter->counted_at, 0);
+	counter_begin_change(counter);
+	item->count = (int64) pg_atomic_exchange_u64(&counter->count, 0);
+	pg_atomic_write_u64(&counter->in_flight, (uint64) item->count);
+	counter_end_change(counter);
+	item->ref = ref;
+	item->taken_at = now;
+	item->outcome = BATCH_AGAIN;
+	item->retry_at = 0;
+}
+
+/* A key has nothing counted, so nothing waits for it and nothing is wrong. */
+static void
+clear_idle(SharedBuffer *buffer, SharedCounter *counter, ClockTime since)
+{
+	requests_clear_drain(&buffer->requests, counter);
+	table_clear_failure(&buffer->table, counter);
+	clear_suspect(counter);
+	schedule_note_idle(&buffer->schedule, since);
+}
+
+/*
+ * Take due keys into an empty batch, as many as there is room for; returns how
+ * many.
  *
  * Keys that failed before come alone, or with `mix_failing' like all others.
  * Keys of a batch that failed, one of which is to blame, come only with their
  * like, and no more than `suspect_limit' of them.
- * The caller is in a transaction whose callbacks settle the batch or give it
- * back.
+ *
+ * The caller is in a transaction whose callbacks commit or restore the batch.
  */
 int
-batch_take(CounterBatch *batch, const CounterTable *table, int limit,
-		   int suspect_limit, bool mix_failing, ClockTime now,
-		   ClockTime foreign_retry_at)
+batch_take(CounterBatch *batch, const CounterTable *table, ClockTime now,
+		   ClockTime unreadable_retry_at)
 {
 	SharedBuffer *buffer = batch->buffer;
-	uint32		suspect = 0;
+	SharedSchedule *schedule = &buffer->schedule;
+	int			limit = batch->size;
+	bool		suspects = false;
 	dsa_pointer self;
 
 	Assert(batch->nitems == 0);
 	batch->discarded = 0;
-	batch->nforeign = 0;
+	batch->nunreadable = 0;
+	batch->had_failing = false;
 	while (batch->nitems < limit &&
-		   DsaPointerIsValid(self = schedule_pop_due(buffer)))
+		   DsaPointerIsValid(self = schedule_pop_due(schedule)))
 	{
-		SharedCounter *counter = counter_at(self);
+		CounterRef	ref = counter_ref(self);
+		SharedCounter *counter = ref.counter;
 		BatchItem  *item = &batch->items[batch->nitems];
-		bool		alone = counter->failures > 0 && !mix_failing;
-		uint32		is_suspect;
+		bool		alone = counter->failures > 0 && !batch->mix_failing;
+		bool		is_suspect = counter_has_flag(counter, COUNTER_SUSPECT);
 
-		is_suspect = pg_atomic_read_u32(&counter->pins) & COUNTER_SUSPECT;
-		if (batch->nitems > 0 && (alone || is_suspect != suspect))
+		if (batch->nitems > 0 && (alone || is_suspect != suspects))
 		{
-			schedule_add_first(buffer, counter, self);
+			schedule_add_first(schedule, ref);
 			break;
 		}
 
 		/* cleared, and counted anew meanwhile */
-		if (!schedule_is_due(buffer, counter))
+		if (!schedule_is_due(schedule, counter))
 		{
-			schedule_add(buffer, counter, self);
+			schedule_add(schedule, ref);
 			continue;
 		}
 
 		/* nothing is added to these any more */
-		if (!counter_is_readable(table, counter) &&
+		if (!table_can_read(table, counter) &&
 			pg_atomic_read_u64(&counter->count) != 0)
 		{
 			note_failure(buffer, counter);
 			pg_atomic_write_u64(&counter->counted_at,
-								(uint64) foreign_retry_at);
-			schedule_add(buffer, counter, self);
-			batch->nforeign++;
+								(uint64) unreadable_retry_at);
+			schedule_add(schedule, ref);
+			batch->nunreadable++;
 			continue;
 		}
 
-		/*
-		 * From here on the order matters.  Who adds after the time is gone
-		 * schedules the key anew; what was added before is in the count when
-		 * we take it.
-		 */
-		item->counted_at = (ClockTime) pg_atomic_read_u64(&counter->counted_at);
-		counter->next = (uint64) now;
-		pg_atomic_fetch_and_u32(&counter->pins, ~COUNTER_LINKED);
-		pg_atomic_write_u64(&counter->counted_at, 0);
-		counter->version++;
-		pg_memory_barrier();
-		item->count = (int64) pg_atomic_exchange_u64(&counter->count, 0);
-		pg_atomic_write_u64(&counter->in_flight, (uint64) item->count);
-		pg_write_barrier();
-		counter->version++;
-
+		take_counter(item, ref, now);
 		if (item->count == 0)
 		{
-			clear_drain(buffer, counter);
-			counters_clear_failure(buffer, counter);
-			clear_suspect(counter);
-			shared_note_idle(buffer, now);
+			clear_idle(buffer, counter, now);
 			continue;
 		}
-
-		item->counter = counter;
-		item->taken_at = now;
-		item->self = self;
-		item->verdict = VERDICT_AGAIN;
-		item->retry_at = 0;
+		batch->had_failing |= counter->failures > 0;
 		if (batch->nitems++ == 0)
 		{
-			suspect = is_suspect;
-			if (suspect)
-				limit = Min(limit, suspect_limit);
+			suspects = is_suspect;
+			if (suspects)
+				limit = Min(limit, batch->suspect_limit);
 		}
-		pg_atomic_fetch_add_u64(&buffer->in_flight, (uint64) item->count);
+		pg_atomic_fetch_add_u64(&buffer->totals.in_flight, (uint64) item->count);
 		if (alone)
 			break;
 	}
-	return batch->nitems;
+	batch->had_suspects = suspects;
+	batch->ntaken = batch->nitems;
+	return batch->ntaken;
 }
 
-/* The end of an item's flight: its count goes back, or away. */
+/* An item is in flight no more: `back' is what of its count goes back. */
 static void
-land(SharedCounter *counter, int64 back)
+finish_in_flight(SharedCounter *counter, int64 back)
 {
-	counter->version++;
-	pg_write_barrier();
+	counter_begin_change(counter);
 	pg_atomic_write_u64(&counter->in_flight, 0);
 	if (back != 0)
 		pg_atomic_fetch_add_u64(&counter->count, (uint64) back);
-	pg_write_barrier();
-	counter->version++;
+	counter_end_change(counter);
 }
 
 /*
@@ -250,7 +195,7 @@ land(SharedCounter *counter, int64 back)
  * lock, cannot fail.
  */
 void
-batch_settle(CounterBatch *batch)
+batch_commit(CounterBatch *batch)
 {
 	SharedBuffer *buffer = batch->buffer;
 	uint64		sum = 0;
@@ -265,73 +210,71 @@ batch_settle(CounterBatch *batch)
 		/* passed over: see batch_pass_over() */
 		if (item->count == 0)
 			continue;
-		land(item->counter, 0);
-		counters_clear_failure(buffer, item->counter);
-		clear_suspect(item->counter);
-		shared_note_idle(buffer, item->taken_at);
+		finish_in_flight(item->ref.counter, 0);
+		table_clear_failure(&buffer->table, item->ref.counter);
+		clear_suspect(item->ref.counter);
+		schedule_note_idle(&buffer->schedule, item->taken_at);
 		sum += (uint64) item->count;
 		nkeys++;
 	}
-	pg_atomic_fetch_add_u64(&buffer->in_flight, -sum);
-	pg_atomic_fetch_add_u64(&buffer->stats[STAT_FLUSHED_COUNT], sum);
-	pg_atomic_fetch_add_u64(&buffer->stats[STAT_FLUSHED_KEYS], nkeys);
-	pg_atomic_write_u64(&buffer->last_flush,
+	pg_atomic_fetch_add_u64(&buffer->totals.in_flight, -sum);
+	registry_count(buffer, STAT_FLUSHED_COUNT, sum);
+	registry_count(buffer, STAT_FLUSHED_KEYS, nkeys);
+	pg_atomic_write_u64(&buffer->totals.last_flush,
 						(uint64) GetCurrentTimestamp());
 
-	/* who waited for a drain finds the sums as they are now */
+	/* whoever waits for a drain must find the sums as they are now */
 	for (int i = 0; i < batch->nitems; i++)
 		if (batch->items[i].count != 0)
-			clear_drain(buffer, batch->items[i].counter);
+			requests_clear_drain(&buffer->requests, batch->items[i].ref.counter);
 	batch->nitems = 0;
 }
 
-/* Give one item back, and schedule it. */
+/* Give the count of one item back to its counter, and schedule it. */
 static void
-give_back_item(SharedBuffer *buffer, BatchItem *item)
+restore_item(SharedBuffer *buffer, BatchItem *item)
 {
-	SharedCounter *counter = item->counter;
+	SharedCounter *counter = item->ref.counter;
 	ClockTime	counted_at;
-	uint32		pins;
 
-	if (item->verdict == VERDICT_BACK_OFF)
+	if (item->outcome == BATCH_BACK_OFF)
 	{
 		clear_suspect(counter);
 		counted_at = item->retry_at;
 	}
 	else
 	{
-		if (item->verdict == VERDICT_SUSPECT)
-			pg_atomic_fetch_or_u32(&counter->pins, COUNTER_SUSPECT);
+		if (item->outcome == BATCH_SUSPECT)
+			counter_set_flag(counter, COUNTER_SUSPECT);
 
 		/* it may have been taken before it was due */
 		counted_at = Min(item->counted_at,
-						 schedule_due_now(buffer, counter));
+						 schedule_due_now(&buffer->schedule, counter));
 	}
 
 	/*
-	 * Somebody may have scheduled the key anew, for what was added since it
-	 * was taken.  Then it is on the inbox, and is sorted in by the time that
-	 * it has when the inbox is worked off: this one.
+	 * Another process may have scheduled the key anew, for what was added
+	 * since it was taken.  Then it is on the inbox, and is sorted in by the
+	 * time that it has when the inbox is worked off: this one.
 	 */
-	land(counter, item->count);
+	finish_in_flight(counter, item->count);
 	pg_atomic_write_u64(&counter->counted_at, (uint64) Max(counted_at, 1));
-	pins = pg_atomic_fetch_or_u32(&counter->pins, COUNTER_LINKED);
-	if (pins & COUNTER_LINKED)
+	if (!counter_link(counter))
 		return;
-	if (item->verdict == VERDICT_BACK_OFF)
-		schedule_add(buffer, counter, item->self);
+	if (item->outcome == BATCH_BACK_OFF)
+		schedule_add(&buffer->schedule, item->ref);
 	else
-		schedule_add_first(buffer, counter, item->self);
+		schedule_add_first(&buffer->schedule, item->ref);
 }
 
 /*
  * The batch is not stored: called when its transaction has rolled back, or
- * when the process ends.  Does to each item what its verdict says.  Takes no
+ * when the process ends.  Does to each item what its outcome says.  Takes no
  * lock, cannot fail: adding to the list of due keys looks only at counters
  * that this process has mapped.
  */
 void
-batch_give_back(CounterBatch *batch)
+batch_restore(CounterBatch *batch)
 {
 	SharedBuffer *buffer = batch->buffer;
 	uint64		sum = 0;
@@ -347,50 +290,47 @@ batch_give_back(CounterBatch *batch)
 		if (item->count == 0)
 			continue;
 		sum += (uint64) item->count;
-		if (item->verdict == VERDICT_BACK_OFF ||
-			item->verdict == VERDICT_DISCARD)
-			note_failure(buffer, item->counter);
-		switch (item->verdict)
+		if (item->outcome == BATCH_BACK_OFF ||
+			item->outcome == BATCH_DISCARD)
+			note_failure(buffer, item->ref.counter);
+		switch (item->outcome)
 		{
-			case VERDICT_AGAIN:
-			case VERDICT_SUSPECT:
-			case VERDICT_BACK_OFF:
-				give_back_item(buffer, item);
+			case BATCH_AGAIN:
+			case BATCH_SUSPECT:
+			case BATCH_BACK_OFF:
+				restore_item(buffer, item);
 				break;
-			case VERDICT_DISCARD:
-				land(item->counter, 0);
-				counters_clear_failure(buffer, item->counter);
-				clear_suspect(item->counter);
-				clear_drain(buffer, item->counter);
-				shared_note_idle(buffer, item->taken_at);
+			case BATCH_DISCARD:
+				finish_in_flight(item->ref.counter, 0);
+				clear_idle(buffer, item->ref.counter, item->taken_at);
 				batch->discarded =
 					(int64) ((uint64) batch->discarded + (uint64) item->count);
 				break;
 		}
 	}
 	batch->nitems = 0;
-	pg_atomic_fetch_add_u64(&buffer->in_flight, -sum);
-	pg_atomic_fetch_add_u64(&buffer->stats[STAT_DISCARDED],
-							(uint64) batch->discarded);
+	pg_atomic_fetch_add_u64(&buffer->totals.in_flight, -sum);
+	registry_count(buffer, STAT_DISCARDED, (uint64) batch->discarded);
 }
 
 /*
- * Leave an item of the batch out of it: it is due again, before all others.
+ * Take an item out of the batch: it is due again, before all others.
  */
 void
 batch_pass_over(CounterBatch *batch, int i)
 {
 	BatchItem  *item = &batch->items[i];
 
-	Assert(item->count != 0 && item->verdict == VERDICT_AGAIN);
-	pg_atomic_fetch_add_u64(&batch->buffer->in_flight, -(uint64) item->count);
-	give_back_item(batch->buffer, item);
+	Assert(item->count != 0 && item->outcome == BATCH_AGAIN);
+	pg_atomic_fetch_add_u64(&batch->buffer->totals.in_flight, -(uint64) item->count);
+	restore_item(batch->buffer, item);
 	item->count = 0;
 }
 
 /*
- * Keep the words for which items of a finished batch failed, and forget those
- * of items that did not.  When memory is out, what was kept before stays.
+ * After a batch has ended: keep the error message for the items that failed,
+ * and free those of the items that did not.  When memory is out, the messages
+ * that were kept before stay.
  */
 void
 batch_tidy(CounterBatch *batch, int nitems, const char *message)
@@ -403,12 +343,12 @@ batch_tidy(CounterBatch *batch, int nitems, const char *message)
 	{
 		BatchItem  *item = &batch->items[i];
 
-		if (item->counter->failures == 0)
+		if (item->ref.counter->failures == 0)
 		{
-			if (DsaPointerIsValid(item->counter->error))
-				counters_replace_error(buffer, item->counter, InvalidDsaPointer);
+			if (DsaPointerIsValid(item->ref.counter->error))
+				table_replace_error(&buffer->table, item->ref.counter, InvalidDsaPointer);
 		}
-		else if (item->verdict == VERDICT_BACK_OFF && message != NULL)
+		else if (item->outcome == BATCH_BACK_OFF && message != NULL)
 		{
 			if (!DsaPointerIsValid(error))
 			{
@@ -416,11 +356,11 @@ batch_tidy(CounterBatch *batch, int nitems, const char *message)
 											   ERROR_MAX_SIZE - 1);
 				SharedError *shared;
 
-				/* the key may have failed with these words before */
-				shared = dsa_get_address(shared_area, item->counter->error);
+				/* the key may have failed with this message before */
+				shared = dsa_get_address(shared_area, item->ref.counter->error);
 				if (shared != NULL && strlen(shared->message) == len &&
 					memcmp(shared->message, message, len) == 0)
-					error = item->counter->error;
+					error = item->ref.counter->error;
 				else
 				{
 					error = dsa_allocate_extended(shared_area,
@@ -435,7 +375,67 @@ batch_tidy(CounterBatch *batch, int nitems, const char *message)
 					shared->message[len] = '\0';
 				}
 			}
-			counters_replace_error(buffer, item->counter, error);
+			table_replace_error(&buffer->table, item->ref.counter, error);
 		}
 	}
+}
+
+/*
+ * Free the counters that are empty, unused, and were taken last before
+ * `idle_before'.  The others that are empty are noted to be idle anew.
+ */
+void
+batch_reap(SharedBuffer *buffer, const CounterTable *table,
+		   ClockTime idle_before)
+{
+	TableScan	scan;
+	CounterRef	ref;
+	uint64		nfreed = 0;
+
+	schedule_forget_idle(&buffer->schedule);
+	table_begin_scan(&scan, table, true);
+	while ((ref = table_next(&scan)).counter != NULL)
+	{
+		SharedCounter *counter = ref.counter;
+		uint32		pins = pg_atomic_read_u32(&counter->pins);
+
+		/* pins are made under the partition's lock, which we have */
+		if ((pins & COUNTER_LINKED) != 0 ||
+			pg_atomic_read_u64(&counter->count) != 0 ||
+			pg_atomic_read_u64(&counter->in_flight) != 0)
+			continue;
+		if (pins != 0 || (ClockTime) counter->next > idle_before)
+		{
+			schedule_note_idle(&buffer->schedule, (ClockTime) counter->next);
+			continue;
+		}
+		table_delete_current(&buffer->table, &scan, ref);
+		nfreed++;
+	}
+	table_end_scan(&scan);
+	if (nfreed >= TRIM_MIN_KEYS)
+		shmem_trim();
+}
+
+/*
+ * Remove the shapes that no key has any more, and the keys that nothing is
+ * counted for.  The caller holds AccessExclusiveLock on the relation.  Looks at
+ * every key.
+ */
+void
+batch_remove_shapes(SharedBuffer *buffer, ClockTime now)
+{
+	CounterTable table = {.dshash = NULL};
+	TableScan	scan;
+	CounterRef	ref;
+	uint32		used = 0;
+
+	table_attach(&buffer->table, &table);
+	batch_reap(buffer, &table, now);
+	table_begin_scan(&scan, &table, false);
+	while ((ref = table_next(&scan)).counter != NULL)
+		used |= (uint32) 1 << ref.counter->shape;
+	table_end_scan(&scan);
+	table_detach(&table);
+	table_remove_shapes(&buffer->table, used);
 }

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * batch.h
- *	  The worker's side of the counters.
+ *	  The worker's side of the shared counters.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -10,50 +10,61 @@
 #ifndef STATBUFFER_BATCH_H
 #define STATBUFFER_BATCH_H
 
-#include "counters.h"
+#include "registry.h"
 
 /* What becomes of a key when the transaction of its batch is rolled back. */
-typedef enum BatchVerdict
+typedef enum BatchOutcome
 {
-	VERDICT_AGAIN,				/* it is due again, before all others */
-	VERDICT_SUSPECT,			/* the same, and it may be to blame */
-	VERDICT_BACK_OFF,			/* it failed: due again at retry_at */
-	VERDICT_DISCARD				/* it failed: its count is given up */
-} BatchVerdict;
+	BATCH_AGAIN,				/* it is due again, before all others */
+	BATCH_SUSPECT,				/* the same, and it may be to blame */
+	BATCH_BACK_OFF,				/* it failed: due again at retry_at */
+	BATCH_DISCARD				/* it failed: its count is discarded */
+} BatchOutcome;
 
 /* One key of a batch. */
 typedef struct BatchItem
 {
-	SharedCounter *counter;
-	dsa_pointer self;
-	int64		count;
+	CounterRef	ref;
+	int64		count;			/* 0: passed over */
 	ClockTime	counted_at;
 	ClockTime	taken_at;
-	BatchVerdict verdict;
+	BatchOutcome outcome;		/* if the transaction is rolled back */
 	ClockTime	retry_at;
 } BatchItem;
 
 /*
- * What a worker has taken and not yet settled.  The items stay readable until
- * the next take; `nitems' tells how many of them are in flight.
+ * What a worker has taken, until its transaction ends.  The items stay readable
+ * until the next take; `nitems' is the number of them that are in flight.
  */
 typedef struct CounterBatch
 {
 	SharedBuffer *buffer;
 	BatchItem  *items;
+	int			size;			/* room for items */
 	int			nitems;
-	int64		discarded;		/* sum of the counts given up */
-	int			nforeign;		/* keys of another shape that were due */
+	int64		discarded;		/* sum of the counts that were discarded */
+	int			nunreadable;	/* due keys of another shape */
+
+	/* of the last take */
+	int			ntaken;
+	bool		had_suspects;
+	bool		had_failing;	/* there were keys that had failed before */
+
+	/* how many keys that may be to blame come together: see batch_take() */
+	int			suspect_limit;
+	bool		mix_failing;	/* keys that failed before come with others */
 } CounterBatch;
 
-extern void batch_serve_requests(SharedBuffer *buffer, ClockTime now);
+extern void batch_set_size(CounterBatch *batch, int size);
 extern int	batch_take(CounterBatch *batch, const CounterTable *table,
-					   int limit, int suspect_limit, bool mix_failing,
-					   ClockTime now, ClockTime foreign_retry_at);
+					   ClockTime now, ClockTime unreadable_retry_at);
 extern void batch_pass_over(CounterBatch *batch, int i);
-extern void batch_settle(CounterBatch *batch);
-extern void batch_give_back(CounterBatch *batch);
+extern void batch_commit(CounterBatch *batch);
+extern void batch_restore(CounterBatch *batch);
 extern void batch_tidy(CounterBatch *batch, int nitems,
 					   const char *message);
+extern void batch_reap(SharedBuffer *buffer, const CounterTable *table,
+					   ClockTime idle_before);
+extern void batch_remove_shapes(SharedBuffer *buffer, ClockTime now);
 
 #endif							/* STATBUFFER_BATCH_H */

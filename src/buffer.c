@@ -26,14 +26,14 @@
 #include "catalog/pg_foreign_table.h"
 #include "catalog/pg_type.h"
 #include "commands/defrem.h"
-#include "common/pg_prng.h"
 #include "compat.h"
-#include "counters.h"
-#include "fdw.h"
+#include "ddl.h"
+#include "foreign/fdwapi.h"
 #include "foreign/foreign.h"
-#include "launcher.h"
+#include "launch.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/hsearch.h"
@@ -42,41 +42,6 @@
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/syscache.h"
-
-/* The options, with the field of BufferOptions that each sets. */
-typedef enum OptionKind
-{
-	OPTION_NAME,
-	OPTION_TIME,
-	OPTION_INT,
-	OPTION_BOOL,
-	OPTION_RESTART
-} OptionKind;
-
-typedef struct OptionDef
-{
-	const char *name;
-	OptionKind	kind;
-	size_t		offset;
-	const char *boot_value;
-	int			min;
-	int			max;
-} OptionDef;
-
-#define OPTION_FIELD(field)	offsetof(BufferOptions, field)
-
-static const OptionDef option_defs[] = {
-	{"handler", OPTION_NAME, OPTION_FIELD(handler), "handle_flush", 0, 0},
-	{"interval", OPTION_TIME, OPTION_FIELD(interval), "5s", 0, INT_MAX},
-	{"jitter", OPTION_TIME, OPTION_FIELD(jitter), "0", 0, INT_MAX},
-	{"timeout", OPTION_TIME, OPTION_FIELD(timeout), "10s", 0, INT_MAX},
-	{"backoff", OPTION_TIME, OPTION_FIELD(backoff), "1s", 1, INT_MAX},
-	{"restart", OPTION_RESTART, OPTION_FIELD(temporary), "transient", 0, 0},
-	{"shutdown", OPTION_TIME, OPTION_FIELD(shutdown), "5s", 0, SHUTDOWN_MAX_MSECS},
-	{"batch_size", OPTION_INT, OPTION_FIELD(batch_size), "1000", 1, 100000},
-	{"handler_timeout", OPTION_TIME, OPTION_FIELD(handler_timeout), "0", 0, INT_MAX},
-	{"stopped", OPTION_BOOL, OPTION_FIELD(stopped), "false", 0, 0},
-};
 
 static HTAB *buffers = NULL;
 
@@ -98,132 +63,6 @@ static long forget_at = FORGET_MIN;
 
 /* of all buffers, so that no two shapes have the same */
 static uint64 last_version = 0;
-
-/* Buffers that the transaction has altered or dropped. */
-typedef struct ChangedBuffer
-{
-	SharedBuffer *shared;
-	int			level;			/* of the subtransaction that did it */
-	Oid			owner;			/* as it is when the transaction commits */
-} ChangedBuffer;
-
-static List *changed = NIL;		/* in TopTransactionContext */
-
-/* ------------------------------------------------------------------------
- * Options
- * ------------------------------------------------------------------------
- */
-
-static void
-set_option(BufferOptions *result, const OptionDef *def, const char *value)
-{
-	void	   *field = (char *) result + def->offset;
-	const char *hint = NULL;
-	List	   *names;
-	bool		parsed;
-
-	switch (def->kind)
-	{
-		case OPTION_NAME:
-			/* raises an error for what isn't a name */
-			names = compat_qualified_name_list(value);
-			if (list_length(names) > 3)
-				ereport(ERROR,
-						(errcode(ERRCODE_SYNTAX_ERROR),
-						 errmsg("improper qualified name (too many dotted names): %s",
-								NameListToString(names))));
-			*(char **) field = pstrdup(value);
-			break;
-		case OPTION_TIME:
-		case OPTION_INT:
-			parsed = parse_int(value, (int *) field,
-							   def->kind == OPTION_TIME ? GUC_UNIT_MS : 0,
-							   &hint);
-			if (!parsed)
-				ereport(ERROR,
-						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						 errmsg("invalid value for option \"%s\": \"%s\"",
-								def->name, value),
-						 hint ? errhint("%s", _(hint)) :
-						 def->kind == OPTION_TIME ?
-						 errhint("Give a number of milliseconds, or a time with a unit such as \"500ms\", \"5s\" or \"1min\".") :
-						 errhint("Give a whole number.")));
-			if (*(int *) field < def->min || *(int *) field > def->max)
-				ereport(ERROR,
-						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						 errmsg("value \"%s\" is out of range for option \"%s\"",
-								value, def->name),
-						 def->kind == OPTION_TIME ?
-						 errhint("The valid range is %d ms to %d ms.",
-								 def->min, def->max) :
-						 errhint("The valid range is %d to %d.",
-								 def->min, def->max)));
-			break;
-		case OPTION_BOOL:
-			if (!parse_bool(value, (bool *) field))
-				ereport(ERROR,
-						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						 errmsg("invalid value for option \"%s\": \"%s\"",
-								def->name, value),
-						 errhint("Give \"true\" or \"false\".")));
-			break;
-		case OPTION_RESTART:
-			if (strcmp(value, "transient") == 0)
-				*(bool *) field = false;
-			else if (strcmp(value, "temporary") == 0)
-				*(bool *) field = true;
-			else
-				ereport(ERROR,
-						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						 errmsg("invalid value for option \"%s\": \"%s\"",
-								def->name, value),
-						 errhint("Give \"transient\" or \"temporary\".")));
-			break;
-	}
-}
-
-static const char *
-option_names(void)
-{
-	StringInfoData names;
-
-	initStringInfo(&names);
-	for (int i = 0; i < lengthof(option_defs); i++)
-		appendStringInfo(&names, "%s%s", i > 0 ? ", " : "",
-						 option_defs[i].name);
-	return names.data;
-}
-
-/*
- * Read the options of a foreign table, with defaults for those that aren't
- * given.  Raises an error for the first that is wrong.  The result's strings
- * are in the current memory context.
- */
-void
-buffer_parse_options(List *options, BufferOptions *result)
-{
-	ListCell   *lc;
-
-	for (int i = 0; i < lengthof(option_defs); i++)
-		set_option(result, &option_defs[i], option_defs[i].boot_value);
-
-	foreach(lc, options)
-	{
-		DefElem    *element = lfirst_node(DefElem, lc);
-		const OptionDef *def = NULL;
-
-		for (int i = 0; i < lengthof(option_defs); i++)
-			if (strcmp(element->defname, option_defs[i].name) == 0)
-				def = &option_defs[i];
-		if (def == NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_FDW_INVALID_OPTION_NAME),
-					 errmsg("invalid option \"%s\"", element->defname),
-					 errhint("Valid options of a buffer are: %s.",
-							 option_names())));
-		set_option(result, def, defGetString(element));
-	}
-}
 
 /* ------------------------------------------------------------------------
  * Definitions
@@ -330,132 +169,63 @@ buffer_note_incrementer(SbBuffer *buffer, Oid userid, uint64 asked)
 		buffer->incrementer = userid;
 }
 
+/* Raises an error if there is no such relation. */
+static char *
+relation_name(Oid relid)
+{
+	char	   *name = get_rel_name(relid);
+
+	if (name == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("relation with OID %u does not exist", relid)));
+	return name;
+}
+
 /*
- * Called for every object that is altered or dropped.  When it is a buffer,
- * its worker is told at the end of the transaction.
+ * Raise PostgreSQL's own error if the current user lacks a privilege.
  *
- * Altering or dropping has taken AccessExclusiveLock on the relation, or, for
- * sb_start() and sb_stop(), a lock on it and the worker's gate.  So the buffer
- * stays until then; and the worker, which must pass the gate and lock the
- * relation to look at it, sees what was committed.
+ * Call it before the relation is locked, so that nobody can lock a relation
+ * without a right to it.  The privileges are those of now, also in a transaction
+ * that began before they were altered.
  */
 void
-buffer_note_change(Oid classId, Oid objectId)
+buffer_check_privilege(Oid relid, AclMode mode)
 {
-	SharedBuffer *shared;
-	ChangedBuffer *entry;
-	MemoryContext oldcontext;
+	char	   *name;
+	AclResult	result;
 
-	if (classId != RelationRelationId && classId != ForeignTableRelationId)
-		return;
-	if (!IsTransactionState() || !OidIsValid(MyDatabaseId) ||
-		!shared_open(DEBUG1) || !shared_attach(false))
-		return;
-	shared = shared_find_buffer(MyDatabaseId, objectId);
-	if (shared == NULL)
-		return;
-
-	oldcontext = MemoryContextSwitchTo(TopTransactionContext);
-	entry = palloc(sizeof(ChangedBuffer));
-	entry->shared = shared;
-	entry->level = GetCurrentTransactionNestLevel();
-	entry->owner = InvalidOid;
-	changed = lappend(changed, entry);
-	MemoryContextSwitchTo(oldcontext);
+	AcceptInvalidationMessages();
+	name = relation_name(relid);
+	result = pg_class_aclcheck(relid, GetUserId(), mode);
+	if (result != ACLCHECK_OK)
+		aclcheck_error(result, get_relkind_objtype(get_rel_relkind(relid)),
+					   name);
 }
 
-/* Has the transaction altered the buffer?  It may yet roll back. */
-static bool
-is_changed(SharedBuffer *shared)
+/* The same if the current user does not own the relation. */
+void
+buffer_check_owner(Oid relid)
 {
-	ListCell   *lc;
+	char	   *name;
 
-	foreach(lc, changed)
-		if (((ChangedBuffer *) lfirst(lc))->shared == shared)
-		return true;
-	return false;
+	AcceptInvalidationMessages();
+	name = relation_name(relid);
+	if (!compat_owns_relation(relid, GetUserId()))
+		aclcheck_error(ACLCHECK_NOT_OWNER,
+					   get_relkind_objtype(get_rel_relkind(relid)), name);
 }
 
+/* The next transaction has not opened a buffer. */
 static void
-xact_callback(XactEvent event, void *arg)
+forget_opened(XactEvent event, void *arg)
 {
-	ListCell   *lc;
-
 	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT ||
 		event == XACT_EVENT_PREPARE)
 		any_opened = false;
-	if (changed == NIL)
-		return;
-	switch (event)
-	{
-		case XACT_EVENT_PRE_COMMIT:
-			foreach(lc, changed)
-			{
-				ChangedBuffer *entry = lfirst(lc);
-				HeapTuple	tuple;
-
-				tuple = SearchSysCache1(RELOID,
-										ObjectIdGetDatum(entry->shared->key.relid));
-				if (!HeapTupleIsValid(tuple))
-					continue;
-				entry->owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
-				ReleaseSysCache(tuple);
-			}
-			break;
-		case XACT_EVENT_COMMIT:
-		case XACT_EVENT_PREPARE:
-
-			/*
-			 * Who looks at a buffer that was changed by a prepared
-			 * transaction waits for its lock, until it is committed or rolled
-			 * back.
-			 */
-			foreach(lc, changed)
-			{
-				ChangedBuffer *entry = lfirst(lc);
-
-				/* the launcher can't look for itself, and may be waiting */
-				if (OidIsValid(entry->owner))
-					pg_atomic_write_u32(&entry->shared->owner, entry->owner);
-				entry->shared->start_after = 0;
-				pg_atomic_write_u32(&entry->shared->recheck, 1);
-				schedule_poke(entry->shared);
-			}
-			changed = NIL;
-			break;
-		case XACT_EVENT_ABORT:
-			changed = NIL;
-			break;
-		default:
-			break;
-	}
 }
 
-/* Who rolled back may not have the lock any more. */
-static void
-subxact_callback(SubXactEvent event, SubTransactionId subid,
-				 SubTransactionId parent_subid, void *arg)
-{
-	int			level;
-	ListCell   *lc;
-
-	if (changed == NIL)
-		return;
-	level = GetCurrentTransactionNestLevel();
-	foreach(lc, changed)
-	{
-		ChangedBuffer *entry = lfirst(lc);
-
-		if (entry->level < level)
-			continue;
-		if (event == SUBXACT_EVENT_ABORT_SUB)
-			changed = foreach_delete_current(changed, lc);
-		else if (event == SUBXACT_EVENT_COMMIT_SUB)
-			entry->level = level - 1;
-	}
-}
-
-/* Prepare this room, when the module is loaded. */
+/* Set up this room, when the module is loaded. */
 void
 buffer_init(void)
 {
@@ -481,8 +251,31 @@ buffer_init(void)
 								  (Datum) 0);
 	CacheRegisterSyscacheCallback(FOREIGNSERVEROID, invalidate_wrappers,
 								  (Datum) 0);
-	RegisterXactCallback(xact_callback, NULL);
-	RegisterSubXactCallback(subxact_callback, NULL);
+	RegisterXactCallback(forget_opened, NULL);
+}
+
+/*
+ * Which commands can change a buffer: a callback of the foreign-data wrapper.
+ * It is here because a foreign table whose wrapper has this callback is a
+ * buffer.
+ */
+int
+buffer_updatable(Relation rel)
+{
+	return 1 << CMD_INSERT;
+}
+
+/* Is a foreign table a buffer? */
+static bool
+is_buffer(Relation rel)
+{
+	Oid			serverid = GetForeignServerIdByRelId(RelationGetRelid(rel));
+	Oid			fdwid = GetForeignServer(serverid)->fdwid;
+
+	/* one without a handler would be an error below */
+	if (!OidIsValid(GetForeignDataWrapper(fdwid)->fdwhandler))
+		return false;
+	return GetFdwRoutineForRelation(rel, false)->IsForeignRelUpdatable == buffer_updatable;
 }
 
 static void
@@ -564,6 +357,19 @@ buffer_set_relation_tag(LOCKTAG *tag, Oid relid)
 	SET_LOCKTAG_RELATION(*tag,
 						 IsSharedRelation(relid) ? InvalidOid : MyDatabaseId,
 						 relid);
+}
+
+/*
+ * What names the gate: the lock under which a worker flushes, from before it
+ * locks the relation.  sb_start() and sb_stop() take it to keep the worker from
+ * beginning anything before the option is set.
+ */
+void
+buffer_set_gate_tag(LOCKTAG *tag, Oid relid)
+{
+	SharedBufferKey key = {MyDatabaseId, relid};
+
+	registry_set_locktag(tag, &key, REGISTRY_LOCK_GATE);
 }
 
 /*
@@ -666,7 +472,7 @@ build(SbBuffer *buffer, Relation rel, BufferLocker lock)
 											"statbuffer options",
 											ALLOCSET_SMALL_SIZES);
 	oldcontext = MemoryContextSwitchTo(options_context);
-	buffer_parse_options(table->options, &options);
+	options_parse(table->options, &options);
 	MemoryContextSwitchTo(oldcontext);
 
 	if (buffer->shape != NULL && same_shape(buffer->shape, shape))
@@ -732,8 +538,7 @@ forget_dropped(void)
 		if (SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relid)))
 			continue;
 		buffer = hash_search(buffers, &relid, HASH_FIND, NULL);
-		if (buffer->table.dshash != NULL)
-			dshash_detach(buffer->table.dshash);
+		table_detach(&buffer->table);
 		if (buffer->shape != NULL)
 			MemoryContextDelete(buffer->shape->context);
 		if (buffer->options_context)
@@ -792,7 +597,7 @@ buffer_open_locked(Oid relid, BufferLocker lock)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("relation with OID %u does not exist", relid)));
-	if (rel->rd_rel->relkind != RELKIND_FOREIGN_TABLE || !fdw_is_ours(rel))
+	if (rel->rd_rel->relkind != RELKIND_FOREIGN_TABLE || !is_buffer(rel))
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 				 errmsg("\"%s\" is not a buffer", RelationGetRelationName(rel)),
@@ -894,61 +699,90 @@ buffer_check_shape(SbBuffer *buffer, const BufferShape *shape)
 			 errhint("Change the columns in a transaction of its own.")));
 }
 
+/* What shared memory needs of the definition. */
+void
+buffer_get_settings(const SbBuffer *buffer, BufferSettings *settings)
+{
+	settings->owner = buffer->owner;
+	settings->stopped = buffer->options.stopped;
+	settings->interval = (int64) buffer->options.interval * 1000;
+	settings->jitter = (int64) buffer->options.jitter * 1000;
+}
+
 /* There is no room for a shape: have the worker make some, if it can. */
 static void
 report_too_many_shapes(SbBuffer *buffer)
 {
-	pg_atomic_write_u32(&buffer->table_of->recheck, 1);
-	schedule_poke(buffer->table_of);
-	launcher_ensure();
+	registry_ask(buffer->table_of, REQUEST_RECHECK);
+	launch_ensure();
 	ereport(ERROR,
 			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 			 errmsg("key columns of buffer \"%s\" were altered too often",
 					NameStr(buffer->name)),
 			 errdetail("It holds, or held a moment ago, keys of %d shapes.",
-					   SHARED_SHAPES),
+					   TABLE_SHAPES),
 			 errhint("Try again when they are flushed. Those that no longer fit the key columns are discarded by TRUNCATE.")));
+}
+
+/*
+ * Find the shared part of an open buffer, or with `create' make it; NULL if
+ * there is none.
+ *
+ * What this session knows of the definition is put into force, unless it has
+ * altered it itself and may yet roll back.  Only a session that is about to
+ * count (`create') knows the whole of it: sb_start() and sb_stop() do not wait
+ * for sessions that only read.
+ */
+static SharedBuffer *
+find_shared(SbBuffer *buffer, bool create)
+{
+	SharedBuffer *shared;
+
+	if (!registry_attach(create))
+		return NULL;
+	if (create)
+	{
+		BufferSettings settings;
+
+		buffer_get_settings(buffer, &settings);
+		shared = registry_make(MyDatabaseId, buffer->relid, &settings);
+		if (!ddl_has_altered(shared))
+			registry_set(shared, &settings);
+	}
+	else
+	{
+		shared = registry_find(MyDatabaseId, buffer->relid);
+		if (shared != NULL && !ddl_has_altered(shared))
+			registry_set_owner(shared, buffer->owner);
+	}
+	return shared;
 }
 
 /*
  * Find the shared part of an open buffer, or with `create' make it, and the
  * number of its shape.  Returns false when there is none.  It may be that no
- * number can be had for the shape: then the table's is SHARED_SHAPES.
+ * number can be had for the shape: then the table's is TABLE_SHAPES.
  */
 static bool
 attach(SbBuffer *buffer, bool create)
 {
 	/* the saved file may bring shapes that we have not seen */
 	if (buffer->shared != NULL &&
-		buffer->table.number == buffer->shared->table_number &&
-		buffer->table.shapes_number == buffer->shared->shapes_number &&
-		(buffer->table.shape < SHARED_SHAPES || !create))
+		buffer->table.number == buffer->shared->table.number &&
+		buffer->table.shapes_number == buffer->shared->table.shapes_number &&
+		(buffer->table.shape < TABLE_SHAPES || !create))
 		return true;
 
 	if (buffer->shared == NULL)
 	{
-		SharedBuffer *shared;
+		SharedBuffer *shared = find_shared(buffer, create);
 
-		if (!shared_attach(create))
-			return false;
-		if (create)
-			shared = shared_make_buffer(MyDatabaseId, buffer->relid,
-										buffer->owner,
-										(int64) buffer->options.interval * 1000);
-		else
-			shared = shared_find_buffer(MyDatabaseId, buffer->relid);
 		if (shared == NULL)
 			return false;
-		if (pg_atomic_read_u32(&shared->owner) != buffer->owner &&
-			!is_changed(shared))
-			pg_atomic_write_u32(&shared->owner, buffer->owner);
 
 		/* it may be another one, for another relation of the same OID */
-		if (buffer->table.dshash != NULL && buffer->table_of != shared)
-		{
-			dshash_detach(buffer->table.dshash);
-			buffer->table.dshash = NULL;
-		}
+		if (buffer->table_of != shared)
+			table_detach(&buffer->table);
 		buffer->table_of = shared;
 	}
 
@@ -956,9 +790,9 @@ attach(SbBuffer *buffer, bool create)
 	 * The relation's lock keeps those with another idea of the shape or the
 	 * owner out.
 	 */
-	shared_find_shape(buffer->table_of, buffer->shape->keys, create,
-					  &buffer->table);
-	counters_attach_table(buffer->table_of, &buffer->table);
+	table_find_shape(&buffer->table_of->table, buffer->shape->keys, create,
+					 &buffer->table);
+	table_attach(&buffer->table_of->table, &buffer->table);
 	buffer->shared = buffer->table_of;
 	return true;
 }
@@ -975,10 +809,10 @@ bool
 buffer_attach(SbBuffer *buffer, bool create)
 {
 	if (!create)
-		(void) launcher_await_saved();
+		(void) launch_await_load();
 	if (!attach(buffer, create))
 		return false;
-	if (create && buffer->table.shape == SHARED_SHAPES)
+	if (create && buffer->table.shape == TABLE_SHAPES)
 		report_too_many_shapes(buffer);
 	return true;
 }
@@ -1071,21 +905,4 @@ buffer_check_running(SbBuffer *buffer)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("buffer \"%s\" is stopped", NameStr(buffer->name)),
 				 errhint("Call sb_start() to start it.")));
-}
-
-/* When a key counts as counted that is first counted now: with the jitter. */
-ClockTime
-buffer_count_time(SbBuffer *buffer, ClockTime now)
-{
-	if (buffer->options.jitter > 0)
-		now += pg_prng_uint64_range(&pg_global_prng_state, 0,
-									(uint64) buffer->options.jitter * 1000);
-	return now;
-}
-
-/* When a key is due that counts as counted then. */
-ClockTime
-buffer_due_time(SbBuffer *buffer, ClockTime counted_at)
-{
-	return counted_at + (int64) buffer->options.interval * 1000;
 }

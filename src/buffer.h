@@ -11,31 +11,14 @@
 #define STATBUFFER_BUFFER_H
 
 #include "clock.h"
-#include "counters.h"
 #include "key.h"
-#include "nodes/pg_list.h"
+#include "options.h"
 #include "shape.h"
-#include "shared.h"
+#include "registry.h"
+#include "nodes/parsenodes.h"
 #include "storage/lock.h"
 #include "utils/inval.h"
 #include "utils/relcache.h"
-
-/* a day is long enough to wait for something that is running */
-#define SHUTDOWN_MAX_MSECS	(24 * 60 * 60 * 1000)
-
-typedef struct BufferOptions
-{
-	char	   *handler;
-	int			interval;		/* times are in milliseconds */
-	int			jitter;
-	int			timeout;
-	int			backoff;
-	bool		temporary;		/* restart 'temporary' */
-	int			shutdown;
-	int			batch_size;
-	int			handler_timeout;
-	bool		stopped;
-} BufferOptions;
 
 struct PendingBuffer;
 
@@ -132,13 +115,16 @@ buffer_accept_changes(void)
 }
 
 extern void buffer_init(void);
-extern void buffer_note_change(Oid classId, Oid objectId);
+extern int	buffer_updatable(Relation rel);
+extern void buffer_check_privilege(Oid relid, AclMode mode);
+extern void buffer_check_owner(Oid relid);
 extern bool buffer_is_incrementer(Oid relid, Oid userid);
 extern void buffer_note_incrementer(SbBuffer *buffer, Oid userid,
 									uint64 asked);
 extern SbBuffer *buffer_open(Oid relid, LOCKMODE lockmode);
 extern SbBuffer *buffer_open_locked(Oid relid, BufferLocker lock);
 extern void buffer_set_relation_tag(LOCKTAG *tag, Oid relid);
+extern void buffer_set_gate_tag(LOCKTAG *tag, Oid relid);
 extern void buffer_begin_use(SbBuffer *buffer, BufferUse *use);
 extern void buffer_end_use(BufferUse *use);
 extern bool buffer_revalidate(SbBuffer *buffer);
@@ -147,8 +133,7 @@ extern void buffer_attach_worker(SbBuffer *buffer);
 extern void buffer_check_settled(SbBuffer *buffer);
 extern void buffer_check_running(SbBuffer *buffer);
 extern void buffer_check_shape(SbBuffer *buffer, const BufferShape *shape);
-extern ClockTime buffer_count_time(SbBuffer *buffer, ClockTime now);
-extern ClockTime buffer_due_time(SbBuffer *buffer, ClockTime counted_at);
-extern void buffer_parse_options(List *options, BufferOptions *result);
+extern void buffer_get_settings(const SbBuffer *buffer,
+								BufferSettings *settings);
 
 #endif							/* STATBUFFER_BUFFER_H */

@@ -61,6 +61,30 @@ clock_passed(ClockTime since, ClockTime now, int64 msecs)
 }
 
 /*
+ * How long WaitLatch() must wait for a time, in milliseconds: rounded up, and in
+ * steps that a long can hold everywhere.
+ */
+static inline long
+clock_get_timeout(ClockTime when, ClockTime now)
+{
+	if (when <= now)
+		return 0;
+	return Min((when - now + 999) / 1000, 3600 * 1000);
+}
+
+/*
+ * A delay that doubles with each of `times' failures, from `msecs' up to
+ * `most'.
+ */
+static inline int64
+clock_double(int64 msecs, int times, int64 most)
+{
+	for (int i = 0; i < times && msecs < most; i++)
+		msecs *= 2;
+	return Min(msecs, most);
+}
+
+/*
  * What is to be added to a time to have it as a timestamp, as the system's
  * clock is set just now.
  */

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * fdw.c
- *	  The foreign table: validator, scan, insert, truncate.
+ *	  The foreign table: scan, insert, truncate.
  *
  * A scan copies what it needs before it returns the first row, because it can
  * hold no lock of the counters between rows.  Rows are the keys with something
@@ -13,7 +13,6 @@
  */
 #include "postgres.h"
 
-#include "access/reloptions.h"
 #include "buffer.h"
 #include "catalog/pg_foreign_data_wrapper.h"
 #include "catalog/pg_foreign_server.h"
@@ -37,7 +36,6 @@
 #include "utils/rel.h"
 
 COMPAT_FUNCTION_INFO_V1(statbuffer_fdw_handler);
-COMPAT_FUNCTION_INFO_V1(statbuffer_fdw_validator);
 
 /* Rows of a scan are copied into blocks of so many bytes, or more. */
 #define SCAN_BLOCK_SIZE		(256 * 1024)
@@ -75,9 +73,9 @@ typedef struct BufferScan
 
 typedef struct BufferInsert
 {
-	SbBuffer   *buffer;
-	Oid			userid;			/* whose privileges count */
-	uint64		generation;		/* the buffer is open, and the rest good */
+	PendingTarget target;
+	Oid			userid;			/* whose privileges count; may be a view's
+								 * owner */
 	const BufferShape *shape;
 	Datum	   *values;
 	bool	   *isnull;
@@ -97,7 +95,7 @@ get_rel_size(PlannerInfo *root, RelOptInfo *rel, Oid relid)
 
 	rel->tuples = 0;
 	if (buffer_attach(buffer, false))
-		rel->tuples = pg_atomic_read_u64(&buffer->shared->nkeys);
+		rel->tuples = table_nkeys(&buffer->shared->table);
 	rel->rows = clamp_row_est(rel->tuples *
 							  clauselist_selectivity(root,
 													 rel->baserestrictinfo,
@@ -233,7 +231,7 @@ fill(BufferScan *state)
 		return;
 	buffer_check_shape(buffer, state->shape);
 	if (buffer_attach(buffer, false) && !pending_truncated(buffer))
-		counters_scan(buffer->shared, &buffer->table, visit_counter, state);
+		table_visit(&buffer->shared->table, &buffer->table, visit_counter, state);
 	if (buffer->pending != NULL)
 		add_pending(state);
 	state->block = state->first;
@@ -333,15 +331,13 @@ explain_scan(ForeignScanState *node, ExplainState *es)
 static void
 open_for_insert(BufferInsert *state, Oid relid)
 {
-	uint64		generation = buffer_generation;
 	int			natts;
 
-	state->buffer = pending_open(relid);
-	state->shape = state->buffer->shape;
+	pending_open(&state->target, relid, false);
+	state->shape = state->target.buffer->shape;
 	natts = state->shape->desc->natts;
 	state->values = repalloc(state->values, natts * sizeof(Datum));
 	state->isnull = repalloc(state->isnull, natts * sizeof(bool));
-	state->generation = generation;
 }
 
 static void
@@ -397,11 +393,11 @@ insert_row(EState *estate, ResultRelInfo *rinfo, TupleTableSlot *slot,
 	Datum		count;
 	bool		isnull;
 
-	if (state->generation != buffer_generation)
+	if (state->target.generation != buffer_generation)
 		open_for_insert(state, RelationGetRelid(rinfo->ri_RelationDesc));
 	if (!OidIsValid(state->userid))
 		state->userid = compat_result_user(rinfo, estate);
-	buffer = state->buffer;
+	buffer = state->target.buffer;
 	shape = state->shape;
 
 	count = slot_getattr(slot, shape->count_attno, &isnull);
@@ -419,12 +415,6 @@ insert_row(EState *estate, ResultRelInfo *rinfo, TupleTableSlot *slot,
 					   state->userid);
 	MemoryContextSwitchTo(oldcontext);
 	return slot;
-}
-
-static int
-is_updatable(Relation rel)
-{
-	return 1 << CMD_INSERT;
 }
 
 static void
@@ -466,24 +456,11 @@ statbuffer_fdw_handler(PG_FUNCTION_ARGS)
 	routine->BeginForeignModify = begin_modify;
 	routine->ExecForeignInsert = insert_row;
 	routine->BeginForeignInsert = begin_insert;
-	routine->IsForeignRelUpdatable = is_updatable;
+	routine->IsForeignRelUpdatable = buffer_updatable;
 	routine->ExplainForeignModify = explain_modify;
 	routine->ExecForeignTruncate = truncate_buffers;
 
 	PG_RETURN_POINTER(routine);
-}
-
-/* Is a foreign table a buffer? */
-bool
-fdw_is_ours(Relation rel)
-{
-	Oid			serverid = GetForeignServerIdByRelId(RelationGetRelid(rel));
-	Oid			fdwid = GetForeignServer(serverid)->fdwid;
-
-	/* one without a handler would be an error below */
-	if (!OidIsValid(GetForeignDataWrapper(fdwid)->fdwhandler))
-		return false;
-	return GetFdwRoutineForRelation(rel, false)->ExecForeignInsert == insert_row;
 }
 
 /*
@@ -501,7 +478,7 @@ fdw_others_used(EState *estate)
 
 		if (rel != NULL && rel->rd_rel->relkind == RELKIND_FOREIGN_TABLE &&
 			(rel->rd_fdwroutine == NULL ||
-			 rel->rd_fdwroutine->ExecForeignInsert != insert_row))
+			 rel->rd_fdwroutine->IsForeignRelUpdatable != buffer_updatable))
 			return true;
 	}
 
@@ -511,26 +488,8 @@ fdw_others_used(EState *estate)
 		ResultRelInfo *rinfo = lfirst(lc);
 
 		if (rinfo->ri_FdwRoutine != NULL &&
-			rinfo->ri_FdwRoutine->ExecForeignInsert != insert_row)
+			rinfo->ri_FdwRoutine->IsForeignRelUpdatable != buffer_updatable)
 			return true;
 	}
 	return false;
-}
-
-Datum
-statbuffer_fdw_validator(PG_FUNCTION_ARGS)
-{
-	List	   *options = untransformRelOptions(PG_GETARG_DATUM(0));
-	Oid			catalog = PG_GETARG_OID(1);
-	BufferOptions parsed;
-
-	if (catalog == ForeignTableRelationId)
-		buffer_parse_options(options, &parsed);
-	else if (options != NIL)
-		ereport(ERROR,
-				(errcode(ERRCODE_FDW_INVALID_OPTION_NAME),
-				 errmsg("invalid option \"%s\"",
-						linitial_node(DefElem, options)->defname),
-				 errhint("There are no valid options in this context. The options of a buffer are those of its foreign table.")));
-	PG_RETURN_VOID();
 }

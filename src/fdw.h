@@ -13,7 +13,6 @@
 #include "nodes/execnodes.h"
 #include "utils/relcache.h"
 
-extern bool fdw_is_ours(Relation rel);
 extern bool fdw_others_used(EState *estate);
 
 #endif							/* STATBUFFER_FDW_H */

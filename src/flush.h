@@ -10,45 +10,54 @@
 #ifndef STATBUFFER_FLUSH_H
 #define STATBUFFER_FLUSH_H
 
+#include "batch.h"
 #include "buffer.h"
-#include "storage/lock.h"
+#include "sink.h"
 
-/*
- * The lock under which a worker flushes, from before it locks the relation:
- * sb_stop() takes it to have the worker end what it does, and not begin
- * anything before the option is set.  In the space of advisory locks, where
- * SQL can't reach field 4's value; see also set_large_tag().
- */
-static inline void
-flush_set_gate_tag(LOCKTAG *tag, Oid dboid, Oid relid)
+/* A key that is handed over, with the items of the batch that were merged. */
+typedef struct FlushKey
 {
-	SET_LOCKTAG_ADVISORY(*tag, dboid, relid, 0, 4);
-}
+	SinkKey		key;
+	int			first_item;		/* in FlushState.items */
+	int			nitems;
+} FlushKey;
 
-/* What a worker process works on, and how it stands with it. */
-typedef struct WorkerState
+/* What a worker process flushes, and where that stands. */
+typedef struct FlushState
 {
 	Oid			relid;
 	SharedBuffer *shared;		/* NULL: it is not ours any more */
-	SbBuffer   *buffer;			/* NULL: the definition wasn't read yet */
-	bool		leaving;		/* the main loop ends */
+	SbBuffer   *buffer;			/* NULL: the definition was not read yet */
+	bool		leaving;		/* the worker's main loop ends */
 	ClockTime	paused_until;	/* the buffer fails, or is in others' way */
 
-	/* for the signal handler that ends what takes too long */
-	volatile int shutdown_msecs;	/* the buffer's option */
-	volatile ClockTime stop_at; /* 0: nobody has told us to stop */
-} WorkerState;
+	/* for one transaction */
+	MemoryContext context;		/* reset before each */
+	CounterBatch batch;
+	SinkKey    *sink_keys;		/* the keys as they are handed over */
+	FlushKey   *keys;			/* the same, with their items */
+	int			nkeys;
+	int		   *items;			/* numbers of items of the batch */
+	int			current_key;	/* the first one that the sink is storing; -1:
+								 * none */
+	int			current_nkeys;	/* how many it stores at once */
+	bool		preparing;		/* the sink has not got anything yet */
 
-extern WorkerState worker;
+	/* from transaction to transaction */
+	int			conflicts;		/* deadlocks and the like, in a row */
+	int			cancels;		/* in a row */
 
-extern void flush_claimed(SharedBuffer *shared);
-extern void flush_connected(void);
-extern void flush_end(void);
-extern void flush_begin_transaction(void);
-extern void flush_commit_transaction(void);
-extern void flush_check_definition(void);
-extern int	flush_shutdown_msecs(void);
-extern void flush_batch(ClockTime now);
-extern void flush_log_discarded(bool at_once);
+	/* the log of what was discarded */
+	ClockTime	discarded_logged_at;	/* 0: never */
+	uint64		discarded;		/* sum since then */
+	bool		any_discarded;
+} FlushState;
+
+extern void flush_begin(FlushState *flush, SharedBuffer *shared);
+extern void flush_set_connected(FlushState *flush);
+extern void flush_end(FlushState *flush);
+extern void flush_check_definition(FlushState *flush);
+extern void flush_batch(FlushState *flush, ClockTime now);
+extern void flush_log_discarded(FlushState *flush, bool at_once);
 
 #endif							/* STATBUFFER_FLUSH_H */

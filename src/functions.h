@@ -10,23 +10,13 @@
 #ifndef STATBUFFER_FUNCTIONS_H
 #define STATBUFFER_FUNCTIONS_H
 
-#include "buffer.h"
 #include "fmgr.h"
-#include "nodes/parsenodes.h"
 
-/* The buffer that an argument says; raises an error when there is none. */
+/* the name of the default buffer, in the extension's schema */
+#define DEFAULT_BUFFER		"sb_default"
+
+extern Oid	function_default_buffer(FunctionCallInfo fcinfo);
 extern Oid	function_buffer_argument(FunctionCallInfo fcinfo, int argno);
-
-/* Raise PostgreSQL's own errors when the user lacks a privilege. */
-extern void function_check_privilege(Oid relid, AclMode mode);
-extern void function_check_owner(Oid relid);
-
-/*
- * Lock a buffer, to the end of the transaction, to increment in it.  The
- * caller has called buffer_accept_changes(), so that privileges that were
- * revoked are gone.  Raises the errors of function_check_privilege() and
- * pending_open().
- */
-extern SbBuffer *function_open_for_increment(Oid relid);
+extern void function_check_not_standby(void);
 
 #endif							/* STATBUFFER_FUNCTIONS_H */

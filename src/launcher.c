@@ -25,16 +25,17 @@
 #include "catalog/pg_authid.h"
 #include "catalog/pg_database.h"
 #include "compat.h"
-#include "counters.h"
+#include "ddl.h"
+#include "launch.h"
 #include "launcher.h"
+#include "load.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
-#include "saved.h"
-#include "shared.h"
+#include "registry.h"
 #include "statbuffer.h"
-#include "stopping.h"
+#include "shutdown.h"
 #include "storage/condition_variable.h"
 #include "storage/ipc.h"
 #include "storage/proc.h"
@@ -47,7 +48,6 @@
 #include "utils/syscache.h"
 #include "worker.h"
 
-#define LAUNCHER_RESTART_SECS	1
 
 /* after a worker that didn't come up, or a full table of the postmaster's */
 #define START_RETRY_MSECS		1000
@@ -59,12 +59,7 @@
 /* when there are some for so long, they don't just wait for an idle worker */
 #define LOG_FULL_MSECS			3000
 
-/* how long DROP DATABASE and the like keep workers out, at the most */
-#define EVICTION_MSECS			60000
-#define EVICTION_WAIT_MSECS		5000
 
-/* how long who wants to see counts waits for saved ones to be loaded */
-#define LOAD_WAIT_MSECS			10000
 
 /* memory that is short is looked after so often */
 #define RELIEVE_AGAIN_MSECS		1000
@@ -100,192 +95,6 @@ static int	register_failures = 0;
  * ------------------------------------------------------------------------
  */
 
-static void
-fill_launcher(BackgroundWorker *worker)
-{
-	memset(worker, 0, sizeof(BackgroundWorker));
-	worker->bgw_flags = BGWORKER_SHMEM_ACCESS |
-		BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker->bgw_start_time = BgWorkerStart_RecoveryFinished;
-	worker->bgw_restart_time = LAUNCHER_RESTART_SECS;
-	strlcpy(worker->bgw_library_name, "statbuffer", BGW_MAXLEN);
-	strlcpy(worker->bgw_function_name, "statbuffer_launcher_main", BGW_MAXLEN);
-	strlcpy(worker->bgw_name, "statbuffer launcher", BGW_MAXLEN);
-	strlcpy(worker->bgw_type, "statbuffer launcher", BGW_MAXLEN);
-}
-
-/*
- * Have the launcher start with the server.  Not for pg_upgrade: it has taken
- * down where the old server's transactions end before it starts it, so none of
- * them must write.  What is saved stays where it is.
- */
-void
-launcher_register(void)
-{
-	BackgroundWorker worker;
-
-	if (IsBinaryUpgrade)
-		return;
-	fill_launcher(&worker);
-	RegisterBackgroundWorker(&worker);
-}
-
-/*
- * See to it that there is a launcher.  When there can't be, that is told to
- * the log and flushes wait; the next transaction that counts tries again.
- */
-void
-launcher_ensure(void)
-{
-	BackgroundWorker worker;
-	BackgroundWorkerHandle *handle;
-	MemoryContext oldcontext;
-
-	/* who counts sees to it, too, that counts are saved without one */
-	stopping_stand_by();
-	if (likely(!shared_needs_launcher()))
-		return;
-
-	fill_launcher(&worker);
-	oldcontext = MemoryContextSwitchTo(TopMemoryContext);
-	if (RegisterDynamicBackgroundWorker(&worker, &handle))
-		stopping_expect_launcher(handle);
-	else
-		ereport(LOG,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("could not register the statbuffer launcher"),
-				 errdetail("Counts are kept, but nothing is flushed."),
-				 errhint("You might need to increase max_worker_processes.")));
-	MemoryContextSwitchTo(oldcontext);
-}
-
-/*
- * See to it that what the last shutdown saved is in memory, before somebody
- * looks at counts.  Waits for the launcher to load it; returns false, after a
- * warning, when that takes too long.
- */
-bool
-launcher_await_saved(void)
-{
-	static bool warned = false;
-	ClockTime	until = 0;
-	bool		loaded;
-
-	if (shared_control == NULL)
-		shared_attach(false);
-	if (likely(!saved_is_pending()))
-		return true;
-
-	/* a standby has no launcher, and no counts */
-	if (RecoveryInProgress())
-		return false;
-	shared_attach(true);
-	launcher_ensure();
-
-	ConditionVariablePrepareToSleep(&shared_control->saved_cv);
-	while (!(loaded = !saved_is_pending()))
-	{
-		ClockTime	now = clock_now();
-
-		if (until == 0)
-			until = clock_add(now, warned ? 0 : LOAD_WAIT_MSECS);
-		if (now >= until)
-			break;
-		(void) ConditionVariableTimedSleep(&shared_control->saved_cv,
-										   (until - now) / 1000 + 1,
-										   compat_wait_event("StatbufferLoad"));
-	}
-	ConditionVariableCancelSleep();
-	if (!loaded && !warned)
-	{
-		warned = true;
-		ereport(WARNING,
-				(errmsg("counts that were saved when the server was stopped are not loaded yet"),
-				 errhint("They are not lost; the server log may tell what they wait for.")));
-	}
-	return loaded;
-}
-
-/* Wake the workers of a database, or InvalidOid: all workers. */
-static void
-tell_workers(Oid dboid)
-{
-	dshash_seq_status status;
-	SharedBuffer *buffer;
-
-	dshash_seq_init(&status, shared_registry, false);
-	while ((buffer = dshash_seq_next(&status)) != NULL)
-	{
-		Latch	   *latch = *(Latch *volatile *) &buffer->worker_latch;
-
-		if (latch != NULL &&
-			(!OidIsValid(dboid) || buffer->key.dboid == dboid))
-			SetLatch(latch);
-	}
-	dshash_seq_term(&status);
-}
-
-/* Is there a worker in the database? */
-static bool
-has_workers(Oid dboid)
-{
-	dshash_seq_status status;
-	SharedBuffer *buffer;
-	bool		found = false;
-
-	dshash_seq_init(&status, shared_registry, false);
-	while (!found && (buffer = dshash_seq_next(&status)) != NULL)
-		found = buffer->key.dboid == dboid && buffer->worker_pid != 0;
-	dshash_seq_term(&status);
-	return found;
-}
-
-/*
- * Ask the workers of a database to leave, and to keep out until
- * launcher_admit() is called.  If `wait', waits until they are gone, but not
- * for long: a handler may be at work.
- */
-void
-launcher_evict(Oid dboid, bool wait)
-{
-	ClockTime	start = clock_now();
-
-	if (!shared_open(DEBUG1) || !shared_attach(false))
-		return;
-
-	shared_evict_database(dboid, clock_add(start, EVICTION_MSECS));
-	tell_workers(dboid);
-	while (wait && has_workers(dboid) &&
-		   !clock_passed(start, clock_now(), EVICTION_WAIT_MSECS))
-	{
-		(void) WaitLatch(MyLatch,
-						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 10L, compat_wait_event("StatbufferEviction"));
-		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
-	}
-}
-
-/* Let workers into the database again. */
-void
-launcher_admit(Oid dboid)
-{
-	dshash_seq_status status;
-	SharedBuffer *buffer;
-
-	if (!shared_open(DEBUG1) || !shared_attach(false))
-		return;
-	shared_evict_database(dboid, 0);
-
-	/* that also has the launcher find out whether it is gone */
-	dshash_seq_init(&status, shared_registry, false);
-	while ((buffer = dshash_seq_next(&status)) != NULL)
-		if (buffer->key.dboid == dboid)
-			pg_atomic_write_u32(&buffer->recheck, 1);
-	dshash_seq_term(&status);
-	shared_wake_launcher();
-}
-
 /* ------------------------------------------------------------------------
  * The launcher
  * ------------------------------------------------------------------------
@@ -295,9 +104,9 @@ static void
 launcher_exit(int code, Datum arg)
 {
 	LWLockReleaseAll();
-	shared_release_claims(code);
+	registry_release_all(code);
 	pg_atomic_write_u32(&shared_control->waiting, 0);
-	shared_release_launcher();
+	launcher_slot_release();
 }
 
 /*
@@ -306,25 +115,22 @@ launcher_exit(int code, Datum arg)
 static ClockTime
 retry_time(int failures)
 {
-	int64		msecs = START_RETRY_MSECS;
-
-	for (int i = 1; i < failures && msecs < START_RETRY_MAX_MSECS; i++)
-		msecs *= 2;
-	return clock_add(clock_now(), Min(msecs, START_RETRY_MAX_MSECS));
+	return clock_add(clock_now(),
+					 clock_double(START_RETRY_MSECS, failures - 1,
+								  START_RETRY_MAX_MSECS));
 }
 
 /* A worker could not be started, or did not come up. */
 static void
 start_failed(const SharedBufferKey *key, const char *message)
 {
-	SharedBuffer *buffer = dshash_find(shared_registry, key, false);
+	SharedBuffer *buffer = registry_lock(key);
 
 	if (buffer == NULL)
 		return;
-	buffer->start_failures++;
-	buffer->start_after = retry_time(buffer->start_failures);
-	shared_set_error(buffer, message, true);
-	dshash_release_lock(shared_registry, buffer);
+	registry_start_after(buffer, retry_time(registry_start_failed(buffer)));
+	registry_set_error(buffer, message, true);
+	registry_unlock(buffer);
 }
 
 /*
@@ -346,11 +152,11 @@ check_started(void)
 		if (GetBackgroundWorkerPid(worker->handle, &pid) != BGWH_STOPPED)
 			continue;
 
-		buffer = dshash_find(shared_registry, &worker->key, false);
+		buffer = registry_lock(&worker->key);
 		if (buffer != NULL)
 		{
-			failed = buffer->worker_pid == 0 && !buffer->worker_connected;
-			dshash_release_lock(shared_registry, buffer);
+			failed = buffer->slot.pid == 0 && !buffer->slot.connected;
+			registry_unlock(buffer);
 		}
 		if (failed)
 			start_failed(&worker->key, _("The worker process could not connect to the database; see the server log."));
@@ -382,21 +188,21 @@ remove_database(Oid dboid)
 {
 	for (;;)
 	{
-		dshash_seq_status status;
+		RegistryScan scan;
 		SharedBuffer *buffer;
 		SharedBufferKey key = {InvalidOid, InvalidOid};
 
-		dshash_seq_init(&status, shared_registry, false);
-		while ((buffer = dshash_seq_next(&status)) != NULL)
-			if (buffer->key.dboid == dboid && buffer->worker_pid == 0)
+		registry_begin_scan(&scan);
+		while ((buffer = registry_next(&scan)) != NULL)
+			if (buffer->key.dboid == dboid && buffer->slot.pid == 0)
 				key = buffer->key;
-		dshash_seq_term(&status);
+		registry_end_scan(&scan);
 
 		if (!OidIsValid(key.dboid))
 			break;
-		buffer = shared_claim_worker(key.dboid, key.relid);
+		buffer = registry_claim(key.dboid, key.relid);
 		if (buffer != NULL)
-			counters_drop_buffer(buffer, true);
+			registry_drop(buffer, true);
 	}
 }
 
@@ -406,13 +212,13 @@ remove_gone_databases(void)
 {
 	List	   *dboids = NIL;
 	ListCell   *lc;
-	dshash_seq_status status;
+	RegistryScan scan;
 	SharedBuffer *buffer;
 
-	dshash_seq_init(&status, shared_registry, false);
-	while ((buffer = dshash_seq_next(&status)) != NULL)
+	registry_begin_scan(&scan);
+	while ((buffer = registry_next(&scan)) != NULL)
 		dboids = list_append_unique_oid(dboids, buffer->key.dboid);
-	dshash_seq_term(&status);
+	registry_end_scan(&scan);
 
 	StartTransactionCommand();
 	foreach(lc, dboids)
@@ -495,11 +301,11 @@ start_worker(Candidate *candidate)
 	memcpy(worker.bgw_extra, &argument, sizeof(argument));
 
 	/* so that it is known if it does not get as far as claiming the buffer */
-	buffer = dshash_find(shared_registry, &candidate->key, false);
+	buffer = registry_lock(&candidate->key);
 	if (buffer == NULL)
 		return true;
-	buffer->worker_connected = false;
-	dshash_release_lock(shared_registry, buffer);
+	registry_set_connected(buffer, false);
+	registry_unlock(buffer);
 
 	oldcontext = MemoryContextSwitchTo(TopMemoryContext);
 	registered = RegisterDynamicBackgroundWorker(&worker, &handle);
@@ -523,38 +329,35 @@ static ClockTime
 relieve_buffers(void)
 {
 	static ClockTime again = 0;
-	uint64		total = pg_atomic_read_u64(&shared_control->nbytes);
+	uint64		total = pg_atomic_read_u64(&shared_control->memory.nbytes);
 	uint64		nbuffers = 0;
-	dshash_seq_status status;
+	RegistryScan scan;
 	SharedBuffer *buffer;
 	ClockTime	now = clock_now();
 
-	if (pg_atomic_read_u32(&shared_control->crowded) == 0 &&
-		!counters_are_crowded())
+	if (pg_atomic_read_u32(&shared_control->memory.short_of_memory) == 0 &&
+		!table_memory_is_short())
 		return SCHEDULE_NEVER;
 	if (now < again)
 		return again;
-	pg_atomic_write_u32(&shared_control->crowded, 0);
+	pg_atomic_write_u32(&shared_control->memory.short_of_memory, 0);
 
-	dshash_seq_init(&status, shared_registry, false);
-	while ((buffer = dshash_seq_next(&status)) != NULL)
-		if (pg_atomic_read_u64(&buffer->nkeys) > 0)
+	registry_begin_scan(&scan);
+	while ((buffer = registry_next(&scan)) != NULL)
+		if (table_nkeys(&buffer->table) > 0)
 			nbuffers++;
-	dshash_seq_term(&status);
+	registry_end_scan(&scan);
 
-	dshash_seq_init(&status, shared_registry, false);
-	while ((buffer = dshash_seq_next(&status)) != NULL)
+	registry_begin_scan(&scan);
+	while ((buffer = registry_next(&scan)) != NULL)
 	{
-		Latch	   *latch = *(Latch *volatile *) &buffer->worker_latch;
-		uint64		nbytes = pg_atomic_read_u64(&buffer->nbytes);
+		uint64		nbytes = pg_atomic_read_u64(&buffer->table.nbytes);
 
 		if (nbytes == 0 || nbytes < total / Max(nbuffers, 1) / 2)
 			continue;
-		pg_atomic_write_u32(&buffer->relieve, 1);
-		if (latch != NULL)
-			SetLatch(latch);
+		registry_ask(buffer, REQUEST_FLUSH_EARLY);
 	}
-	dshash_seq_term(&status);
+	registry_end_scan(&scan);
 	return again = clock_add(now, RELIEVE_AGAIN_MSECS);
 }
 
@@ -622,24 +425,25 @@ report_full(int nwaiting, bool postmaster)
 static Candidate *
 find_candidates(int *ncandidates, int *nworkers)
 {
-	dshash_seq_status status;
+	RegistryScan scan;
 	SharedBuffer *buffer;
 	int			size = 64;
 	Candidate  *candidates = palloc(size * sizeof(Candidate));
 	int			n = 0;
 
 	*nworkers = 0;
-	dshash_seq_init(&status, shared_registry, false);
-	while ((buffer = dshash_seq_next(&status)) != NULL)
+	registry_begin_scan(&scan);
+	while ((buffer = registry_next(&scan)) != NULL)
 	{
 		Candidate  *candidate;
 
-		if (buffer->worker_pid != 0 || is_starting(&buffer->key))
+		if (buffer->slot.pid != 0 || is_starting(&buffer->key))
 		{
 			(*nworkers)++;
 			continue;
 		}
-		if (!schedule_has_work(buffer) && buffer->reap_at == SCHEDULE_NEVER)
+		if (!registry_wants_worker(buffer) &&
+			buffer->schedule.reap_at == SCHEDULE_NEVER)
 			continue;
 
 		if (n == size)
@@ -647,24 +451,24 @@ find_candidates(int *ncandidates, int *nworkers)
 								  (size *= 2) * sizeof(Candidate));
 		candidate = &candidates[n++];
 		candidate->key = buffer->key;
-		candidate->owner = pg_atomic_read_u32(&buffer->owner);
+		candidate->owner = pg_atomic_read_u32(&buffer->settings.owner);
 
 		/*
 		 * Who has just had a slot comes after those that wait since before;
 		 * whoever asks for something is due now.
 		 */
 		candidate->due = (ClockTime) pg_atomic_read_u64(&buffer->schedule.wake_at);
-		if (buffer->reap_at != SCHEDULE_NEVER)
+		if (buffer->schedule.reap_at != SCHEDULE_NEVER)
 			candidate->due = Min(candidate->due,
-								 clock_add(buffer->reap_at, LAUNCHER_LEAD_MSECS));
-		if (schedule_has_requests(buffer))
+								 clock_add(buffer->schedule.reap_at, LAUNCHER_LEAD_MSECS));
+		if (requests_are_open(&buffer->requests))
 			candidate->due = 0;
-		candidate->due = Max(candidate->due, buffer->left_at);
-		candidate->not_before = Max(buffer->start_after,
-									shared_evicted_until(buffer->key.dboid));
+		candidate->due = Max(candidate->due, buffer->slot.left_at);
+		candidate->not_before = Max(buffer->slot.start_after,
+									ddl_evicted_until(buffer->key.dboid));
 		candidate->due = Max(candidate->due, candidate->not_before);
 	}
-	dshash_seq_term(&status);
+	registry_end_scan(&scan);
 
 	qsort(candidates, n, sizeof(Candidate), compare_candidates);
 	*ncandidates = n;
@@ -735,7 +539,7 @@ start_workers(bool loading)
 	pg_atomic_write_u32(&shared_control->waiting, nwaiting + loading);
 	next = Min(next, report_full(nwaiting, full || register_after > now));
 	if (nwaiting > 0 || loading)
-		tell_workers(InvalidOid);
+		registry_wake_workers(InvalidOid);
 	return next;
 }
 
@@ -748,7 +552,6 @@ start_workers(bool loading)
 static void
 end_or_hand_over(void)
 {
-	BackgroundWorker worker;
 	bool		offered = false;
 
 	for (;;)
@@ -758,15 +561,14 @@ end_or_hand_over(void)
 		/* before looking: the postmaster writes first and signals then */
 		ShutdownRequestPending = false;
 		pg_memory_barrier();
-		if (stopping_server())
+		if (shutdown_is_server())
 			break;
 		if (!offered)
 		{
-			fill_launcher(&worker);
-			(void) shared_offer_launcher(true);
-			if (!RegisterDynamicBackgroundWorker(&worker, NULL))
+			(void) launcher_slot_offer(true);
+			if (!launch_successor())
 			{
-				if (!shared_offer_launcher(false))
+				if (!launcher_slot_offer(false))
 					proc_exit(0);
 				ereport(LOG,
 						(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
@@ -776,7 +578,7 @@ end_or_hand_over(void)
 			}
 			offered = true;
 		}
-		else if (!shared_offer_launcher(true))
+		else if (!launcher_slot_offer(true))
 			proc_exit(0);
 		CHECK_FOR_INTERRUPTS();
 
@@ -787,8 +589,8 @@ end_or_hand_over(void)
 						 compat_wait_event("StatbufferLauncherMain"));
 	}
 
-	if (shared_offer_launcher(false))
-		stopping_save();
+	if (launcher_slot_offer(false))
+		shutdown_save();
 	proc_exit(0);
 }
 
@@ -799,23 +601,23 @@ end_or_hand_over(void)
 static ClockTime
 look_around(void)
 {
-	static SavedProgress progress = SAVED_BLOCKED;	/* to begin with, try */
+	static LoadProgress progress = LOAD_BLOCKED;	/* to begin with, try */
 	static ClockTime load_at = 0;
 	ClockTime	now = clock_now();
 	ClockTime	next = relieve_buffers();
 
 	/* where the registry is empty, nothing else would */
-	shared_unmap_freed();
-	if (progress == SAVED_BLOCKED ||
-		(progress == SAVED_FAILED && now >= load_at))
+	shmem_unmap_freed();
+	if (progress == LOAD_BLOCKED ||
+		(progress == LOAD_FAILED && now >= load_at))
 	{
-		progress = saved_load();
-		if (progress == SAVED_LOADED)
+		progress = load_continue();
+		if (progress == LOAD_FINISHED)
 			remove_gone_databases();
 		load_at = clock_add(now, LOAD_RETRY_MSECS);
 	}
-	next = Min(next, start_workers(progress != SAVED_LOADED));
-	return progress == SAVED_LOADED ? next : Min(next, load_at);
+	next = Min(next, start_workers(progress != LOAD_FINISHED));
+	return progress == LOAD_FINISHED ? next : Min(next, load_at);
 }
 
 /* In PG_CATCH: tell the error, and go on as if it had not been. */
@@ -828,7 +630,7 @@ recover_from_error(void)
 	AbortCurrentTransaction();
 	LWLockReleaseAll();
 	ConditionVariableCancelSleep();
-	shared_release_claims(1);
+	registry_release_all(1);
 	RESUME_INTERRUPTS();
 }
 
@@ -843,10 +645,10 @@ statbuffer_launcher_main(Datum main_arg)
 	BackgroundWorkerUnblockSignals();
 
 	/* started again, it would come to the same end */
-	if (!shared_open(LOG))
+	if (!shmem_open(LOG))
 		proc_exit(0);
-	shared_attach(true);
-	if (!shared_claim_launcher())
+	registry_attach(true);
+	if (!launcher_slot_claim())
 	{
 		/* there is one: this one is not needed, nor to be restarted */
 		proc_exit(0);
@@ -858,7 +660,7 @@ statbuffer_launcher_main(Datum main_arg)
 
 	context = AllocSetContextCreate(TopMemoryContext, "statbuffer launcher",
 									ALLOCSET_DEFAULT_SIZES);
-	shared_set_limit();
+	shmem_set_limit();
 	for (;;)
 	{
 		ClockTime volatile next = SCHEDULE_NEVER;
@@ -873,7 +675,7 @@ statbuffer_launcher_main(Datum main_arg)
 		{
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
-			shared_set_limit();
+			shmem_set_limit();
 		}
 
 		/* without a launcher nobody would save what is held */
@@ -893,10 +695,7 @@ statbuffer_launcher_main(Datum main_arg)
 
 		if (next != SCHEDULE_NEVER)
 		{
-			int64		usecs = next - clock_now();
-
-			timeout = Min((usecs + 999) / 1000, 3600 * 1000);
-			timeout = Max(timeout, 0);
+			timeout = clock_get_timeout(next, clock_now());
 			events |= WL_TIMEOUT;
 		}
 		(void) WaitLatch(MyLatch, events, timeout,

@@ -33,10 +33,10 @@
 
 #include "access/xact.h"
 #include "common/int.h"
-#include "launcher.h"
+#include "launch.h"
 #include "miscadmin.h"
 #include "pending.h"
-#include "saved.h"
+#include "savefile.h"
 #include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/memutils.h"
@@ -312,12 +312,9 @@ lock_for_transaction(Oid relid, LOCKMODE lockmode)
 	CurrentResourceOwner = owner;
 }
 
-/*
- * Open a buffer to count in it: lock it and make sure that it takes
- * increments.  Raises the errors of buffer_open() and buffer_check_running().
- */
-SbBuffer *
-pending_open(Oid relid)
+/* Lock a buffer, and make sure that it takes increments. */
+static SbBuffer *
+lock_and_open(Oid relid)
 {
 	SbBuffer   *buffer;
 	PendingBuffer *pending;
@@ -330,6 +327,53 @@ pending_open(Oid relid)
 		pending->lock_level = GetCurrentTransactionNestLevel();
 	buffer_check_running(buffer);
 	return buffer;
+}
+
+/* The same, if the user may increment; the catalogs are asked once. */
+static SbBuffer *
+check_and_open(Oid relid, Oid userid)
+{
+	uint64		asked;
+	SbBuffer   *buffer;
+
+	if (buffer_is_incrementer(relid, userid))
+	{
+		buffer = lock_and_open(relid);
+
+		/* if it waited for the lock, it has accepted what was altered */
+		if (buffer_is_incrementer(relid, userid))
+			return buffer;
+	}
+
+	asked = buffer_generation;
+	buffer_check_privilege(relid, ACL_INSERT);
+	buffer = lock_and_open(relid);
+	buffer_note_incrementer(buffer, userid, asked);
+	return buffer;
+}
+
+/*
+ * Open a buffer to count in it: the one way for everyone who counts.  It is
+ * locked to the end of the transaction, and takes increments.
+ *
+ * With `check_privilege' the current user must have INSERT on it, and the caller
+ * has called buffer_accept_changes(), so that privileges that were revoked are
+ * gone.  Without, the executor has checked that.
+ *
+ * Raises the errors of buffer_check_privilege(), buffer_open() and
+ * buffer_check_running(); then the target is not open.
+ */
+void
+pending_open(PendingTarget *target, Oid relid, bool check_privilege)
+{
+	uint64		generation = buffer_generation;
+
+	target->buffer = NULL;
+	target->last = NULL;
+	target->userid = GetUserId();
+	target->buffer = check_privilege ?
+		check_and_open(relid, target->userid) : lock_and_open(relid);
+	target->generation = generation;
 }
 
 static PendingKey *
@@ -527,26 +571,6 @@ pending_add(SbBuffer *buffer, const BufferShape *shape, const KeyBytes *bytes,
 }
 
 /*
- * Add through a pin, and release it.  A counter that is scheduled already
- * does not need the time; `now' is read once it is, and is 0 before.  Takes no
- * lock, cannot fail.
- */
-static void
-add_pinned(SbBuffer *buffer, SharedBuffer *shared, CounterPin *pin,
-		   int64 delta, ClockTime *now)
-{
-	ClockTime	counted_at;
-
-	if (counters_add(shared, pin, delta))
-		return;
-	if (*now == 0)
-		*now = clock_now();
-	counted_at = buffer_count_time(buffer, *now);
-	counters_schedule(shared, pin, counted_at,
-					  buffer_due_time(buffer, counted_at));
-}
-
-/*
  * Add to a key of an open buffer at once, outside the transaction.  The key
  * was formed under that shape.
  */
@@ -563,7 +587,7 @@ pending_add_now(SbBuffer *buffer, const BufferShape *shape,
 	buffer_check_shape(buffer, shape);
 	buffer_check_settled(buffer);
 	buffer_attach(buffer, true);
-	launcher_ensure();
+	launch_ensure();
 	shared = buffer->shared;
 	if (count != 0)
 	{
@@ -573,12 +597,12 @@ pending_add_now(SbBuffer *buffer, const BufferShape *shape,
 
 		counters_pin_now(shared, &buffer->table, key, count, &pin);
 		locked = pin.locked;
-		add_pinned(buffer, shared, &pin, count, &now);
+		counters_add(shared, &pin, count, &now);
 		if (locked)
 			counters_end_turn(shared);
 	}
-	pg_atomic_fetch_add_u64(&shared->stats[STAT_PUBLISHED], (uint64) count);
-	pg_atomic_fetch_add_u64(&shared->stats[STAT_INCREMENTS], 1);
+	registry_count(shared, STAT_PUBLISHED, (uint64) count);
+	registry_count(shared, STAT_INCREMENTS, 1);
 }
 
 /*
@@ -859,7 +883,7 @@ list_keys(void)
 		keys = MemoryContextAllocHuge(TopTransactionContext,
 									  npending_keys * sizeof(PublishedKey));
 	if (npending_keys >= SORT_MIN_KEYS &&
-		counters_have_room(npending_keys, pending_size))
+		table_has_room(npending_keys, pending_size))
 		sort_by_ranges(keys);
 	else
 	{
@@ -870,7 +894,7 @@ list_keys(void)
 	}
 	for (uint64 i = 0; i < npending_keys; i++)
 	{
-		keys[i].pin.counter = NULL;
+		keys[i].pin.ref.counter = NULL;
 		keys[i].request = InvalidDsaPointer;
 	}
 	published = keys;
@@ -898,7 +922,7 @@ prepare_to_publish(void)
 			MemoryContext oldcontext;
 
 			/* before looking whether there is anything: it may yet come */
-			if (!launcher_await_saved())
+			if (!launch_await_load())
 				ereport(ERROR,
 						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						 errmsg("cannot truncate buffer \"%s\" now",
@@ -956,16 +980,16 @@ prepare_to_publish(void)
 		PendingBuffer *pending = published[i].key->buffer->pending;
 
 		if (published[i].key->flush == 0 || pending->flush_level > 0 ||
-			published[i].pin.counter == NULL)
+			published[i].pin.ref.counter == NULL)
 			continue;
-		published[i].request = counters_prepare_request(&published[i].pin);
+		published[i].request = requests_allocate_flush();
 		if (DsaPointerIsValid(published[i].request))
 			pending->has_requests = true;
 		else
 			pending->flush_level = 1;
 	}
 	if (any)
-		launcher_ensure();
+		launch_ensure();
 }
 
 /* The transaction has committed: nothing may fail here. */
@@ -983,35 +1007,39 @@ publish(void)
 			counters_clear(shared, &pending->truncate_pins[i]);
 		if (pending->ntruncate_pins > 0)
 		{
-			pg_atomic_write_u32(&shared->truncated, 1);
-			schedule_poke(shared);
+			registry_ask(shared, REQUEST_SORT_AGAIN);
 		}
 
 		/* before the keys, so that the sums never show less than was stored */
 		if (pending->attached)
 		{
-			pg_atomic_fetch_add_u64(&shared->stats[STAT_PUBLISHED],
-									pending->sum);
-			pg_atomic_fetch_add_u64(&shared->stats[STAT_INCREMENTS],
-									pending->nincrements);
+			registry_count(shared, STAT_PUBLISHED, pending->sum);
+			registry_count(shared, STAT_INCREMENTS, pending->nincrements);
 		}
 	}
 
 	for (uint64 i = 0; i < npublished; i++)
 	{
 		PendingKey *key = published[i].key;
+		SharedBuffer *shared;
+		CounterRef	ref;
 
 		if (i + FETCH_AHEAD < npublished)
 			fetch_ahead(published[i + FETCH_AHEAD].key);
-		if (published[i].pin.counter == NULL)
+		if (published[i].pin.ref.counter == NULL)
 			continue;
-		if (DsaPointerIsValid(published[i].request))
-			counters_pin_request(&published[i].pin);
-		add_pinned(key->buffer, key->buffer->pending->shared,
-				   &published[i].pin, key->delta, &now);
-		if (DsaPointerIsValid(published[i].request))
-			counters_make_request(key->buffer->pending->shared,
-								  published[i].request);
+		shared = key->buffer->pending->shared;
+		if (likely(!DsaPointerIsValid(published[i].request)))
+		{
+			counters_add(shared, &published[i].pin, key->delta, &now);
+			continue;
+		}
+
+		/* the request has a pin of its own, and comes when it is scheduled */
+		ref = published[i].pin.ref;
+		counter_pin(ref.counter);
+		counters_add(shared, &published[i].pin, key->delta, &now);
+		requests_flush_published(&shared->requests, published[i].request, ref);
 	}
 
 	/* when all is there that is to be flushed */
@@ -1022,8 +1050,8 @@ publish(void)
 			(pending->flush_level == 0 && !pending->has_requests))
 			continue;
 		if (pending->flush_level > 0)
-			pg_atomic_write_u32(&pending->shared->flush_all, 1);
-		schedule_poke(pending->shared);
+			requests_ask(&pending->shared->requests, REQUEST_FLUSH_ALL);
+		registry_wake(pending->shared);
 	}
 }
 
@@ -1047,9 +1075,10 @@ unpin_all(void)
 
 		if (DsaPointerIsValid(published[i].request))
 		{
-			counters_pin_request(&published[i].pin);
-			counters_make_request(shared, published[i].request);
-			schedule_poke(shared);
+			counter_pin(published[i].pin.ref.counter);
+			requests_flush_published(&shared->requests, published[i].request,
+									 published[i].pin.ref);
+			registry_wake(shared);
 		}
 		counters_unpin(shared, &published[i].pin);
 	}

@@ -13,15 +13,37 @@
 #include "buffer.h"
 #include "counters.h"
 #include "key.h"
+#include "miscadmin.h"
 
 typedef struct PendingBuffer PendingBuffer;
 typedef struct PendingKey PendingKey;
+
+/*
+ * A buffer that a statement counts in, kept from call to call, with all that
+ * would have to be found out again.
+ */
+typedef struct PendingTarget
+{
+	SbBuffer   *buffer;			/* open to count in; NULL: none */
+	Oid			userid;			/* whose privileges count */
+	uint64		generation;		/* buffer_generation then */
+	PendingKey *last;			/* where the caller counted last, or NULL */
+} PendingTarget;
+
+/* Is it still open, for the current user? */
+static inline bool
+pending_is_open(const PendingTarget *target)
+{
+	return target->generation == buffer_generation &&
+		target->buffer != NULL && target->userid == GetUserId();
+}
 
 /* Called with the key, and what the transaction has added to it. */
 typedef void (*PendingVisitor) (const KeyBytes *key, int64 delta, void *arg);
 
 extern void pending_init(void);
-extern SbBuffer *pending_open(Oid relid);
+extern void pending_open(PendingTarget *target, Oid relid,
+						 bool check_privilege);
 extern bool pending_any(void);
 extern void pending_come_first(bool committing);
 extern PendingKey *pending_add(SbBuffer *buffer, const BufferShape *shape,

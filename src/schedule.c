@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * schedule.c
- *	  Which key is due when.
+ *	  When each key is due: a timing wheel and an inbox.
  *
  * A hierarchical timing wheel for each buffer, so that the cost of flushing
  * follows the keys that are due and not the keys that are held.  Slots of the
@@ -9,7 +9,8 @@
  * moves down a level when its slot's time begins, three times at the most.
  *
  * The wheel belongs to the buffer's worker.  All others push counters on the
- * inbox without a lock and lower wake_at; see SharedSchedule.  Pushing cannot
+ * inbox without a lock and lower wake_at; see SharedSchedule.  This room knows
+ * nothing of processes: the caller wakes the worker.  Pushing cannot
  * fail, because it happens after a commit.
  *
  * The worker's steps can fail where a counter's segment is mapped for the
@@ -21,9 +22,7 @@
  */
 #include "postgres.h"
 
-#include "counters.h"
 #include "schedule.h"
-#include "shared.h"
 
 #define SLOT_MASK		(SCHEDULE_SLOTS - 1)
 #define LEVEL_SHIFT(l)	((l) * SCHEDULE_SLOT_BITS)
@@ -36,29 +35,27 @@
 StaticAssertDecl(SCHEDULE_LEVELS * SCHEDULE_SLOTS <= 256,
 				 "slot numbers must fit in a byte");
 
-static void insert_into_wheel(SharedBuffer *buffer,
-							  SharedCounter *counter, dsa_pointer self);
-static void append_due(SharedSchedule *schedule, SharedCounter *counter,
-					   dsa_pointer self);
+static void insert_into_wheel(SharedSchedule *schedule, CounterRef ref);
+static void append_due(SharedSchedule *schedule, CounterRef ref);
 
 /*
  * When a counter is due.  One that has nothing counted is due at once, so
  * that the worker finds it to be idle.
  */
 static ClockTime
-due_time(SharedBuffer *buffer, SharedCounter *counter)
+due_time(SharedSchedule *schedule, SharedCounter *counter)
 {
 	int64		at = (int64) pg_atomic_read_u64(&counter->counted_at);
 
 	if (at == 0 || counter->failures > 0)
 		return at;
-	return at + buffer->schedule.interval;
+	return at + schedule->interval;
 }
 
 static inline int64
-due_tick(SharedBuffer *buffer, SharedCounter *counter)
+due_tick(SharedSchedule *schedule, SharedCounter *counter)
 {
-	ClockTime	due = due_time(buffer, counter);
+	ClockTime	due = due_time(schedule, counter);
 
 	Assert(due >= 0);
 	if (due > SCHEDULE_NEVER - SCHEDULE_TICK_USECS)
@@ -71,18 +68,18 @@ due_tick(SharedBuffer *buffer, SharedCounter *counter)
  * the wheel by schedule_add(), and does not come out before it turns.
  */
 bool
-schedule_is_due(SharedBuffer *buffer, SharedCounter *counter)
+schedule_is_due(SharedSchedule *schedule, SharedCounter *counter)
 {
-	return due_tick(buffer, counter) <= buffer->schedule.tick;
+	return due_tick(schedule, counter) <= schedule->tick;
 }
 
 /* What a counter's `counted_at' is when it is due just now. */
 ClockTime
-schedule_due_now(SharedBuffer *buffer, SharedCounter *counter)
+schedule_due_now(SharedSchedule *schedule, SharedCounter *counter)
 {
-	ClockTime	due = buffer->schedule.tick * SCHEDULE_TICK_USECS;
+	ClockTime	due = schedule->tick * SCHEDULE_TICK_USECS;
 
-	return counter->failures > 0 ? due : due - buffer->schedule.interval;
+	return counter->failures > 0 ? due : due - schedule->interval;
 }
 
 void
@@ -97,6 +94,8 @@ schedule_init(SharedSchedule *schedule, int64 interval, ClockTime now)
 	schedule->due_head = InvalidDsaPointer;
 	schedule->due_tail = InvalidDsaPointer;
 	schedule->nscheduled = 0;
+	schedule_forget_idle(schedule);
+	schedule->reap_at = SCHEDULE_NEVER;
 	for (int i = 0; i < lengthof(schedule->slots); i++)
 	{
 		schedule->slots[i].head = InvalidDsaPointer;
@@ -107,21 +106,20 @@ schedule_init(SharedSchedule *schedule, int64 interval, ClockTime now)
 /*
  * Put a counter, whose LINKED bit the caller has just set, on the inbox.
  *
- * Takes no lock, cannot fail.  The caller calls schedule_wake() afterwards.
+ * Takes no lock, cannot fail.  The caller calls schedule_lower() afterwards.
  */
 void
-schedule_push(SharedBuffer *buffer, SharedCounter *counter, dsa_pointer self)
+schedule_push(SharedSchedule *schedule, CounterRef ref)
 {
-	SharedSchedule *schedule = &buffer->schedule;
 	uint64		head = pg_atomic_read_u64(&schedule->inbox);
 
-	Assert(pg_atomic_read_u32(&counter->pins) & COUNTER_LINKED);
+	Assert(counter_has_flag(ref.counter, COUNTER_LINKED));
 
 	/* the worker takes the list whole, so that a head can't come back */
 	do
 	{
-		counter->next = head;
-	} while (!pg_atomic_compare_exchange_u64(&schedule->inbox, &head, self));
+		ref.counter->next = head;
+	} while (!pg_atomic_compare_exchange_u64(&schedule->inbox, &head, ref.self));
 }
 
 /* Set a time to `when' if that is earlier; returns whether it was. */
@@ -137,73 +135,29 @@ lower(pg_atomic_uint64 *time, ClockTime when)
 }
 
 /*
- * See to it that a process looks at the buffer at `when' or earlier.
+ * Announce that a process must look at the buffer at `when' or earlier.
+ * Returns whether that is earlier than what was announced: then the caller must
+ * wake the worker.
  *
- * Takes no lock, cannot fail.  What the process shall find there was written
- * before; the atomic operations order it against schedule_sleep_until().
+ * Takes no lock, cannot fail.  The caller has written what the process is to
+ * find there; the atomic operations order it against schedule_sleep_until().
  */
-void
-schedule_wake(SharedBuffer *buffer, ClockTime when)
+bool
+schedule_lower(SharedSchedule *schedule, ClockTime when)
 {
-	SharedSchedule *schedule = &buffer->schedule;
-
 	pg_memory_barrier();
 	(void) lower(&schedule->first_due, when);
-	if (lower(&schedule->wake_at, when))
-		schedule_poke(buffer);
+	return lower(&schedule->wake_at, when);
 }
 
-/*
- * Wake the worker, or the launcher when there is none.  Takes no lock, cannot
- * fail.
- */
-void
-schedule_poke(SharedBuffer *buffer)
-{
-	/*
-	 * A worker that is leaving tells the launcher when it has left, so a
-	 * latch that is no longer the right one does no harm.
-	 */
-	Latch	   *latch = *(Latch *volatile *) &buffer->worker_latch;
-
-	if (latch != NULL)
-		SetLatch(latch);
-	else
-		shared_wake_launcher();
-}
-
-/* Did anyone ask for something that is not a matter of time? */
+/* Is nothing scheduled?  For the launcher, too; needs no lock. */
 bool
-schedule_has_requests(SharedBuffer *buffer)
+schedule_is_empty(SharedSchedule *schedule)
 {
-	return pg_atomic_read_u32(&buffer->recheck) != 0 ||
-		pg_atomic_read_u32(&buffer->flush_all) != 0 ||
-		pg_atomic_read_u32(&buffer->truncated) != 0 ||
-		pg_atomic_read_u32(&buffer->relieve) != 0 ||
-		DsaPointerIsValid(buffer->flush_taken) ||
-		DsaPointerIsValid(pg_atomic_read_u64(&buffer->flush_requests)) ||
-		pg_atomic_read_u64(&buffer->drain_asked) !=
-		pg_atomic_read_u64(&buffer->drain_due) ||
-		(pg_atomic_read_u64(&buffer->drain_keys) == 0 &&
-		 pg_atomic_read_u64(&buffer->drain_asked) !=
-		 pg_atomic_read_u64(&buffer->drain_done));
-}
-
-/* Does the buffer want a worker?  For the launcher; needs no lock. */
-bool
-schedule_has_work(SharedBuffer *buffer)
-{
-	SharedSchedule *schedule = &buffer->schedule;
-
-	if (pg_atomic_read_u32(&buffer->recheck) != 0)
-		return true;
-	if (pg_atomic_read_u32(&buffer->parked) != 0)
-		return false;
-	return schedule_has_requests(buffer) ||
-		DsaPointerIsValid(pg_atomic_read_u64(&schedule->inbox)) ||
-		DsaPointerIsValid(schedule->drained) ||
-		DsaPointerIsValid(schedule->due_head) ||
-		schedule->nscheduled > 0;
+	return !DsaPointerIsValid(pg_atomic_read_u64(&schedule->inbox)) &&
+		!DsaPointerIsValid(schedule->drained) &&
+		!schedule_has_due(schedule) &&
+		schedule->nscheduled == 0;
 }
 
 /* ------------------------------------------------------------------------
@@ -234,7 +188,7 @@ map_list(dsa_pointer list)
  * that failed.  Unlink it, unless somebody counts just now.
  */
 static bool
-unlink_idle(SharedBuffer *buffer, SharedCounter *counter)
+unlink_idle(SharedSchedule *schedule, SharedCounter *counter)
 {
 	if (pg_atomic_read_u64(&counter->counted_at) != 0)
 		return false;
@@ -242,32 +196,28 @@ unlink_idle(SharedBuffer *buffer, SharedCounter *counter)
 	/* idle since ever */
 	counter->next = 1;
 	pg_memory_barrier();
-	pg_atomic_fetch_and_u32(&counter->pins, ~COUNTER_LINKED);
-	if (pg_atomic_read_u64(&counter->counted_at) != 0 &&
-		(pg_atomic_fetch_or_u32(&counter->pins, COUNTER_LINKED) &
-		 COUNTER_LINKED) == 0)
+	counter_clear_flag(counter, COUNTER_LINKED);
+	if (pg_atomic_read_u64(&counter->counted_at) != 0 && counter_link(counter))
 		return false;
-	shared_note_idle(buffer, 1);
+	schedule_note_idle(schedule, 1);
 	return true;
 }
 
 /* Sort the newly scheduled counters in. */
 static void
-drain_inbox(SharedBuffer *buffer)
+drain_inbox(SharedSchedule *schedule)
 {
-	SharedSchedule *schedule = &buffer->schedule;
 
 	map_due_tail(schedule);
 	for (;;)
 	{
 		while (DsaPointerIsValid(schedule->drained))
 		{
-			dsa_pointer self = schedule->drained;
-			SharedCounter *counter = counter_at(self);
+			CounterRef	ref = counter_ref(schedule->drained);
 
-			schedule->drained = counter->next;
-			if (!unlink_idle(buffer, counter))
-				insert_into_wheel(buffer, counter, self);
+			schedule->drained = ref.counter->next;
+			if (!unlink_idle(schedule, ref.counter))
+				insert_into_wheel(schedule, ref);
 		}
 
 		if (!DsaPointerIsValid(pg_atomic_read_u64(&schedule->inbox)))
@@ -311,9 +261,8 @@ next_event(SharedSchedule *schedule)
  * are mapped, so that nothing can fail.
  */
 static void
-empty_slot(SharedBuffer *buffer, SharedSlot *slot)
+empty_slot(SharedSchedule *schedule, WheelSlot *slot)
 {
-	SharedSchedule *schedule = &buffer->schedule;
 	dsa_pointer list = slot->head;
 
 	if (!DsaPointerIsValid(list))
@@ -325,12 +274,11 @@ empty_slot(SharedBuffer *buffer, SharedSlot *slot)
 
 	while (DsaPointerIsValid(list))
 	{
-		dsa_pointer self = list;
-		SharedCounter *counter = counter_at(self);
+		CounterRef	ref = counter_ref(list);
 
-		list = counter->next;
+		list = ref.counter->next;
 		schedule->nscheduled--;
-		insert_into_wheel(buffer, counter, self);
+		insert_into_wheel(schedule, ref);
 	}
 }
 
@@ -339,9 +287,8 @@ empty_slot(SharedBuffer *buffer, SharedSlot *slot)
  * what schedule_pop_due() returns.
  */
 void
-schedule_advance(SharedBuffer *buffer, ClockTime now)
+schedule_advance(SharedSchedule *schedule, ClockTime now)
 {
-	SharedSchedule *schedule = &buffer->schedule;
 	int64		target = now / SCHEDULE_TICK_USECS;
 
 	for (;;)
@@ -367,28 +314,26 @@ schedule_advance(SharedBuffer *buffer, ClockTime now)
 			map_list(schedule->slots[SLOT_OF(level, event)].head);
 		schedule->tick = event;
 		for (int level = nlevels - 1; level >= 0; level--)
-			empty_slot(buffer, &schedule->slots[SLOT_OF(level, event)]);
+			empty_slot(schedule, &schedule->slots[SLOT_OF(level, event)]);
 	}
 	if (schedule->tick < target)
 		schedule->tick = target;
 
-	drain_inbox(buffer);
+	drain_inbox(schedule);
 }
 
 /* Put a counter where it belongs by its due time. */
 static void
-insert_into_wheel(SharedBuffer *buffer, SharedCounter *counter,
-				  dsa_pointer self)
+insert_into_wheel(SharedSchedule *schedule, CounterRef ref)
 {
-	SharedSchedule *schedule = &buffer->schedule;
-	int64		due = due_tick(buffer, counter);
+	int64		due = due_tick(schedule, ref.counter);
 	int64		delta = due - schedule->tick;
 	int			level;
-	SharedSlot *slot;
+	WheelSlot  *slot;
 
 	if (delta <= 0)
 	{
-		append_due(schedule, counter, self);
+		append_due(schedule, ref);
 		return;
 	}
 
@@ -403,47 +348,45 @@ insert_into_wheel(SharedBuffer *buffer, SharedCounter *counter,
 		;
 	Assert(level < SCHEDULE_LEVELS);
 
-	counter->slot = SLOT_OF(level, due);
-	slot = &schedule->slots[counter->slot];
+	ref.counter->slot = SLOT_OF(level, due);
+	slot = &schedule->slots[ref.counter->slot];
 	if (!DsaPointerIsValid(slot->head))
 		slot->earliest = SCHEDULE_NEVER;
-	counter->next = slot->head;
-	slot->head = self;
+	ref.counter->next = slot->head;
+	slot->head = ref.self;
 	slot->earliest = Min(slot->earliest, due * SCHEDULE_TICK_USECS);
 	schedule->nscheduled++;
 }
 
 static void
-append_due(SharedSchedule *schedule, SharedCounter *counter, dsa_pointer self)
+append_due(SharedSchedule *schedule, CounterRef ref)
 {
-	counter->next = InvalidDsaPointer;
+	ref.counter->next = InvalidDsaPointer;
 	if (DsaPointerIsValid(schedule->due_tail))
-		counter_at(schedule->due_tail)->next = self;
+		counter_at(schedule->due_tail)->next = ref.self;
 	else
-		schedule->due_head = self;
-	schedule->due_tail = self;
+		schedule->due_head = ref.self;
+	schedule->due_tail = ref.self;
 }
 
 /* Schedule a counter whose LINKED bit the worker has just set. */
 void
-schedule_add(SharedBuffer *buffer, SharedCounter *counter, dsa_pointer self)
+schedule_add(SharedSchedule *schedule, CounterRef ref)
 {
-	Assert(pg_atomic_read_u32(&counter->pins) & COUNTER_LINKED);
-	insert_into_wheel(buffer, counter, self);
+	Assert(counter_has_flag(ref.counter, COUNTER_LINKED));
+	insert_into_wheel(schedule, ref);
 }
 
 /* The same, but it is due before all others. */
 void
-schedule_add_first(SharedBuffer *buffer, SharedCounter *counter,
-				   dsa_pointer self)
+schedule_add_first(SharedSchedule *schedule, CounterRef ref)
 {
-	SharedSchedule *schedule = &buffer->schedule;
 
-	Assert(pg_atomic_read_u32(&counter->pins) & COUNTER_LINKED);
-	counter->next = schedule->due_head;
-	schedule->due_head = self;
+	Assert(counter_has_flag(ref.counter, COUNTER_LINKED));
+	ref.counter->next = schedule->due_head;
+	schedule->due_head = ref.self;
 	if (!DsaPointerIsValid(schedule->due_tail))
-		schedule->due_tail = self;
+		schedule->due_tail = ref.self;
 }
 
 /*
@@ -451,9 +394,8 @@ schedule_add_first(SharedBuffer *buffer, SharedCounter *counter,
  * is none.  The caller clears its LINKED bit.
  */
 dsa_pointer
-schedule_pop_due(SharedBuffer *buffer)
+schedule_pop_due(SharedSchedule *schedule)
 {
-	SharedSchedule *schedule = &buffer->schedule;
 	dsa_pointer self = schedule->due_head;
 
 	if (DsaPointerIsValid(self))
@@ -476,34 +418,32 @@ set_counted_at(SharedCounter *counter, uint64 old, ClockTime new)
 
 /* Make one key due that is linked somewhere. */
 void
-schedule_make_due(SharedBuffer *buffer, SharedCounter *counter,
-				  dsa_pointer self)
+schedule_make_due(SharedSchedule *schedule, CounterRef ref)
 {
-	SharedSchedule *schedule = &buffer->schedule;
-	SharedSlot *slot;
+	WheelSlot  *slot;
 	uint64		at;
 
-	drain_inbox(buffer);
+	drain_inbox(schedule);
 
 	/* it is in the slot that it remembers, or due already */
-	slot = &schedule->slots[counter->slot];
-	if (slot->head == self)
-		slot->head = counter->next;
+	slot = &schedule->slots[ref.counter->slot];
+	if (slot->head == ref.self)
+		slot->head = ref.counter->next;
 	else
 	{
 		SharedCounter *before = counter_at(slot->head);
 
-		while (before != NULL && before->next != self)
+		while (before != NULL && before->next != ref.self)
 			before = counter_at(before->next);
 		if (before == NULL)
 			return;
-		before->next = counter->next;
+		before->next = ref.counter->next;
 	}
 	schedule->nscheduled--;
-	at = pg_atomic_read_u64(&counter->counted_at);
-	if (at != 0 && !schedule_is_due(buffer, counter))
-		set_counted_at(counter, at, schedule_due_now(buffer, counter));
-	append_due(schedule, counter, self);
+	at = pg_atomic_read_u64(&ref.counter->counted_at);
+	if (at != 0 && !schedule_is_due(schedule, ref.counter))
+		set_counted_at(ref.counter, at, schedule_due_now(schedule, ref.counter));
+	append_due(schedule, ref);
 }
 
 /* What becomes due when the wheel is rebuilt. */
@@ -520,12 +460,11 @@ typedef enum MakeDue
  * again: their times were changed, or what they mean, or they are made due.
  */
 static void
-rebuild(SharedBuffer *buffer, MakeDue make_due, ClockTime now)
+rebuild(SharedSchedule *schedule, MakeDue make_due, ClockTime now)
 {
-	SharedSchedule *schedule = &buffer->schedule;
 	dsa_pointer all = InvalidDsaPointer;
 
-	drain_inbox(buffer);
+	drain_inbox(schedule);
 
 	/* map what is needed before anything is moved */
 	map_due_tail(schedule);
@@ -535,7 +474,7 @@ rebuild(SharedBuffer *buffer, MakeDue make_due, ClockTime now)
 	schedule->tick = now / SCHEDULE_TICK_USECS;
 	for (int i = 0; i < lengthof(schedule->slots); i++)
 	{
-		SharedSlot *slot = &schedule->slots[i];
+		WheelSlot  *slot = &schedule->slots[i];
 
 		while (DsaPointerIsValid(slot->head))
 		{
@@ -546,12 +485,12 @@ rebuild(SharedBuffer *buffer, MakeDue make_due, ClockTime now)
 			slot->head = counter->next;
 			counter->next = all;
 			all = self;
-			if (at != 0 && !schedule_is_due(buffer, counter) &&
+			if (at != 0 && !schedule_is_due(schedule, counter) &&
 				(make_due == MAKE_DUE_ALL ||
 				 make_due == (counter->failures == 0 ? MAKE_DUE_SOUND :
 							  MAKE_DUE_FAILING)))
 				set_counted_at(counter, at,
-							   schedule_due_now(buffer, counter));
+							   schedule_due_now(schedule, counter));
 		}
 		slot->earliest = SCHEDULE_NEVER;
 	}
@@ -559,47 +498,45 @@ rebuild(SharedBuffer *buffer, MakeDue make_due, ClockTime now)
 	schedule->nscheduled = 0;
 	while (DsaPointerIsValid(all))
 	{
-		dsa_pointer self = all;
-		SharedCounter *counter = counter_at(self);
+		CounterRef	ref = counter_ref(all);
 
-		all = counter->next;
-		insert_into_wheel(buffer, counter, self);
+		all = ref.counter->next;
+		insert_into_wheel(schedule, ref);
 	}
 }
 
 /* Make every key due that is scheduled; failing ones, too, or not. */
 void
-schedule_make_all_due(SharedBuffer *buffer, bool failing_too, ClockTime now)
+schedule_make_all_due(SharedSchedule *schedule, bool failing_too, ClockTime now)
 {
-	rebuild(buffer, failing_too ? MAKE_DUE_ALL : MAKE_DUE_SOUND, now);
+	rebuild(schedule, failing_too ? MAKE_DUE_ALL : MAKE_DUE_SOUND, now);
 }
 
 /* Try keys that fail again now: what they fail for may have gone. */
 void
-schedule_retry(SharedBuffer *buffer, ClockTime now)
+schedule_retry(SharedSchedule *schedule, ClockTime now)
 {
-	rebuild(buffer, MAKE_DUE_FAILING, now);
+	rebuild(schedule, MAKE_DUE_FAILING, now);
 }
 
 /* Sort all keys in again: counts were cleared, and are counted anew. */
 void
-schedule_sort_again(SharedBuffer *buffer, ClockTime now)
+schedule_sort_again(SharedSchedule *schedule, ClockTime now)
 {
-	rebuild(buffer, MAKE_DUE_NONE, now);
+	rebuild(schedule, MAKE_DUE_NONE, now);
 }
 
 /*
  * Set the buffer's interval.  Keys that were counted before follow it.
  */
 void
-schedule_set_interval(SharedBuffer *buffer, int64 interval, ClockTime now)
+schedule_set_interval(SharedSchedule *schedule, int64 interval, ClockTime now)
 {
-	SharedSchedule *schedule = &buffer->schedule;
 
 	if (schedule->interval == interval)
 		return;
 	schedule->interval = interval;
-	rebuild(buffer, MAKE_DUE_NONE, now);
+	rebuild(schedule, MAKE_DUE_NONE, now);
 }
 
 /*
@@ -607,18 +544,21 @@ schedule_set_interval(SharedBuffer *buffer, int64 interval, ClockTime now)
  * many didn't have it.
  */
 uint64
-schedule_mark_due(SharedBuffer *buffer, uint32 flag)
+schedule_mark_due(SharedSchedule *schedule, uint32 flag)
 {
 	uint64		marked = 0;
 	SharedCounter *counter;
 
-	map_list(buffer->schedule.due_head);
-	for (dsa_pointer p = buffer->schedule.due_head; DsaPointerIsValid(p);
+	map_list(schedule->due_head);
+	for (dsa_pointer p = schedule->due_head; DsaPointerIsValid(p);
 		 p = counter->next)
 	{
 		counter = counter_at(p);
-		if ((pg_atomic_fetch_or_u32(&counter->pins, flag) & flag) == 0)
+		if (!counter_has_flag(counter, flag))
+		{
+			counter_set_flag(counter, flag);
 			marked++;
+		}
 	}
 	return marked;
 }
@@ -628,9 +568,8 @@ schedule_mark_due(SharedBuffer *buffer, uint32 flag)
  * SCHEDULE_NEVER when none is scheduled.
  */
 ClockTime
-schedule_next(SharedBuffer *buffer)
+schedule_next(SharedSchedule *schedule)
 {
-	SharedSchedule *schedule = &buffer->schedule;
 	ClockTime	next = SCHEDULE_NEVER;
 
 	if (DsaPointerIsValid(schedule->due_head))
@@ -647,37 +586,39 @@ schedule_next(SharedBuffer *buffer)
  * the worker stays awake.
  */
 bool
-schedule_sleep_until(SharedBuffer *buffer, ClockTime next, ClockTime when)
+schedule_sleep_until(SharedSchedule *schedule, ClockTime next, ClockTime when)
 {
-	pg_atomic_write_u64(&buffer->schedule.first_due, (uint64) next);
-	pg_atomic_write_u64(&buffer->schedule.wake_at, (uint64) when);
+	pg_atomic_write_u64(&schedule->first_due, (uint64) next);
+	pg_atomic_write_u64(&schedule->wake_at, (uint64) when);
 	pg_memory_barrier();
-	if (DsaPointerIsValid(pg_atomic_read_u64(&buffer->schedule.inbox)))
+	if (DsaPointerIsValid(pg_atomic_read_u64(&schedule->inbox)))
 	{
-		schedule_awake(buffer);
+		schedule_set_awake(schedule);
 		return false;
 	}
 	return true;
 }
 
-/* Announce that the worker looks by itself, and need not be woken. */
+/* Announce that the worker is awake, and need not be woken. */
 void
-schedule_awake(SharedBuffer *buffer)
+schedule_set_awake(SharedSchedule *schedule)
 {
-	pg_atomic_write_u64(&buffer->schedule.wake_at, 0);
+	pg_atomic_write_u64(&schedule->wake_at, 0);
 	pg_memory_barrier();
 }
 
 /*
- * Announce that the worker leaves without knowing what comes next.  Called
- * when the process ends: takes no lock, cannot fail.
+ * Announce that the worker leaves without knowing what comes next.  Returns
+ * whether anything is scheduled.  Then, or when there are requests, the caller
+ * calls schedule_set_awake(), so that the launcher looks at once.
+ *
+ * Called when the process ends: takes no lock, cannot fail.
  */
-void
-schedule_leave(SharedBuffer *buffer)
+bool
+schedule_leave(SharedSchedule *schedule)
 {
 	/* what is pushed from here on lowers it, and wakes the launcher */
-	pg_atomic_write_u64(&buffer->schedule.wake_at, SCHEDULE_NEVER);
+	pg_atomic_write_u64(&schedule->wake_at, SCHEDULE_NEVER);
 	pg_memory_barrier();
-	if (schedule_has_work(buffer))
-		schedule_awake(buffer);
+	return !schedule_is_empty(schedule);
 }

@@ -3,28 +3,7 @@
  * statbuffer.c
  *	  Module entry: settings, hooks, registration.
  *
- * The rooms of this module, from the outside in:
- *
- * functions.c	SQL functions
- * trigger.c	the trigger function
- * fdw.c		the foreign table
- * stats.c		the view and sb_keys()
- * buffer.c		what a buffer is: shape, options, owner
- * shape.c		what the stored forms of its keys consist of
- * key.c		a key's stored form
- * pending.c	what the current transaction has counted
- * counters.c	the shared counters
- * batch.c		the worker's side of them: take, settle, give back
- * schedule.c	which key is due when
- * shared.c		the shared memory area
- * launcher.c	the process that starts workers
- * worker.c		the process that flushes a busy buffer
- * flush.c		one flush: take, hand over, commit, judge what fails
- * handler.c	the user's function that stores counts
- * owner.c		where a session of a buffer's owner looks
- * saved.c		the file of counts that were not stored at shutdown
- * stopping.c	what is done when the server stops
- * clock.c		the clock that nobody can set
+ * src/README.md says which file does what.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -33,17 +12,15 @@
 #include "postgres.h"
 
 #include "buffer.h"
-#include "catalog/objectaccess.h"
-#include "commands/dbcommands.h"
-#include "commands/defrem.h"
 #include "compat.h"
+#include "ddl.h"
 #include "executor/executor.h"
 #include "fdw.h"
 #include "fmgr.h"
-#include "launcher.h"
+#include "launch.h"
 #include "miscadmin.h"
 #include "pending.h"
-#include "shared.h"
+#include "shmem.h"
 #include "statbuffer.h"
 #include "storage/ipc.h"
 #include "tcop/utility.h"
@@ -58,94 +35,15 @@ int			statbuffer_max_shutdown;
 int			statbuffer_max_workers;
 
 static shmem_request_hook_type prev_shmem_request_hook = NULL;
-static object_access_hook_type prev_object_access_hook = NULL;
 static ProcessUtility_hook_type prev_ProcessUtility_hook = NULL;
 static ExecutorEnd_hook_type prev_ExecutorEnd_hook = NULL;
 
 static void
-shmem_request(void)
+request_shmem(void)
 {
 	if (prev_shmem_request_hook)
 		prev_shmem_request_hook();
-	shared_request();
-}
-
-/* Workers see at once what becomes of their buffers. */
-static void
-object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId,
-			  void *arg)
-{
-	if (prev_object_access_hook)
-		prev_object_access_hook(access, classId, objectId, subId, arg);
-	if (access == OAT_POST_ALTER || access == OAT_DROP)
-		buffer_note_change(classId, objectId);
-}
-
-/*
- * The database that a statement needs for itself, without other processes
- * connected to it; InvalidOid for none.  `force' is set when it terminates
- * them.
- */
-static Oid
-database_wanted_alone(Node *statement, bool *force)
-{
-	const char *template;
-	ListCell   *lc;
-
-	*force = false;
-	switch (nodeTag(statement))
-	{
-		case T_DropdbStmt:
-			foreach(lc, castNode(DropdbStmt, statement)->options)
-				if (strcmp(lfirst_node(DefElem, lc)->defname, "force") == 0)
-				*force = true;
-			return get_database_oid(castNode(DropdbStmt, statement)->dbname,
-									true);
-		case T_RenameStmt:
-			if (castNode(RenameStmt, statement)->renameType == OBJECT_DATABASE)
-				return get_database_oid(castNode(RenameStmt, statement)->subname,
-										true);
-			break;
-		case T_CreatedbStmt:
-			template = "template1";
-			foreach(lc, castNode(CreatedbStmt, statement)->options)
-			{
-				DefElem    *option = lfirst_node(DefElem, lc);
-
-				if (strcmp(option->defname, "template") == 0 &&
-					option->arg != NULL)
-					template = defGetString(option);
-			}
-			return get_database_oid(template, true);
-		case T_AlterDatabaseStmt:
-			foreach(lc, castNode(AlterDatabaseStmt, statement)->options)
-			{
-				DefElem    *option = lfirst_node(DefElem, lc);
-
-				if (strcmp(option->defname, "tablespace") == 0)
-					return get_database_oid(castNode(AlterDatabaseStmt,
-													 statement)->dbname,
-											true);
-			}
-			break;
-		default:
-			break;
-	}
-	return InvalidOid;
-}
-
-static void
-next_process_utility(PlannedStmt *pstmt, const char *query_string,
-					 bool read_only_tree, ProcessUtilityContext context,
-					 ParamListInfo params, QueryEnvironment *query_env,
-					 DestReceiver *dest, QueryCompletion *qc)
-{
-	if (prev_ProcessUtility_hook)
-		prev_ProcessUtility_hook(pstmt, query_string, read_only_tree, context,
-								 params, query_env, dest, qc);
-	else
-		standard_ProcessUtility(pstmt, query_string, read_only_tree, context,
-								params, query_env, dest, qc);
+	shmem_request();
 }
 
 /* A statement may have had another library do things when we commit. */
@@ -161,8 +59,8 @@ executor_end(QueryDesc *query)
 }
 
 /*
- * Ask our workers to leave a database that somebody needs for himself, and see
- * that a transaction's counts come first when it commits.
+ * Ensure that a transaction's counts are published before other libraries do
+ * what they do when it commits: see pending_come_first().
  */
 static void
 process_utility(PlannedStmt *pstmt, const char *query_string,
@@ -170,37 +68,19 @@ process_utility(PlannedStmt *pstmt, const char *query_string,
 				ParamListInfo params, QueryEnvironment *query_env,
 				DestReceiver *dest, QueryCompletion *qc)
 {
-	bool		force;
-	Oid			dboid = database_wanted_alone(pstmt->utilityStmt, &force);
+	ProcessUtility_hook_type next = prev_ProcessUtility_hook ?
+	prev_ProcessUtility_hook : standard_ProcessUtility;
 
-	/* who may not do it must not have workers leave for it */
-	if (!OidIsValid(dboid) || dboid == MyDatabaseId ||
-		!compat_owns_database(dboid, GetUserId()))
-	{
-		/* looked at now: a statement that rolls back may free itself */
-		NodeTag		type = nodeTag(pstmt->utilityStmt);
+	/* looked at now: a statement that rolls back may free itself */
+	NodeTag		type = nodeTag(pstmt->utilityStmt);
 
-		if (type == T_TransactionStmt &&
-			((TransactionStmt *) pstmt->utilityStmt)->kind == TRANS_STMT_COMMIT)
-			pending_come_first(true);
-		next_process_utility(pstmt, query_string, read_only_tree, context,
-							 params, query_env, dest, qc);
-		if (type == T_CopyStmt || type == T_TruncateStmt || type == T_LoadStmt)
-			pending_come_first(false);
-		return;
-	}
-
-	PG_TRY();
-	{
-		launcher_evict(dboid, !force);
-		next_process_utility(pstmt, query_string, read_only_tree, context,
-							 params, query_env, dest, qc);
-	}
-	PG_FINALLY();
-	{
-		launcher_admit(dboid);
-	}
-	PG_END_TRY();
+	if (type == T_TransactionStmt &&
+		((TransactionStmt *) pstmt->utilityStmt)->kind == TRANS_STMT_COMMIT)
+		pending_come_first(true);
+	next(pstmt, query_string, read_only_tree, context, params, query_env, dest,
+		 qc);
+	if (type == T_CopyStmt || type == T_TruncateStmt || type == T_LoadStmt)
+		pending_come_first(false);
 }
 
 void
@@ -236,9 +116,8 @@ _PG_init(void)
 	MarkGUCPrefixReserved("statbuffer");
 
 	buffer_init();
+	ddl_init();
 	pending_init();
-	prev_object_access_hook = object_access_hook;
-	object_access_hook = object_access;
 	prev_ProcessUtility_hook = ProcessUtility_hook;
 	ProcessUtility_hook = process_utility;
 	prev_ExecutorEnd_hook = ExecutorEnd_hook;
@@ -250,7 +129,7 @@ _PG_init(void)
 	if (COMPAT_MAIN_SEGMENT)
 	{
 		prev_shmem_request_hook = shmem_request_hook;
-		shmem_request_hook = shmem_request;
+		shmem_request_hook = request_shmem;
 	}
-	launcher_register();
+	launch_register();
 }

@@ -19,9 +19,9 @@
 #include "counters.h"
 #include "funcapi.h"
 #include "functions.h"
-#include "launcher.h"
+#include "launch.h"
 #include "miscadmin.h"
-#include "shared.h"
+#include "registry.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
@@ -138,11 +138,11 @@ sb_stat_get_buffer(PG_FUNCTION_ARGS)
 	desc = BlessTupleDesc(desc);
 	memset(isnull, true, sizeof(isnull));
 
-	(void) launcher_await_saved();
+	(void) launch_await_load();
 
 	/* its lock in the registry keeps the buffer where it is */
-	if (shared_attach(false))
-		shared = dshash_find(shared_registry, &key, false);
+	if (registry_attach(false))
+		shared = registry_lock(&key);
 	if (shared == NULL)
 	{
 		values[0] = CStringGetTextDatum(stopped ? "stopped" : "idle");
@@ -157,27 +157,27 @@ sb_stat_get_buffer(PG_FUNCTION_ARGS)
 														  isnull)));
 	}
 
-	LWLockAcquire(&shared->lock, LW_SHARED);
-	in_flight = pg_atomic_read_u64(&shared->in_flight);
+	LWLockAcquire(&shared->totals.lock, LW_SHARED);
+	in_flight = pg_atomic_read_u64(&shared->totals.in_flight);
 	for (int s = 0; s < STAT_COUNT; s++)
-		total[s] = pg_atomic_read_u64(&shared->stats[s]);
+		total[s] = pg_atomic_read_u64(&shared->totals.stats[s]);
 	pending = total[STAT_PUBLISHED] - total[STAT_FLUSHED_COUNT] -
 		total[STAT_DISCARDED] - in_flight;
 
-	failing = shared->broken || pg_atomic_read_u32(&shared->failing) > 0;
+	failing = shared->totals.broken || pg_atomic_read_u32(&shared->table.failing) > 0;
 	state = stopped ? "stopped" : failing ? "failing" :
-		shared->worker_pid != 0 ? "running" : "idle";
+		shared->slot.pid != 0 ? "running" : "idle";
 	values[i] = CStringGetTextDatum(state);
 	isnull[i++] = false;
-	values[i] = Int32GetDatum((int32) shared->worker_pid);
-	isnull[i++] = shared->worker_pid == 0;
-	values[i] = Int64GetDatum((int64) pg_atomic_read_u64(&shared->nkeys));
+	values[i] = Int32GetDatum((int32) shared->slot.pid);
+	isnull[i++] = shared->slot.pid == 0;
+	values[i] = Int64GetDatum((int64) pg_atomic_read_u64(&shared->table.nkeys));
 	isnull[i++] = false;
 	values[i] = Int64GetDatum((int64) pending);
 	isnull[i++] = false;
 	values[i] = Int64GetDatum((int64) in_flight);
 	isnull[i++] = false;
-	values[i] = Int64GetDatum((int64) (pg_atomic_read_u64(&shared->nbytes) +
+	values[i] = Int64GetDatum((int64) (pg_atomic_read_u64(&shared->table.nbytes) +
 									   sizeof(SharedBuffer)));
 	isnull[i++] = false;
 	if (pending != 0)
@@ -190,24 +190,24 @@ sb_stat_get_buffer(PG_FUNCTION_ARGS)
 	{
 		if (s == STAT_PUBLISHED)
 			continue;
-		values[i] = Int64GetDatum((int64) (total[s] - shared->stats_base[s]));
+		values[i] = Int64GetDatum((int64) (total[s] - shared->totals.base[s]));
 		isnull[i++] = false;
 	}
 	set_time(&values[i], &isnull[i],
-			 (TimestampTz) pg_atomic_read_u64(&shared->last_flush));
+			 (TimestampTz) pg_atomic_read_u64(&shared->totals.last_flush));
 	i++;
-	if (see_all && shared->last_error_at != 0)
+	if (see_all && shared->totals.last_error_at != 0)
 	{
-		values[i] = CStringGetTextDatum(shared->last_error);
+		values[i] = CStringGetTextDatum(shared->totals.last_error);
 		isnull[i] = false;
 	}
 	i++;
-	set_time(&values[i], &isnull[i], shared->last_error_at);
+	set_time(&values[i], &isnull[i], shared->totals.last_error_at);
 	i++;
-	set_time(&values[i], &isnull[i], shared->stats_reset);
+	set_time(&values[i], &isnull[i], shared->totals.reset_at);
 	i++;
-	LWLockRelease(&shared->lock);
-	dshash_release_lock(shared_registry, shared);
+	LWLockRelease(&shared->totals.lock);
+	registry_unlock(shared);
 
 	Assert(i == desc->natts);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, isnull)));
@@ -262,7 +262,7 @@ sb_get_keys(PG_FUNCTION_ARGS)
 	bool		see_all;
 	int64		to_timestamp = clock_to_timestamp();
 
-	function_check_privilege(relid, ACL_SELECT);
+	buffer_check_privilege(relid, ACL_SELECT);
 	see_all = may_see_all(relid);
 	InitMaterializedSRF(fcinfo, 0);
 	check_columns(fcinfo, rsinfo->setDesc, KEY_COLUMNS);
@@ -271,7 +271,7 @@ sb_get_keys(PG_FUNCTION_ARGS)
 		return (Datum) 0;
 
 	buffer_begin_use(buffer, &use);
-	counters_scan(buffer->shared, &buffer->table, collect_key, &rows);
+	table_visit(&buffer->shared->table, &buffer->table, collect_key, &rows);
 	foreach(lc, rows)
 	{
 		KeyRow	   *row = lfirst(lc);
@@ -286,7 +286,7 @@ sb_get_keys(PG_FUNCTION_ARGS)
 		values[2] = Int64GetDatum(row->in_flight);
 		due_at = row->counted_at;
 		if (due_at != 0 && row->failures == 0)
-			due_at = buffer_due_time(buffer, due_at);
+			due_at += registry_interval(buffer->shared);
 		set_clock_time(&values[3], &isnull[3], due_at, to_timestamp);
 		values[4] = Int32GetDatum(row->failures);
 		isnull[5] = row->errorlen < 0 || !see_all;
@@ -307,21 +307,12 @@ sb_reset_stats(PG_FUNCTION_ARGS)
 {
 	Oid			relid = function_buffer_argument(fcinfo, 0);
 	SbBuffer   *buffer;
-	SharedBuffer *shared;
 
-	function_check_owner(relid);
+	buffer_check_owner(relid);
 	buffer = buffer_open(relid, RowShareLock);
 	if (!buffer_attach(buffer, false))
 		PG_RETURN_VOID();
 
-	shared = buffer->shared;
-	LWLockAcquire(&shared->lock, LW_EXCLUSIVE);
-	for (int s = 0; s < STAT_COUNT; s++)
-		shared->stats_base[s] = pg_atomic_read_u64(&shared->stats[s]);
-	shared->stats_reset = GetCurrentTimestamp();
-	shared->last_error_at = 0;
-	shared->last_error[0] = '\0';
-	pg_atomic_write_u64(&shared->last_flush, 0);
-	LWLockRelease(&shared->lock);
+	registry_reset_stats(buffer->shared);
 	PG_RETURN_VOID();
 }

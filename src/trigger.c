@@ -26,7 +26,6 @@
 #include "compat.h"
 #include "executor/executor.h"
 #include "executor/tuptable.h"
-#include "functions.h"
 #include "key.h"
 #include "miscadmin.h"
 #include "parser/parse_coerce.h"
@@ -49,10 +48,7 @@ typedef struct RowKey
 
 typedef struct TriggerCache
 {
-	/* the buffer, for this user, while buffer_generation is this */
-	SbBuffer   *buffer;			/* NULL: none yet */
-	Oid			userid;
-	uint64		generation;
+	PendingTarget target;		/* `last' only for one of the two kinds below */
 
 	/* where the key is, for this shape, found out in this generation */
 	uint64		key_generation;
@@ -67,9 +63,7 @@ typedef struct TriggerCache
 	RowKey		old;
 	RowKey		new;
 
-	/* if it is one of these two: where the last key is counted */
-	PendingKey *last;
-	Datum		last_value;		/* the key, if by value */
+	Datum		last_value;		/* the key of target.last, if by value */
 } TriggerCache;
 
 /* What an error is about. */
@@ -195,7 +189,7 @@ find_key(FunctionCallInfo fcinfo, TriggerCache *cache,
 	TriggerData *trigdata = context->trigdata;
 	Trigger    *trigger = trigdata->tg_trigger;
 	Relation	rel = trigdata->tg_relation;
-	SbBuffer   *buffer = cache->buffer;
+	SbBuffer   *buffer = cache->target.buffer;
 	BufferShape *shape = buffer->shape;
 	uint64		generation = buffer_generation;
 	int			ncolumns = shape->desc->natts;
@@ -205,7 +199,7 @@ find_key(FunctionCallInfo fcinfo, TriggerCache *cache,
 	MemoryContext oldcontext;
 
 	cache->attnos = NULL;
-	cache->last = NULL;
+	cache->target.last = NULL;
 	if (trigger->tgnargs - 1 != ncolumns)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_OBJECT_DEFINITION),
@@ -280,19 +274,6 @@ find_key(FunctionCallInfo fcinfo, TriggerCache *cache,
 	cache->attnos = attnos;
 }
 
-/* Open the buffer to count in it, as the current user. */
-static void
-open_buffer(TriggerCache *cache, Oid relid)
-{
-	uint64		generation = buffer_generation;
-
-	cache->buffer = NULL;
-	cache->last = NULL;
-	cache->buffer = function_open_for_increment(relid);
-	cache->userid = GetUserId();
-	cache->generation = generation;
-}
-
 /* What the trigger's definition means, from the last call if it still holds. */
 static TriggerCache *
 get_cache(FunctionCallInfo fcinfo, TriggerErrorContext *context)
@@ -308,8 +289,7 @@ get_cache(FunctionCallInfo fcinfo, TriggerErrorContext *context)
 	}
 
 	buffer_accept_changes();
-	if (cache->generation == buffer_generation && cache->buffer != NULL &&
-		cache->attnos != NULL && cache->userid == GetUserId())
+	if (pending_is_open(&cache->target) && cache->attnos != NULL)
 		return cache;
 
 	if (trigger->tgnargs == 0)
@@ -320,11 +300,11 @@ get_cache(FunctionCallInfo fcinfo, TriggerErrorContext *context)
 						RelationGetRelationName(context->trigdata->tg_relation)),
 				 errhint("The arguments of sb_trigger() are a buffer, and the columns of the table that are its key.")));
 	context->argno = 1;
-	open_buffer(cache, find_buffer(trigger->tgargs[0]));
+	pending_open(&cache->target, find_buffer(trigger->tgargs[0]), true);
 	context->argno = 0;
 	if (cache->attnos == NULL ||
 		cache->key_generation != buffer_generation ||
-		cache->shape != cache->buffer->shape)
+		cache->shape != cache->target.buffer->shape)
 		find_key(fcinfo, cache, context);
 	return cache;
 }
@@ -363,7 +343,7 @@ same_columns(TriggerCache *cache, TupleDesc desc)
 static void
 form_key(TriggerCache *cache, RowKey *row, KeySpace *space, KeyBytes *key)
 {
-	SbBuffer   *buffer = cache->buffer;
+	SbBuffer   *buffer = cache->target.buffer;
 	BufferUse	use;
 
 	if (cache->runs_code)
@@ -381,26 +361,26 @@ form_key(TriggerCache *cache, RowKey *row, KeySpace *space, KeyBytes *key)
 static inline void
 ensure_open(TriggerCache *cache)
 {
-	if (unlikely(cache->generation != buffer_generation))
-		open_buffer(cache, cache->buffer->relid);
+	if (unlikely(cache->target.generation != buffer_generation))
+		pending_open(&cache->target, cache->target.buffer->relid, true);
 }
 
 /* Count for a key that was formed. */
 static PendingKey *
 add_key(TriggerCache *cache, const KeyBytes *key, int64 count)
 {
-	return pending_add(cache->buffer, cache->shape, key, count,
-					   cache->userid);
+	return pending_add(cache->target.buffer, cache->shape, key, count,
+					   cache->target.userid);
 }
 
 /* Is it the key of `last'? */
 static inline bool
 is_last(TriggerCache *cache, Datum value)
 {
-	if (cache->last == NULL)
+	if (cache->target.last == NULL)
 		return false;
 	return cache->is_byval ? cache->last_value == value :
-		key_is_text(pending_key_data(cache->last), value);
+		key_is_text(pending_key_data(cache->target.last), value);
 }
 
 /* Add to a row's key; often it is that of the row before. */
@@ -416,11 +396,11 @@ count_key(TriggerCache *cache, RowKey *row, int64 count)
 
 		if (is_last(cache, value))
 		{
-			pending_add_again(cache->last, count, cache->userid);
+			pending_add_again(cache->target.last, count, cache->target.userid);
 			return;
 		}
 		form_key(cache, row, &space, &key);
-		cache->last = add_key(cache, &key, count);
+		cache->target.last = add_key(cache, &key, count);
 		cache->last_value = value;
 	}
 	else

@@ -5,10 +5,10 @@
  *
  * A worker is connected to the buffer's database as the buffer's owner.  It
  * waits until keys are due and has them flushed, again and again.  It leaves
- * when there is nothing to do for a while, when others wait for its slot, and
+ * if there is nothing to do for a while, if other buffers wait for its slot, and
  * when it is told to.
  *
- * What one flush is, and what becomes of failures, is told in flush.c.
+ * What one flush is, and what becomes of failures, is in flush.c.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -19,12 +19,14 @@
 #include "batch.h"
 #include "buffer.h"
 #include "compat.h"
+#include "ddl.h"
 #include "flush.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
-#include "stopping.h"
+#include "session.h"
+#include "shutdown.h"
 #include "storage/ipc.h"
 #include "storage/lmgr.h"
 #include "storage/procsignal.h"
@@ -33,29 +35,39 @@
 #include "utils/syscache.h"
 #include "worker.h"
 
-/* a slot can be taken from a worker that had it so long */
+/* others can have the slot of a worker that has had it for this long */
 #define TURN_MSECS				1000
 
-/* reaping looks at no more than so many keys for each that it may free */
+/* reaping looks at up to this many keys for each that it may free */
 #define REAP_EFFORT				64
 #define REAP_MIN_MSECS			100
 
 /* with this many shapes we look for unused ones, this often at most */
-#define MANY_SHAPES				(SHARED_SHAPES / 2)
+#define MANY_SHAPES				(TABLE_SHAPES / 2)
 #define SHAPES_MSECS			100
 #define SHAPES_EFFORT			50
 
-/* a table that held so many keys is given back when it is empty */
+/* a table that has held this many keys is replaced when it is empty */
 #define BIG_TABLE				1024
 
-static ClockTime started;
-static bool schedule_told = false;	/* wake_at is right for who comes next */
+/* What the worker does, besides what it flushes. */
+typedef struct WorkerState
+{
+	FlushState	flush;
+	ClockTime	started;
+	ClockTime	last_work;		/* when something was flushed last */
+	bool		had_turn;		/* has flushed something */
+	bool		announced;		/* wake_at is right for the next worker */
+	uint64		drain_seen;		/* ticket of the last drain that was noticed */
 
-/* when idle keys were reaped, and the most keys that the table has had */
-static ClockTime last_reap = 0;
-static uint64 most_keys = 0;
+	/* memory */
+	bool		short_of_memory;	/* keys are freed as soon as they are idle */
+	ClockTime	last_reap;		/* when idle keys were reaped */
+	uint64		most_keys;		/* that the table has had */
+	ClockTime	shapes_at;		/* no look for unused shapes before this */
+} WorkerState;
 
-static ClockTime next_reap(void);
+static ClockTime next_reap(WorkerState *worker);
 
 /* ------------------------------------------------------------------------
  * Coming and going
@@ -63,67 +75,93 @@ static ClockTime next_reap(void);
  */
 
 /*
- * However the process ends: registered before the one that rolls back the
+ * However the process ends: registered before the callback that rolls back the
  * transaction in progress, so that it runs after it, when the batch has been
- * given back.
+ * restored.
  */
 static void
 worker_exit(int code, Datum arg)
 {
+	WorkerState *worker = (WorkerState *) DatumGetPointer(arg);
+	SharedBuffer *shared = worker->flush.shared;
+
 	LWLockReleaseAll();
-	flush_end();
-	if (worker.shared != NULL)
+	flush_end(&worker->flush);
+	if (shared != NULL)
 	{
-		pg_atomic_write_u32(&worker.shared->locked_out, 0);
-		worker.shared->reap_at = SCHEDULE_NEVER;
-		if (worker.shared->nidle > 0 && worker.buffer != NULL)
-			worker.shared->reap_at = next_reap();
-		if (!schedule_told)
-			schedule_leave(worker.shared);
+		SharedSchedule *schedule = &shared->schedule;
+
+		requests_set_locked_out(&shared->requests, false);
+		schedule->reap_at = SCHEDULE_NEVER;
+		if (schedule->nidle > 0 && worker->flush.buffer != NULL)
+			schedule->reap_at = next_reap(worker);
+		if (!worker->announced && (schedule_leave(schedule) ||
+								   requests_are_open(&shared->requests)))
+			schedule_set_awake(schedule);
 	}
-	shared_release_claims(code);
-	worker.shared = NULL;
+	registry_release_all(code);
+	worker->flush.shared = NULL;
 }
 
 /*
  * Other buffers of this database that have no worker may have been dropped by
- * sessions that don't know of us.  Free what is left of them.
+ * sessions that do not know of us.  Free what is left of them.
  */
 static void
 remove_dropped_buffers(void)
 {
 	List	   *relids = NIL;
 	ListCell   *lc;
-	dshash_seq_status status;
+	RegistryScan scan;
 	SharedBuffer *other;
 	bool		removed = false;
 
-	flush_begin_transaction();
-	dshash_seq_init(&status, shared_registry, false);
-	while ((other = dshash_seq_next(&status)) != NULL)
-		if (other->key.dboid == MyDatabaseId && other->worker_pid == 0)
+	session_begin_transaction(false);
+	registry_begin_scan(&scan);
+	while ((other = registry_next(&scan)) != NULL)
+		if (other->key.dboid == MyDatabaseId && other->slot.pid == 0)
 			relids = lappend_oid(relids, other->key.relid);
-	dshash_seq_term(&status);
+	registry_end_scan(&scan);
 
 	foreach(lc, relids)
 	{
-		Oid			other_relid = lfirst_oid(lc);
+		Oid			relid = lfirst_oid(lc);
 
-		/* whoever makes one just now has it locked */
-		if (SearchSysCacheExists1(RELOID, ObjectIdGetDatum(other_relid)) ||
-			!ConditionalLockRelationOid(other_relid, AccessExclusiveLock) ||
-			SearchSysCacheExists1(RELOID, ObjectIdGetDatum(other_relid)))
+		/* whoever is just making one has locked it */
+		if (SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relid)) ||
+			!ConditionalLockRelationOid(relid, AccessExclusiveLock) ||
+			SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relid)))
 			continue;
-		other = shared_claim_worker(MyDatabaseId, other_relid);
+		other = registry_claim(MyDatabaseId, relid);
 		if (other != NULL)
 		{
-			counters_drop_buffer(other, false);
+			registry_drop(other, false);
 			removed = true;
 		}
 	}
-	flush_commit_transaction();
+	session_commit_transaction();
 	if (removed)
-		shared_wake_launcher();
+		launcher_slot_wake();
+}
+
+/*
+ * Flush what is due, until the time is up.  Returns false if it makes no sense
+ * to go on: the buffer itself fails, or is not ours any more.
+ */
+static bool
+flush_due(FlushState *flush, ClockTime stop_at)
+{
+	ClockTime	now = clock_now();
+
+	while (now < stop_at && schedule_has_due(&flush->shared->schedule))
+	{
+		flush_batch(flush, now);
+		if (flush->leaving || flush->shared == NULL ||
+			flush->shared->flush.breakdowns > 0)
+			return false;
+		now = clock_now();
+	}
+	return now < stop_at;
 }
 
 /*
@@ -131,38 +169,32 @@ remove_dropped_buffers(void)
  * being terminated still publish, until the time is up.
  */
 static void
-last_flush(void)
+last_flush(WorkerState *worker)
 {
-	ClockTime	now = clock_now();
+	FlushState *flush = &worker->flush;
 	bool		was_alone = false;
+	ClockTime	stop_at;
 
-	/* it had no time to look at it */
-	if (worker.buffer == NULL)
-		flush_check_definition();
-	if (worker.buffer == NULL || worker.shared == NULL || flush_shutdown_msecs() == 0)
+	/* there was no time to look at it */
+	if (flush->buffer == NULL)
+		flush_check_definition(flush);
+	if (flush->buffer == NULL || flush->shared == NULL ||
+		session_shutdown_msecs() == 0)
 		return;
-	if (worker.stop_at == 0)
-		worker.stop_at = clock_add(now, flush_shutdown_msecs());
+	stop_at = session_stop_at(clock_now());
 	for (;;)
 	{
-		/* who isn't there any more has published */
-		bool		alone = stopping_sessions(MyDatabaseId) == 0;
+		ClockTime	now = clock_now();
+
+		/* a session that is gone has published all that it had */
+		bool		alone = shutdown_count_sessions(MyDatabaseId) == 0;
 
 		/* keys that fail have their turn when all others are stored */
-		batch_serve_requests(worker.shared, now);
-		schedule_advance(worker.shared, now);
-		schedule_make_all_due(worker.shared, was_alone, now);
-		while (now < worker.stop_at &&
-			   DsaPointerIsValid(worker.shared->schedule.due_head))
-		{
-			flush_batch(now);
-			now = clock_now();
-
-			/* not a key but the buffer itself fails */
-			if (worker.leaving || worker.shared == NULL || worker.shared->breakdowns > 0)
-				return;
-		}
-		if (was_alone || now >= worker.stop_at)
+		(void) requests_take(&flush->shared->requests);
+		requests_serve(&flush->shared->requests, &flush->shared->schedule, now);
+		schedule_advance(&flush->shared->schedule, now);
+		schedule_make_all_due(&flush->shared->schedule, was_alone, now);
+		if (!flush_due(flush, stop_at) || was_alone)
 			return;
 
 		was_alone = alone;
@@ -173,105 +205,121 @@ last_flush(void)
 							 10L, compat_wait_event("StatbufferShutdown"));
 			ResetLatch(MyLatch);
 		}
-		now = clock_now();
 	}
 }
 
 /* ------------------------------------------------------------------------
- * Reaping
+ * Memory
  * ------------------------------------------------------------------------
  */
 
-/* When idle keys are to be reaped next; SCHEDULE_NEVER when there are none. */
-static ClockTime
-next_reap(void)
+/* The buffer's option, in microseconds. */
+static int64
+get_timeout(WorkerState *worker)
 {
-	int64		timeout = (int64) worker.buffer->options.timeout * 1000;
+	return (int64) worker->flush.buffer->options.timeout * 1000;
+}
+
+/* When to reap idle keys next; SCHEDULE_NEVER if there are none. */
+static ClockTime
+next_reap(WorkerState *worker)
+{
+	SharedBuffer *shared = worker->flush.shared;
+	uint64		nidle = shared->schedule.nidle;
 	int64		pause;
 	double		effort;
 
-	if (worker.shared->nidle == 0)
+	if (nidle == 0)
 		return SCHEDULE_NEVER;
 
 	/*
 	 * Reaping looks at every key that is held.  So it waits until enough are
 	 * idle to be worth it, in proportion.
 	 */
-	effort = (double) pg_atomic_read_u64(&worker.shared->nkeys) /
-		((double) REAP_EFFORT * worker.shared->nidle);
-	pause = Max(timeout / 4, REAP_MIN_MSECS * 1000);
+	effort = (double) table_nkeys(&shared->table) /
+		((double) REAP_EFFORT * nidle);
+	pause = Max(get_timeout(worker) / 4, REAP_MIN_MSECS * 1000);
 	if (effort > 1)
 		pause = Min((double) pause * effort * 4, 3600.0 * USECS_PER_SEC);
-	return Max(worker.shared->oldest_idle + timeout, last_reap + pause);
+	return Max(shared->schedule.oldest_idle + get_timeout(worker),
+			   worker->last_reap + pause);
 }
 
+/* Free the keys that have been idle since `idle_before'. */
 static void
-reap(ClockTime now, ClockTime idle_before)
+reap(WorkerState *worker, ClockTime now, ClockTime idle_before)
 {
-	most_keys = Max(most_keys, pg_atomic_read_u64(&worker.shared->nkeys));
-	counters_reap(worker.shared, &worker.buffer->table, idle_before);
-	last_reap = now;
+	SharedBuffer *shared = worker->flush.shared;
+
+	worker->most_keys = Max(worker->most_keys, table_nkeys(&shared->table));
+	batch_reap(shared, &worker->flush.buffer->table, idle_before);
+	worker->last_reap = now;
 }
 
 /*
  * Nothing was to be done for a while: give back the memory of idle keys, and
- * that of the table when it is empty and was big.
+ * that of the table if it is empty and was big.
  */
 static void
-give_memory_back(ClockTime now)
+give_memory_back(WorkerState *worker, ClockTime now)
 {
-	reap(now, now - (int64) worker.buffer->options.timeout * 1000);
-	if (most_keys < BIG_TABLE || pg_atomic_read_u64(&worker.shared->nkeys) != 0)
+	FlushState *flush = &worker->flush;
+	SharedTable *table = &flush->shared->table;
+
+	reap(worker, now, now - get_timeout(worker));
+	if (worker->most_keys < BIG_TABLE || table_nkeys(table) != 0)
 		return;
 
-	flush_begin_transaction();
-	if (ConditionalLockRelationOid(worker.relid, AccessExclusiveLock) &&
-		pg_atomic_read_u64(&worker.shared->nkeys) == 0 &&
-		worker.buffer->table.number == worker.shared->table_number)
+	session_begin_transaction(false);
+	if (ConditionalLockRelationOid(flush->relid, AccessExclusiveLock) &&
+		table_nkeys(table) == 0 &&
+		flush->buffer->table.number == table->number)
 	{
-		counters_replace_table(worker.shared);
-		buffer_attach_worker(buffer_open(worker.relid, NoLock));
-		most_keys = 0;
+		table_replace(table);
+		buffer_attach_worker(buffer_open(flush->relid, NoLock));
+		worker->most_keys = 0;
 	}
-	flush_commit_transaction();
+	session_commit_transaction();
 }
 
 /*
- * Shapes whose keys have been flushed make room for others, when nobody uses
- * the buffer at the moment.  To look for them takes a look at every key.
+ * Shapes whose keys have been flushed make room for others, if nobody uses
+ * the buffer at the moment.  To find them we must look at every key.
  */
 static void
-remove_unused_shapes(ClockTime now)
+remove_unused_shapes(WorkerState *worker, ClockTime now)
 {
-	static ClockTime retry_at = 0;
+	SharedBuffer *shared = worker->flush.shared;
 
-	if (now < retry_at ||
-		shared_count_shapes(worker.shared) < MANY_SHAPES)
+	if (now < worker->shapes_at ||
+		table_count_shapes(&shared->table) < MANY_SHAPES)
 		return;
-	retry_at = clock_add(now, SHAPES_MSECS);
-	flush_begin_transaction();
-	if (ConditionalLockRelationOid(worker.relid, AccessExclusiveLock))
+	worker->shapes_at = clock_add(now, SHAPES_MSECS);
+	session_begin_transaction(false);
+	if (ConditionalLockRelationOid(worker->flush.relid, AccessExclusiveLock))
 	{
-		counters_remove_shapes(worker.shared, now);
+		batch_remove_shapes(shared, now);
 
 		/* if that was for nothing, it must not take much of our time */
-		if (shared_count_shapes(worker.shared) >= MANY_SHAPES)
-			retry_at += SHAPES_EFFORT * (clock_now() - now);
+		if (table_count_shapes(&shared->table) >= MANY_SHAPES)
+			worker->shapes_at += SHAPES_EFFORT * (clock_now() - now);
 	}
-	flush_commit_transaction();
+	session_commit_transaction();
 }
 
 /*
  * Memory is short: free what is idle, whether it is worth the effort by
- * itself or not.  While there is more to come, looking at every key that is
- * held has to be worth it.  Returns whether there is.
+ * itself or not.  While `more' keys are still to be flushed, looking at every
+ * key that is held has to be worth it.
  */
-static bool
-relieve(ClockTime now, bool more)
+static void
+free_idle(WorkerState *worker, ClockTime now, bool more)
 {
-	if (worker.shared->nidle > (more ? pg_atomic_read_u64(&worker.shared->nkeys) / 4 : 0))
-		reap(now, now);
-	return more;
+	SharedBuffer *shared = worker->flush.shared;
+
+	if (shared->schedule.nidle > (more ? table_nkeys(&shared->table) / 4 : 0))
+		reap(worker, now, now);
+	worker->short_of_memory = more;
 }
 
 /* ------------------------------------------------------------------------
@@ -279,162 +327,190 @@ relieve(ClockTime now, bool more)
  * ------------------------------------------------------------------------
  */
 
-/* Is it time to leave, seeing that no key is due before `next'? */
+/* Have others asked that the worker ends?  Does what is to be done then. */
 static bool
-may_leave(ClockTime now, ClockTime last_work, ClockTime next)
+must_end(WorkerState *worker)
 {
-	/* somebody waits for the slot: let him have it, after a turn */
+	if (ConfigReloadPending)
+	{
+		ConfigReloadPending = false;
+		ProcessConfigFile(PGC_SIGHUP);
+	}
+	if (ShutdownRequestPending)
+	{
+		if (shutdown_is_server())
+			last_flush(worker);
+		return true;
+	}
+	return ddl_evicted_until(MyDatabaseId) != 0;
+}
+
+/*
+ * Carry out what was asked for, and bring the schedule to the present.  A
+ * request is a reason to try a buffer again that fails.
+ */
+static void
+serve_requests(WorkerState *worker, ClockTime now)
+{
+	FlushState *flush = &worker->flush;
+	SharedRequests *requests = &flush->shared->requests;
+	SharedSchedule *schedule = &flush->shared->schedule;
+	uint64		drain = pg_atomic_read_u64(&requests->drain.asked);
+	uint32		asked = requests_take(requests);
+
+	if ((asked & REQUEST_RECHECK) ||
+		(flush->buffer == NULL && now >= flush->paused_until))
+	{
+		flush->paused_until = 0;
+		requests_done(requests, REQUEST_RECHECK);
+		flush_check_definition(flush);
+		if (flush->leaving)
+			return;
+	}
+	if ((asked & REQUEST_FLUSH_ALL) || drain != worker->drain_seen ||
+		DsaPointerIsValid(pg_atomic_read_u64(&requests->flushes)))
+		flush->paused_until = 0;
+	worker->drain_seen = drain;
+
+	requests_serve(requests, schedule, now);
+	schedule_advance(schedule, now);
+	if (asked & REQUEST_FLUSH_EARLY)
+	{
+		schedule_make_all_due(schedule, false, now);
+		requests_done(requests, REQUEST_FLUSH_EARLY);
+		worker->short_of_memory = true;
+	}
+}
+
+/* May the worker leave, given that no key is due before `next'? */
+static bool
+may_leave(WorkerState *worker, ClockTime now, ClockTime next)
+{
+	FlushState *flush = &worker->flush;
+
+	/* other buffers wait for the slot: they can have it, after a turn */
 	if (pg_atomic_read_u32(&shared_control->waiting) > 0)
 		return next > clock_add(now, TURN_MSECS) ||
-			clock_passed(started, now, TURN_MSECS);
+			clock_passed(worker->started, now, TURN_MSECS);
 
 	/* a broken buffer is left alone meanwhile */
-	if (worker.paused_until > now || worker.buffer == NULL)
-		return worker.paused_until > clock_add(now, LAUNCHER_LEAD_MSECS);
-	return now >= clock_add(last_work, worker.buffer->options.timeout) &&
+	if (flush->paused_until > now || flush->buffer == NULL)
+		return flush->paused_until > clock_add(now, LAUNCHER_LEAD_MSECS);
+	return now >= clock_add(worker->last_work, flush->buffer->options.timeout) &&
 		(next == SCHEDULE_NEVER ||
 		 next > clock_add(now, LAUNCHER_LEAD_MSECS));
 }
 
-static void
-worker_loop(void)
+/*
+ * Leave, unless something has come up meanwhile.  The next key is due at
+ * `next'.
+ */
+static bool
+try_to_leave(WorkerState *worker, ClockTime now, ClockTime next)
 {
-	ClockTime	last_work = started;
-	uint64		drain_seen = pg_atomic_read_u64(&worker.shared->drain_asked);
-	bool		flushed = false;
-	bool		relieving = false;
+	FlushState *flush = &worker->flush;
+	SharedSchedule *schedule = &flush->shared->schedule;
 
-	while (!worker.leaving)
+	if (flush->buffer != NULL && flush->paused_until <= now &&
+		pg_atomic_read_u32(&shared_control->waiting) == 0)
 	{
-		ClockTime	now;
-		ClockTime	next;
-		ClockTime	wake_at;
-		bool		due;
-
-		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
-		if (ConfigReloadPending)
-		{
-			ConfigReloadPending = false;
-			ProcessConfigFile(PGC_SIGHUP);
-		}
-		if (ShutdownRequestPending)
-		{
-			if (stopping_server())
-				last_flush();
-			break;
-		}
-		if (shared_evicted_until(MyDatabaseId) != 0)
-			break;
-
-		now = clock_now();
-		schedule_awake(worker.shared);
-
-		remove_unused_shapes(now);
-
-		/* somebody asked for something: that is a reason to try again, too */
-		if (pg_atomic_exchange_u32(&worker.shared->recheck, 0) != 0 ||
-			(worker.buffer == NULL && now >= worker.paused_until))
-		{
-			worker.paused_until = 0;
-			flush_check_definition();
-			if (worker.leaving)
-				continue;
-		}
-		if (pg_atomic_read_u32(&worker.shared->flush_all) != 0 ||
-			DsaPointerIsValid(pg_atomic_read_u64(&worker.shared->flush_requests)) ||
-			pg_atomic_read_u64(&worker.shared->drain_asked) != drain_seen)
-			worker.paused_until = 0;
-		drain_seen = pg_atomic_read_u64(&worker.shared->drain_asked);
-		batch_serve_requests(worker.shared, now);
-		schedule_advance(worker.shared, now);
-		if (pg_atomic_exchange_u32(&worker.shared->relieve, 0) != 0)
-		{
-			schedule_make_all_due(worker.shared, false, now);
-			relieving = true;
-		}
-
-		next = schedule_next(worker.shared);
-		due = next == 0;
-		if (relieving && worker.buffer != NULL)
-			relieving = relieve(now, due && now >= worker.paused_until);
-		if (due && now >= worker.paused_until)
-		{
-			flush_batch(now);
-			last_work = clock_now();
-
-			/* others wait, and this worker has had its turn */
-			if (flushed && pg_atomic_read_u32(&shared_control->waiting) > 0 &&
-				clock_passed(started, now, TURN_MSECS))
-				break;
-			flushed = true;
-			continue;
-		}
-		if (due || worker.buffer == NULL)
-			next = worker.paused_until;
-
-		if (worker.buffer != NULL && next_reap() <= now)
-			reap(now, now - (int64) worker.buffer->options.timeout * 1000);
-
-		if (may_leave(now, last_work, next))
-		{
-			if (worker.buffer != NULL && worker.paused_until <= now &&
-				pg_atomic_read_u32(&shared_control->waiting) == 0)
-			{
-				/* nobody may have told us that it was dropped */
-				flush_check_definition();
-				if (worker.leaving || worker.paused_until > now ||
-					schedule_next(worker.shared) != next)
-					continue;
-				give_memory_back(now);
-			}
-			if (worker.paused_until > now)
-				worker.shared->start_after = worker.paused_until;
-			schedule_told = schedule_sleep_until(worker.shared, next, next);
-			if (schedule_told)
-				break;
-			continue;
-		}
-
-		wake_at = next;
-		if (worker.buffer != NULL)
-		{
-			ClockTime	quiet = clock_add(last_work,
-										  worker.buffer->options.timeout);
-
-			wake_at = Min(wake_at, next_reap());
-			if (quiet > now)
-				wake_at = Min(wake_at, quiet);
-			else if (next != SCHEDULE_NEVER && !due)
-				wake_at = Min(wake_at, next);
-		}
-
-		/*
-		 * While it pauses, keys that come due don't wake it: they are let in
-		 * when the pause is over.  Requests do.
-		 */
-		if (due || worker.buffer == NULL || schedule_sleep_until(worker.shared, next, wake_at))
-		{
-			long		timeout = -1;
-			int			events = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH;
-
-			if (wake_at != SCHEDULE_NEVER)
-			{
-				/* rounded up, and in steps that a long can hold everywhere */
-				timeout = Min((wake_at - now + 999) / 1000, 3600 * 1000);
-				timeout = Max(timeout, 0);
-				events |= WL_TIMEOUT;
-			}
-			pgstat_report_stat(true);
-			(void) WaitLatch(MyLatch, events, timeout,
-							 compat_wait_event("StatbufferWorkerMain"));
-		}
+		/* nobody may have told us that it was dropped */
+		flush_check_definition(flush);
+		if (flush->leaving || flush->paused_until > now ||
+			schedule_next(schedule) != next)
+			return false;
+		give_memory_back(worker, now);
 	}
+	if (flush->paused_until > now)
+		registry_start_after(flush->shared, flush->paused_until);
+	worker->announced = schedule_sleep_until(schedule, next, next);
+	return worker->announced;
 }
 
+/*
+ * Sleep until there is something to do: at `next', the time of the first key,
+ * or before, to reap idle keys or to leave.  If the buffer pauses though keys
+ * are due (`due'), keys that come due do not wake us: they are sorted in when the
+ * pause is over.  Requests do.
+ */
+static void
+sleep_until(WorkerState *worker, ClockTime now, ClockTime next, bool due)
+{
+	FlushState *flush = &worker->flush;
+	ClockTime	wake_at = next;
+	long		timeout = -1;
+	int			events = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH;
+
+	if (flush->buffer != NULL)
+	{
+		ClockTime	quiet = clock_add(worker->last_work,
+									  flush->buffer->options.timeout);
+
+		wake_at = Min(wake_at, next_reap(worker));
+		if (quiet > now)
+			wake_at = Min(wake_at, quiet);
+	}
+	if (!due && flush->buffer != NULL &&
+		!schedule_sleep_until(&flush->shared->schedule, next, wake_at))
+		return;
+	if (wake_at != SCHEDULE_NEVER)
+	{
+		timeout = clock_get_timeout(wake_at, now);
+		events |= WL_TIMEOUT;
+	}
+	pgstat_report_stat(true);
+	(void) WaitLatch(MyLatch, events, timeout,
+					 compat_wait_event("StatbufferWorkerMain"));
+}
+
+/* One turn of the main loop.  Returns false if the worker leaves. */
+static bool
+take_turn(WorkerState *worker)
+{
+	FlushState *flush = &worker->flush;
+	ClockTime	now = clock_now();
+	ClockTime	next;
+	bool		due;
+
+	schedule_set_awake(&flush->shared->schedule);
+	remove_unused_shapes(worker, now);
+	serve_requests(worker, now);
+	if (flush->leaving)
+		return false;
+
+	next = schedule_next(&flush->shared->schedule);
+	due = next == 0;
+	if (worker->short_of_memory && flush->buffer != NULL)
+		free_idle(worker, now, due && now >= flush->paused_until);
+	if (due && now >= flush->paused_until)
+	{
+		flush_batch(flush, now);
+		worker->last_work = clock_now();
+
+		/* other buffers wait, and this one has had its turn */
+		if (worker->had_turn &&
+			pg_atomic_read_u32(&shared_control->waiting) > 0 &&
+			clock_passed(worker->started, now, TURN_MSECS))
+			return false;
+		worker->had_turn = true;
+		return !flush->leaving;
+	}
+	if (due || flush->buffer == NULL)
+		next = flush->paused_until;
+
+	if (flush->buffer != NULL && next_reap(worker) <= now)
+		reap(worker, now, now - get_timeout(worker));
+	if (may_leave(worker, now, next))
+		return !try_to_leave(worker, now, next) && !flush->leaving;
+	sleep_until(worker, now, next, due);
+	return true;
+}
+
+/* The main function of the process; see WorkerArgument. */
 void
 statbuffer_worker_main(Datum main_arg)
 {
+	static WorkerState worker;
 	WorkerArgument argument;
 	SharedBuffer *shared;
 
@@ -444,35 +520,42 @@ statbuffer_worker_main(Datum main_arg)
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
 	BackgroundWorkerUnblockSignals();
 
-	if (!shared_open(LOG) || !shared_attach(false))
+	if (!shmem_open(LOG) || !registry_attach(false))
 		proc_exit(0);
-	stopping_stand_by();
-	shared = shared_claim_worker(argument.dboid, argument.relid);
+	shutdown_register_exit();
+	shared = registry_claim(argument.dboid, argument.relid);
 	if (shared == NULL)
 		proc_exit(0);
-	before_shmem_exit(worker_exit, (Datum) 0);
-	flush_claimed(shared);
+	before_shmem_exit(worker_exit, PointerGetDatum(&worker));
+	flush_begin(&worker.flush, shared);
 
 	BackgroundWorkerInitializeConnectionByOid(argument.dboid, argument.owner,
 											  COMPAT_WORKER_FLAGS);
 	if (OidIsValid(argument.owner))
-		worker.shared->start_failures = 0;
-	worker.shared->worker_connected = true;
+		registry_start_succeeded(shared);
+	registry_set_connected(shared, true);
 
-	flush_connected();
-	started = clock_now();
+	flush_set_connected(&worker.flush);
+	worker.started = worker.last_work = clock_now();
+	worker.drain_seen = pg_atomic_read_u64(&shared->requests.drain.asked);
 	remove_dropped_buffers();
 
-	worker_loop();
-	flush_log_discarded(true);
+	do
+	{
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	} while (!must_end(&worker) && take_turn(&worker));
+	flush_log_discarded(&worker.flush, true);
 
 	/* one that was stopped needs no memory for idle keys at all */
-	if (worker.shared != NULL && worker.buffer != NULL && worker.shared->nidle > 0)
+	shared = worker.flush.shared;
+	if (shared != NULL && worker.flush.buffer != NULL &&
+		shared->schedule.nidle > 0)
 	{
 		ClockTime	now = clock_now();
 
-		reap(now, pg_atomic_read_u32(&worker.shared->parked) != 0 ? now :
-			 now - (int64) worker.buffer->options.timeout * 1000);
+		reap(&worker, now, registry_is_stopped(shared) ? now :
+			 now - get_timeout(&worker));
 	}
 	proc_exit(0);
 }

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
- * stopping.c
- *	  What is done when the server stops.
+ * shutdown.c
+ *	  The stop of the server: detect it, wait for others, have counts saved.
  *
  * The postmaster tells sessions, workers and the launcher to end at the same
  * time, and waits for all of them.  Workers flush until no session is left
@@ -22,9 +22,9 @@
 #include "access/xact.h"
 #include "compat.h"
 #include "miscadmin.h"
-#include "saved.h"
-#include "shared.h"
-#include "stopping.h"
+#include "registry.h"
+#include "save.h"
+#include "shutdown.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/lock.h"
@@ -48,7 +48,7 @@ static BackgroundWorkerHandle *registered_launcher = NULL;
  * Called by signal handlers, too: makes nothing but system calls.
  */
 bool
-stopping_server(void)
+shutdown_is_server(void)
 {
 	char		content[BLCKSZ];
 	char	   *line = content;
@@ -95,7 +95,7 @@ count_processes(Oid dboid, int *sessions, int *others)
 
 		/* a session that acts as the launcher waits for us */
 		if (status == NULL || status->st_procpid == MyProcPid ||
-			status->st_procpid == *(volatile pid_t *) &shared_control->launcher_pid ||
+			status->st_procpid == *(volatile pid_t *) &shared_control->launcher.pid ||
 			(OidIsValid(dboid) && status->st_databaseid != dboid))
 			continue;
 		if (status->st_backendType == B_BACKEND)
@@ -112,7 +112,7 @@ count_processes(Oid dboid, int *sessions, int *others)
  * not there any more has published all that it had.
  */
 int
-stopping_sessions(Oid dboid)
+shutdown_count_sessions(Oid dboid)
 {
 	int			sessions;
 	int			others;
@@ -130,7 +130,7 @@ stopping_sessions(Oid dboid)
  * a while.  Who counts after all gets an error at commit.
  */
 void
-stopping_save(void)
+shutdown_save(void)
 {
 	ClockTime	since = 0;
 
@@ -151,7 +151,7 @@ stopping_save(void)
 				since = now;
 			if ((others == 0 ||
 				 clock_passed(since, now, OTHERS_WAIT_MSECS)) &&
-				shared_close())
+				registry_close())
 				break;
 		}
 		(void) WaitLatch(MyLatch,
@@ -160,7 +160,7 @@ stopping_save(void)
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}
-	saved_write();
+	save_all();
 	RESUME_CANCEL_INTERRUPTS();
 }
 
@@ -181,8 +181,8 @@ must_save(void)
 		ClockTime	now = clock_now();
 		bool		will_come;
 
-		if (*(volatile pid_t *) &shared_control->launcher_pid != 0 ||
-			pg_atomic_read_u32(&shared_control->closed) != 0)
+		if (launcher_slot_is_taken() ||
+			registry_is_closed())
 			return false;
 
 		will_come = registered_launcher != NULL &&
@@ -193,7 +193,7 @@ must_save(void)
 		 * after that: the postmaster writes first and gives up the worker
 		 * then
 		 */
-		if (stopping_server())
+		if (shutdown_is_server())
 			return true;
 		if (!will_come)
 			return false;
@@ -212,25 +212,25 @@ static void
 save_without_launcher(int code, Datum arg)
 {
 	/* the usual case, without a lock */
-	if (*(volatile pid_t *) &shared_control->launcher_pid != 0)
+	if (launcher_slot_is_taken())
 		return;
 
 	/* what this process has taken or pinned must be given back first */
 	LWLockReleaseAll();
 	AbortOutOfAnyTransaction();
-	shared_release_claims(code);
+	registry_release_all(code);
 
 	/* nor may those that we wait for wait for us */
 	LockReleaseAll(USER_LOCKMETHOD, true);
-	if (!must_save() || !shared_claim_launcher())
+	if (!must_save() || !launcher_slot_claim())
 		return;
-	stopping_save();
-	shared_release_launcher();
+	shutdown_save();
+	launcher_slot_release();
 }
 
 /* Have this process look when it ends whether there is a launcher to save. */
 void
-stopping_stand_by(void)
+shutdown_register_exit(void)
 {
 	static bool done = false;
 
@@ -245,7 +245,7 @@ stopping_stand_by(void)
  * before this process is gone.
  */
 void
-stopping_expect_launcher(BackgroundWorkerHandle *launcher)
+shutdown_expect_launcher(BackgroundWorkerHandle *launcher)
 {
 	if (registered_launcher != NULL)
 		pfree(registered_launcher);

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
- * handler.c
- *	  Resolve and call the user's function that stores counts.
+ * sink_function.c
+ *	  The user's function that stores counts: find it and call it.
  *
  * The function is found by the parser's own rules, with the key columns'
  * types and bigint as arguments, or with arrays of these.  It is looked up
@@ -22,12 +22,13 @@
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "executor/executor.h"
-#include "handler.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "optimizer/optimizer.h"
 #include "parser/parse_func.h"
 #include "parser/parse_node.h"
+#include "sink.h"
+#include "sink_function.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -35,8 +36,9 @@
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
-struct Handler
+typedef struct FunctionSink
 {
+	Sink		sink;
 	TupleDesc	desc;
 	Oid			funcid;
 	bool		takes_arrays;
@@ -44,7 +46,7 @@ struct Handler
 	ParamListInfo params;
 	ExprState  *state;
 	ExprContext *econtext;
-};
+} FunctionSink;
 
 /*
  * The types of the arguments: of the key columns and the count, or arrays of
@@ -230,24 +232,20 @@ handler_check(const char *name, TupleDesc desc, Oid owner)
 				 errhint("Grant EXECUTE on the function to the buffer's owner.")));
 }
 
-/*
- * Find the handler and prepare to call it.  The caller is in a transaction
- * with an active snapshot, as the buffer's owner.  The result lives in the
- * current memory context.  Raises an error when there is none that may be
- * called.
- */
-Handler *
-handler_prepare(const char *name, TupleDesc desc, Oid owner)
+/* Find the handler and prepare to call it: SinkMethods.prepare. */
+static Sink *
+prepare(const BufferOptions *options, TupleDesc desc, Oid owner)
 {
 	int			nargs = desc->natts + 1;
-	Handler    *handler = palloc0(sizeof(Handler));
+	FunctionSink *handler = palloc0(sizeof(FunctionSink));
 	Oid		   *types = palloc(nargs * sizeof(Oid));
-	List	   *names = compat_qualified_name_list(name);
+	List	   *names = compat_qualified_name_list(options->handler);
 	List	   *args;
 	ParseState *pstate;
 	Node	   *call;
 	Expr	   *expr;
 
+	handler->sink.methods = &sink_function;
 	handler->desc = desc;
 	handler->funcid = find_function(names, desc, types,
 									&handler->takes_arrays);
@@ -282,11 +280,11 @@ handler_prepare(const char *name, TupleDesc desc, Oid owner)
 	handler->state = ExecInitExprWithParams(expr, handler->params);
 	handler->econtext = CreateStandaloneExprContext();
 	handler->econtext->ecxt_param_list_info = handler->params;
-	return handler;
+	return &handler->sink;
 }
 
 static void
-call_function(Handler *handler)
+call_function(FunctionSink *handler)
 {
 	Datum		result;
 	bool		isnull;
@@ -307,14 +305,14 @@ call_function(Handler *handler)
 }
 
 static void
-set_parameter(Handler *handler, int i, Datum value, bool isnull)
+set_parameter(FunctionSink *handler, int i, Datum value, bool isnull)
 {
 	handler->params->params[i].value = value;
 	handler->params->params[i].isnull = isnull;
 }
 
 static void
-call_with_arrays(Handler *handler, HandlerKey *keys, int nkeys)
+call_with_arrays(FunctionSink *handler, SinkKey *keys, int nkeys)
 {
 	TupleDesc	desc = handler->desc;
 	Datum	   *values = palloc(nkeys * sizeof(Datum));
@@ -352,13 +350,14 @@ call_with_arrays(Handler *handler, HandlerKey *keys, int nkeys)
 }
 
 /*
- * Hand keys over.  Raises the handler's errors, and one of its own when the
- * handler returns false or null.
+ * Hand keys over: SinkMethods.deliver.  Raises the handler's errors, and one of
+ * its own if the handler returns false or null.
  */
-void
-handler_call(Handler *handler, HandlerKey *keys, int nkeys,
-			 HandlerProgress progress, void *arg)
+static void
+deliver(Sink *sink, SinkKey *keys, int nkeys, SinkProgress progress, void *arg)
 {
+	FunctionSink *handler = (FunctionSink *) sink;
+
 	if (handler->takes_arrays)
 	{
 		progress(0, nkeys, arg);
@@ -378,3 +377,8 @@ handler_call(Handler *handler, HandlerKey *keys, int nkeys,
 		call_function(handler);
 	}
 }
+
+const SinkMethods sink_function = {
+	.prepare = prepare,
+	.deliver = deliver
+};

@@ -1,0 +1,499 @@
+/*-------------------------------------------------------------------------
+ *
+ * control.c
+ *	  SQL functions that drain, start and stop a buffer.
+ *
+ * How sb_stop() leaves nothing behind is described in doc/internals.md.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "buffer.h"
+#include "catalog/dependency.h"
+#include "catalog/indexing.h"
+#include "catalog/objectaccess.h"
+#include "catalog/objectaddress.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_depend.h"
+#include "catalog/pg_extension.h"
+#include "catalog/pg_foreign_server.h"
+#include "catalog/pg_foreign_table.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
+#include "commands/dbcommands.h"
+#include "commands/defrem.h"
+#include "compat.h"
+#include "drain.h"
+#include "counters.h"
+#include "executor/spi.h"
+#include "foreign/foreign.h"
+#include "funcapi.h"
+#include "functions.h"
+#include "launch.h"
+#include "miscadmin.h"
+#include "nodes/makefuncs.h"
+#include "owner.h"
+#include "pending.h"
+#include "sink_function.h"
+#include "storage/ipc.h"
+#include "storage/lmgr.h"
+#include "storage/lock.h"
+#include "storage/proc.h"
+#include "tcop/utility.h"
+#include "utils/acl.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/fmgrprotos.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/resowner.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+
+COMPAT_FUNCTION_INFO_V1(sb_drain);
+COMPAT_FUNCTION_INFO_V1(sb_start);
+COMPAT_FUNCTION_INFO_V1(sb_stop);
+
+/*
+ * Starting and stopping a buffer exclude each other.  Starting keeps neither
+ * workers nor increments out, stopping only increments: a worker's
+ * RowShareLock does not conflict with STOP_LOCK, the RowExclusiveLock of
+ * whoever counts does.
+ */
+#define CONTROL_LOCK		ShareUpdateExclusiveLock
+#define STOP_LOCK			ShareRowExclusiveLock
+
+Datum
+sb_drain(PG_FUNCTION_ARGS)
+{
+	Oid			relid = function_buffer_argument(fcinfo, 0);
+	SbBuffer   *buffer;
+	int64		timeout = -1;
+	DrainState	state;
+	uint64		nkeys;
+	int64		sum;
+
+	if (!PG_ARGISNULL(1))
+	{
+		Interval   *interval = PG_GETARG_INTERVAL_P(1);
+		double		msecs;
+
+		msecs = interval->time / 1000.0 +
+			interval->day * (double) SECS_PER_DAY * 1000.0 +
+			interval->month * (double) DAYS_PER_MONTH * SECS_PER_DAY * 1000.0;
+		if (msecs < 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("timeout must not be negative")));
+		timeout = (int64) Min(msecs, (double) INT_MAX * 1000);
+	}
+
+	buffer_check_owner(relid);
+	function_check_not_standby();
+	buffer = buffer_open(relid, RowShareLock);
+	buffer_check_running(buffer);
+	if (pending_sum(buffer, &nkeys, &sum))
+		ereport(WARNING,
+				(errmsg("increments of this transaction are not drained"),
+				 errdetail_plural("It has counted " INT64_FORMAT " in %llu key of buffer \"%s\", and publishes that when it commits.",
+								  "It has counted " INT64_FORMAT " in %llu keys of buffer \"%s\", and publishes that when it commits.",
+								  (unsigned long) nkeys,
+								  sum, (unsigned long long) nkeys,
+								  NameStr(buffer->name))));
+	state = drain_wait(buffer, timeout, false);
+	if (state == DRAIN_STOPPED)
+		buffer_check_running(buffer);
+	if (state == DRAIN_BLOCKED)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_DEADLOCK_DETECTED),
+				 errmsg("cannot drain buffer \"%s\" while another session waits to alter it",
+						NameStr(buffer->name)),
+				 errdetail("That session waits for this transaction, which has locked the buffer before, and the flush for that session."),
+				 errhint("Drain the buffer in a transaction of its own.")));
+	if (state == DRAIN_DEADLOCK)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_DEADLOCK_DETECTED),
+				 errmsg("cannot drain buffer \"%s\" while its handler waits for this transaction",
+						NameStr(buffer->name)),
+				 errdetail("The handler waits for a lock that this transaction has, or for somebody who waits for it."),
+				 errhint("Drain the buffer in a transaction of its own.")));
+	PG_RETURN_BOOL(state == DRAIN_DONE);
+}
+
+/* ------------------------------------------------------------------------
+ * Starting and stopping
+ * ------------------------------------------------------------------------
+ */
+
+/* Run a utility statement as the current user. */
+static void
+execute(const char *statement)
+{
+	SPI_connect();
+	if (SPI_execute(statement, false, 0) != SPI_OK_UTILITY)
+		elog(ERROR, "could not execute \"%s\"", statement);
+	SPI_finish();
+}
+
+/*
+ * The server that came with the extension, whatever it is called by now.  Users
+ * may have made others.
+ */
+static char *
+extension_server(Oid funcid)
+{
+	Oid			extension = getExtensionOfObject(ProcedureRelationId, funcid);
+	Relation	catalog = table_open(DependRelationId, AccessShareLock);
+	ScanKeyData keys[2];
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	Oid			server = InvalidOid;
+
+	ScanKeyInit(&keys[0], Anum_pg_depend_refclassid, BTEqualStrategyNumber,
+				F_OIDEQ, ObjectIdGetDatum(ExtensionRelationId));
+	ScanKeyInit(&keys[1], Anum_pg_depend_refobjid, BTEqualStrategyNumber,
+				F_OIDEQ, ObjectIdGetDatum(extension));
+	scan = systable_beginscan(catalog, DependReferenceIndexId, true, NULL,
+							  lengthof(keys), keys);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Form_pg_depend depend = (Form_pg_depend) GETSTRUCT(tuple);
+
+		if (depend->classid == ForeignServerRelationId &&
+			depend->deptype == DEPENDENCY_EXTENSION)
+			server = depend->objid;
+	}
+	systable_endscan(scan);
+	table_close(catalog, AccessShareLock);
+	if (!OidIsValid(server))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("extension \"%s\" has no foreign server", "statbuffer")));
+	return GetForeignServer(server)->servername;
+}
+
+/*
+ * Make the default buffer, with the function handle_flush() that the caller
+ * would call.
+ */
+static Oid
+create_default_buffer(FunctionCallInfo fcinfo)
+{
+	char	   *schema = get_namespace_name(get_func_namespace(fcinfo->flinfo->fn_oid));
+	TupleDesc	desc = CreateTemplateTupleDesc(1);
+	Oid			funcid;
+	bool		takes_arrays;
+	char	   *handler;
+
+	TupleDescInitEntry(desc, 1, "key", TEXTOID, -1, 0);
+	TupleDescFinalize(desc);
+	funcid = handler_find("handle_flush", desc, &takes_arrays);
+	handler = quote_qualified_identifier(get_namespace_name(get_func_namespace(funcid)),
+										 get_func_name(funcid));
+	execute(psprintf("CREATE FOREIGN TABLE %s"
+					 " (key pg_catalog.text NOT NULL,"
+					 " count pg_catalog.int8 NOT NULL DEFAULT 1)"
+					 " SERVER %s OPTIONS (handler %s)",
+					 quote_qualified_identifier(schema, DEFAULT_BUFFER),
+					 quote_identifier(extension_server(fcinfo->flinfo->fn_oid)),
+					 quote_literal_cstr(handler)));
+	return function_default_buffer(fcinfo);
+}
+
+/*
+ * Set or clear the option "stopped".  The caller has CONTROL_LOCK or
+ * STOP_LOCK.
+ *
+ * What ALTER FOREIGN TABLE does, but for the lock.  AccessExclusiveLock would
+ * have to wait for whoever only looks at the buffer, and who may be about to
+ * count and so wait for us.  It is not needed: whoever counts has taken his
+ * lock before we had ours, or sees the option once he has it.
+ */
+static void
+set_stopped(SbBuffer *buffer, bool stopped)
+{
+	ForeignTable *table = GetForeignTable(buffer->relid);
+	ForeignServer *server = GetForeignServer(table->serverid);
+	Datum		values[Natts_pg_foreign_table] = {0};
+	bool		isnull[Natts_pg_foreign_table] = {0};
+	bool		replace[Natts_pg_foreign_table] = {0};
+	const int	column = Anum_pg_foreign_table_ftoptions - 1;
+	bool		given = false;
+	DefElem    *option;
+	Relation	catalog;
+	HeapTuple	tuple;
+	Datum		options;
+	ListCell   *lc;
+
+	/* whether an option is there decides how it has to be set */
+	foreach(lc, table->options)
+		given |= strcmp(lfirst_node(DefElem, lc)->defname, "stopped") == 0;
+	if (!stopped && !given)
+		return;
+	PreventCommandIfReadOnly("ALTER FOREIGN TABLE");
+	option = makeDefElemExtended(NULL, "stopped",
+								 stopped ? (Node *) makeString("true") : NULL,
+								 !stopped ? DEFELEM_DROP :
+								 given ? DEFELEM_SET : DEFELEM_ADD, -1);
+
+	catalog = table_open(ForeignTableRelationId, RowExclusiveLock);
+	tuple = SearchSysCacheCopy1(FOREIGNTABLEREL,
+								ObjectIdGetDatum(buffer->relid));
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for foreign table %u", buffer->relid);
+	options = SysCacheGetAttr(FOREIGNTABLEREL, tuple,
+							  Anum_pg_foreign_table_ftoptions,
+							  &isnull[column]);
+	if (isnull[column])
+		options = PointerGetDatum(NULL);
+	options = transformGenericOptions(ForeignTableRelationId, options,
+									  list_make1(option),
+									  GetForeignDataWrapper(server->fdwid)->fdwvalidator);
+	values[column] = options;
+	isnull[column] = DatumGetPointer(options) == NULL;
+	replace[column] = true;
+	tuple = heap_modify_tuple(tuple, RelationGetDescr(catalog), values, isnull,
+							  replace);
+	CatalogTupleUpdate(catalog, &tuple->t_self, tuple);
+	CacheInvalidateRelcacheByRelid(buffer->relid);
+	InvokeObjectPostAlterHook(ForeignTableRelationId, buffer->relid, 0);
+	table_close(catalog, RowExclusiveLock);
+	CommandCounterIncrement();
+}
+
+/* Raise an error when no worker could connect as the buffer's owner. */
+static void
+check_owner_can_connect(SbBuffer *buffer)
+{
+	HeapTuple	tuple;
+	bool		can_login;
+
+	if (!compat_may_connect(MyDatabaseId, buffer->owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("role \"%s\" may not connect to database \"%s\"",
+						GetUserNameFromId(buffer->owner, false),
+						get_database_name(MyDatabaseId)),
+				 errdetail("The worker of a buffer connects as the buffer's owner."),
+				 errhint("Grant the role CONNECT on the database, or give the buffer another owner.")));
+	if (!COMPAT_OWNER_NEEDS_LOGIN)
+		return;
+	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(buffer->owner));
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for role %u", buffer->owner);
+	can_login = ((Form_pg_authid) GETSTRUCT(tuple))->rolcanlogin;
+	ReleaseSysCache(tuple);
+	if (!can_login)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("role \"%s\" is not permitted to log in",
+						GetUserNameFromId(buffer->owner, false)),
+				 errdetail("The worker of a buffer connects as the buffer's owner."),
+				 errhint("Give the role LOGIN (it needs no password), or the buffer another owner.")));
+}
+
+static void
+start_buffer(FunctionCallInfo fcinfo)
+{
+	Oid			relid;
+	SbBuffer   *buffer;
+	OwnerView	saved;
+
+	function_check_not_standby();
+	relid = PG_ARGISNULL(0) ? function_default_buffer(fcinfo) : PG_GETARG_OID(0);
+	if (PG_ARGISNULL(0) && !OidIsValid(relid))
+		relid = create_default_buffer(fcinfo);
+
+	buffer_check_owner(relid);
+	buffer = buffer_open(relid, CONTROL_LOCK);
+	owner_enter(buffer->owner, &saved);
+	handler_check(buffer->options.handler, buffer->shape->desc,
+				  buffer->owner);
+	owner_leave(&saved);
+	check_owner_can_connect(buffer);
+	if (buffer->options.stopped)
+	{
+		LOCKTAG		gate;
+
+		/* a worker that comes before we commit waits here */
+		buffer_set_gate_tag(&gate, relid);
+		(void) LockAcquire(&gate, ExclusiveLock, false, false);
+		set_stopped(buffer, false);
+		buffer = buffer_open(relid, NoLock);
+	}
+	buffer_attach(buffer, true);
+	launch_ensure();
+	registry_clear_error(buffer->shared);
+	requests_ask(&buffer->shared->requests, REQUEST_RECHECK);
+	registry_call_worker(buffer->shared);
+}
+
+/*
+ * Its locks last as long as what it does, which is as long as the
+ * transaction, also if it is called by a cursor: see pending_open().
+ */
+Datum
+sb_start(PG_FUNCTION_ARGS)
+{
+	ResourceOwner owner = CurrentResourceOwner;
+
+	CurrentResourceOwner = CurTransactionResourceOwner;
+	start_buffer(fcinfo);
+	CurrentResourceOwner = owner;
+	PG_RETURN_VOID();
+}
+
+/* The worker need not make way any more, however that has ended. */
+static void
+cancel_halt(int code, Datum arg)
+{
+	SharedBuffer *shared = (SharedBuffer *) DatumGetPointer(arg);
+
+	pg_atomic_write_u64(&shared->requests.halt_at, 0);
+}
+
+/*
+ * Have the worker end what it does, and keep it from beginning anything until
+ * the transaction ends.  The caller has STOP_LOCK.
+ */
+static void
+shut_gate(SharedBuffer *shared)
+{
+	LOCKTAG		gate;
+
+	registry_set_locktag(&gate, &shared->key, REGISTRY_LOCK_GATE);
+	PG_ENSURE_ERROR_CLEANUP(cancel_halt, PointerGetDatum(shared));
+	{
+		pg_atomic_write_u64(&shared->requests.halt_at, (uint64) clock_now());
+		(void) LockAcquire(&gate, ExclusiveLock, false, false);
+	}
+	PG_END_ENSURE_ERROR_CLEANUP(cancel_halt, PointerGetDatum(shared));
+	cancel_halt(0, PointerGetDatum(shared));
+}
+
+/* What a buffer holds that is not stored; false when there is nothing. */
+static bool
+find_left(SbBuffer *buffer, uint64 *nkeys, int64 *sum)
+{
+	*nkeys = 0;
+	*sum = 0;
+	if (buffer_attach(buffer, false))
+		table_sum(&buffer->table, nkeys, sum);
+	return *nkeys > 0;
+}
+
+/* Tell what an sb_stop() leaves in the buffer. */
+static void
+report_left(SbBuffer *buffer)
+{
+	int			shutdown = buffer->options.shutdown;
+	uint64		nkeys;
+	int64		sum;
+
+	if (find_left(buffer, &nkeys, &sum))
+		ereport(NOTICE,
+				(shutdown > 0 ?
+				 errmsg("not everything in buffer \"%s\" could be flushed within %d ms",
+						NameStr(buffer->name), shutdown) :
+				 errmsg("buffer \"%s\" was stopped without a flush",
+						NameStr(buffer->name)),
+				 errdetail_plural("A count of " INT64_FORMAT " is left in %llu key. It is kept, and flushed after sb_start().",
+								  "Counts of " INT64_FORMAT " altogether are left in %llu keys. They are kept, and flushed after sb_start().",
+								  (unsigned long) nkeys,
+								  sum, (unsigned long long) nkeys)));
+	if (pending_sum(buffer, &nkeys, &sum))
+		ereport(NOTICE,
+				(errmsg("increments of this transaction are not flushed before buffer \"%s\" is started",
+						NameStr(buffer->name)),
+				 errdetail_plural("It has counted " INT64_FORMAT " in %llu key, and publishes that when it commits.",
+								  "It has counted " INT64_FORMAT " in %llu keys, and publishes that when it commits.",
+								  (unsigned long) nkeys,
+								  sum, (unsigned long long) nkeys)));
+}
+
+/*
+ * Flush a buffer and stop it.  The steps, and why nothing is left behind, are
+ * told in doc/internals.md.
+ */
+static void
+stop_buffer(FunctionCallInfo fcinfo)
+{
+	Oid			relid = function_buffer_argument(fcinfo, 0);
+	SbBuffer   *buffer;
+	int64		spent = 0;		/* milliseconds of flushing */
+	uint64		nkeys;
+	int64		sum;
+
+	buffer_check_owner(relid);
+	function_check_not_standby();
+	buffer = buffer_open(relid, RowShareLock);
+	if (buffer->options.stopped)
+		return;
+
+	/* most of it while increments go on; the rest of the time is for the rest */
+	if (!drain_is_locked_out_by_us(buffer))
+	{
+		ClockTime	start = clock_now();
+
+		if (buffer->options.shutdown > 1)
+			(void) drain_wait(buffer, buffer->options.shutdown / 2, false);
+		spent = (clock_now() - start) / 1000;
+	}
+
+	for (;;)
+	{
+		ClockTime	start;
+		int64		left;
+		DrainState	state;
+
+		/* waits for those who have counted; that takes the time it takes */
+		LockRelationOid(relid, STOP_LOCK);
+		buffer_check_owner(relid);
+		buffer = buffer_open(relid, NoLock);
+		if (buffer->options.stopped)
+			return;
+		left = buffer->options.shutdown - spent;
+		if (left <= 0 || drain_is_locked_out_by_us(buffer) ||
+			!find_left(buffer, &nkeys, &sum))
+			break;
+
+		start = clock_now();
+		state = drain_wait(buffer, left, true);
+		spent += (clock_now() - start) / 1000;
+		if (state != DRAIN_DEADLOCK)
+			break;
+
+		/* let those through that the handler waits for, and begin again */
+		UnlockRelationOid(relid, STOP_LOCK);
+	}
+
+	if (buffer_attach(buffer, false))
+		shut_gate(buffer->shared);
+	report_left(buffer);
+	set_stopped(buffer, true);
+}
+
+/*
+ * Its locks last as long as what it does, which is as long as the
+ * transaction, also if it is called by a cursor: see pending_open().
+ */
+Datum
+sb_stop(PG_FUNCTION_ARGS)
+{
+	ResourceOwner owner = CurrentResourceOwner;
+
+	CurrentResourceOwner = CurTransactionResourceOwner;
+	stop_buffer(fcinfo);
+	CurrentResourceOwner = owner;
+	PG_RETURN_VOID();
+}

@@ -1,0 +1,391 @@
+/*-------------------------------------------------------------------------
+ *
+ * ddl.c
+ *	  Statements that concern our workers: hooks on what is altered or dropped.
+ *
+ * A buffer that was altered or dropped: its worker looks at the definition when
+ * the transaction has committed.  A database that a statement needs alone: the
+ * workers of our buffers leave it first, and stay away as long as it takes.
+ *
+ * A session that has not loaded the library tells nobody.  Workers notice what
+ * it has done when they next flush, or before they leave.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/objectaccess.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_foreign_table.h"
+#include "commands/dbcommands.h"
+#include "commands/defrem.h"
+#include "compat.h"
+#include "ddl.h"
+#include "miscadmin.h"
+#include "tcop/utility.h"
+#include "utils/memutils.h"
+#include "utils/syscache.h"
+
+/* how long DROP DATABASE and the like keep workers out, at the most */
+#define EVICTION_MSECS			60000
+
+/* how long they wait for workers to leave */
+#define EVICTION_WAIT_MSECS		5000
+
+/* Buffers that the transaction has altered or dropped. */
+typedef struct ChangedBuffer
+{
+	SharedBuffer *shared;
+	int			level;			/* of the subtransaction that did it */
+	Oid			owner;			/* as it is when the transaction commits */
+} ChangedBuffer;
+
+static List *changed = NIL;		/* in TopTransactionContext */
+
+static object_access_hook_type prev_object_access_hook = NULL;
+static ProcessUtility_hook_type prev_ProcessUtility_hook = NULL;
+
+/* ------------------------------------------------------------------------
+ * Buffers
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Called for every object that is altered or dropped.  When it is a buffer,
+ * its worker is told at the end of the transaction.
+ *
+ * Altering or dropping has taken AccessExclusiveLock on the relation, or, for
+ * sb_start() and sb_stop(), a lock on it and the worker's gate.  So the buffer
+ * stays until then; and the worker, which must pass the gate and lock the
+ * relation to look at it, sees what was committed.
+ */
+static void
+note_change(Oid classId, Oid objectId)
+{
+	SharedBuffer *shared;
+	ChangedBuffer *entry;
+	MemoryContext oldcontext;
+
+	if (classId != RelationRelationId && classId != ForeignTableRelationId)
+		return;
+	if (!IsTransactionState() || !OidIsValid(MyDatabaseId) ||
+		!shmem_open(DEBUG1) || !registry_attach(false))
+		return;
+	shared = registry_find(MyDatabaseId, objectId);
+	if (shared == NULL)
+		return;
+
+	oldcontext = MemoryContextSwitchTo(TopTransactionContext);
+	entry = palloc(sizeof(ChangedBuffer));
+	entry->shared = shared;
+	entry->level = GetCurrentTransactionNestLevel();
+	entry->owner = InvalidOid;
+	changed = lappend(changed, entry);
+	MemoryContextSwitchTo(oldcontext);
+}
+
+/* Has the transaction altered the buffer?  It may yet roll back. */
+bool
+ddl_has_altered(SharedBuffer *shared)
+{
+	ListCell   *lc;
+
+	foreach(lc, changed)
+		if (((ChangedBuffer *) lfirst(lc))->shared == shared)
+		return true;
+	return false;
+}
+
+static void
+xact_callback(XactEvent event, void *arg)
+{
+	ListCell   *lc;
+
+	if (changed == NIL)
+		return;
+	switch (event)
+	{
+		case XACT_EVENT_PRE_COMMIT:
+			foreach(lc, changed)
+			{
+				ChangedBuffer *entry = lfirst(lc);
+				HeapTuple	tuple;
+
+				tuple = SearchSysCache1(RELOID,
+										ObjectIdGetDatum(entry->shared->key.relid));
+				if (!HeapTupleIsValid(tuple))
+					continue;
+				entry->owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+				ReleaseSysCache(tuple);
+			}
+			break;
+		case XACT_EVENT_COMMIT:
+		case XACT_EVENT_PREPARE:
+
+			/*
+			 * Who looks at a buffer that was changed by a prepared
+			 * transaction waits for its lock, until it is committed or rolled
+			 * back.
+			 */
+			foreach(lc, changed)
+			{
+				ChangedBuffer *entry = lfirst(lc);
+
+				/* the launcher cannot look for itself, and may be waiting */
+				if (OidIsValid(entry->owner))
+					registry_set_owner(entry->shared, entry->owner);
+				registry_start_after(entry->shared, 0);
+				registry_ask(entry->shared, REQUEST_RECHECK);
+			}
+			changed = NIL;
+			break;
+		case XACT_EVENT_ABORT:
+			changed = NIL;
+			break;
+		default:
+			break;
+	}
+}
+
+/* Who rolled back may not have the lock any more. */
+static void
+subxact_callback(SubXactEvent event, SubTransactionId subid,
+				 SubTransactionId parent_subid, void *arg)
+{
+	int			level;
+	ListCell   *lc;
+
+	if (changed == NIL)
+		return;
+	level = GetCurrentTransactionNestLevel();
+	foreach(lc, changed)
+	{
+		ChangedBuffer *entry = lfirst(lc);
+
+		if (entry->level < level)
+			continue;
+		if (event == SUBXACT_EVENT_ABORT_SUB)
+			changed = foreach_delete_current(changed, lc);
+		else if (event == SUBXACT_EVENT_COMMIT_SUB)
+			entry->level = level - 1;
+	}
+}
+
+/* Workers see at once what becomes of their buffers. */
+static void
+object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId,
+			  void *arg)
+{
+	if (prev_object_access_hook)
+		prev_object_access_hook(access, classId, objectId, subId, arg);
+	if (access == OAT_POST_ALTER || access == OAT_DROP)
+		note_change(classId, objectId);
+}
+
+/* ------------------------------------------------------------------------
+ * Databases
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Keep workers out of a database until then; a time in the past lets them in
+ * again.
+ */
+static void
+set_eviction(Oid dboid, ClockTime until)
+{
+	int			slot = 0;
+
+	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < SHARED_EVICTIONS; i++)
+	{
+		if (shared_control->evictions[i].dboid == dboid)
+		{
+			slot = i;
+			break;
+		}
+		if (shared_control->evictions[i].until <
+			shared_control->evictions[slot].until)
+			slot = i;
+	}
+	shared_control->evictions[slot].dboid = dboid;
+	shared_control->evictions[slot].until = until;
+	LWLockRelease(&shared_control->lock);
+}
+
+/* Until when workers must keep out of a database; 0 for not at all. */
+ClockTime
+ddl_evicted_until(Oid dboid)
+{
+	ClockTime	until = 0;
+
+	LWLockAcquire(&shared_control->lock, LW_SHARED);
+	for (int i = 0; i < SHARED_EVICTIONS; i++)
+		if (shared_control->evictions[i].dboid == dboid)
+			until = shared_control->evictions[i].until;
+	LWLockRelease(&shared_control->lock);
+	return until > clock_now() ? until : 0;
+}
+
+/* Is there a worker in the database? */
+static bool
+has_workers(Oid dboid)
+{
+	RegistryScan scan;
+	SharedBuffer *buffer;
+	bool		found = false;
+
+	registry_begin_scan(&scan);
+	while (!found && (buffer = registry_next(&scan)) != NULL)
+		found = buffer->key.dboid == dboid && buffer->slot.pid != 0;
+	registry_end_scan(&scan);
+	return found;
+}
+
+/*
+ * Ask the workers of a database to leave, and to keep out until
+ * admit() is called.  If `wait', waits until they are gone, but not
+ * for long: a handler may be at work.
+ */
+static void
+evict(Oid dboid, bool wait)
+{
+	ClockTime	start = clock_now();
+
+	if (!shmem_open(DEBUG1) || !registry_attach(false))
+		return;
+
+	set_eviction(dboid, clock_add(start, EVICTION_MSECS));
+	registry_wake_workers(dboid);
+	while (wait && has_workers(dboid) &&
+		   !clock_passed(start, clock_now(), EVICTION_WAIT_MSECS))
+	{
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 10L, compat_wait_event("StatbufferEviction"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+/* Let workers into the database again. */
+static void
+admit(Oid dboid)
+{
+	RegistryScan scan;
+	SharedBuffer *buffer;
+
+	if (!shmem_open(DEBUG1) || !registry_attach(false))
+		return;
+	set_eviction(dboid, 0);
+
+	/* that also has the launcher find out whether it is gone */
+	registry_begin_scan(&scan);
+	while ((buffer = registry_next(&scan)) != NULL)
+		if (buffer->key.dboid == dboid)
+			requests_ask(&buffer->requests, REQUEST_RECHECK);
+	registry_end_scan(&scan);
+	launcher_slot_wake();
+}
+
+/*
+ * The database that a statement needs for itself, without other processes
+ * connected to it; InvalidOid for none.  `force' is set when it terminates
+ * them.
+ */
+static Oid
+database_wanted_alone(Node *statement, bool *force)
+{
+	const char *template;
+	ListCell   *lc;
+
+	*force = false;
+	switch (nodeTag(statement))
+	{
+		case T_DropdbStmt:
+			foreach(lc, castNode(DropdbStmt, statement)->options)
+				if (strcmp(lfirst_node(DefElem, lc)->defname, "force") == 0)
+				*force = true;
+			return get_database_oid(castNode(DropdbStmt, statement)->dbname,
+									true);
+		case T_RenameStmt:
+			if (castNode(RenameStmt, statement)->renameType == OBJECT_DATABASE)
+				return get_database_oid(castNode(RenameStmt, statement)->subname,
+										true);
+			break;
+		case T_CreatedbStmt:
+			template = "template1";
+			foreach(lc, castNode(CreatedbStmt, statement)->options)
+			{
+				DefElem    *option = lfirst_node(DefElem, lc);
+
+				if (strcmp(option->defname, "template") == 0 &&
+					option->arg != NULL)
+					template = defGetString(option);
+			}
+			return get_database_oid(template, true);
+		case T_AlterDatabaseStmt:
+			foreach(lc, castNode(AlterDatabaseStmt, statement)->options)
+			{
+				DefElem    *option = lfirst_node(DefElem, lc);
+
+				if (strcmp(option->defname, "tablespace") == 0)
+					return get_database_oid(castNode(AlterDatabaseStmt,
+													 statement)->dbname,
+											true);
+			}
+			break;
+		default:
+			break;
+	}
+	return InvalidOid;
+}
+
+static void
+process_utility(PlannedStmt *pstmt, const char *query_string,
+				bool read_only_tree, ProcessUtilityContext context,
+				ParamListInfo params, QueryEnvironment *query_env,
+				DestReceiver *dest, QueryCompletion *qc)
+{
+	ProcessUtility_hook_type next = prev_ProcessUtility_hook ?
+	prev_ProcessUtility_hook : standard_ProcessUtility;
+	bool		force;
+	Oid			dboid = database_wanted_alone(pstmt->utilityStmt, &force);
+
+	/* nobody who may not do it must have workers leave for it */
+	if (!OidIsValid(dboid) || dboid == MyDatabaseId ||
+		!compat_owns_database(dboid, GetUserId()))
+	{
+		next(pstmt, query_string, read_only_tree, context, params, query_env,
+			 dest, qc);
+		return;
+	}
+
+	PG_TRY();
+	{
+		evict(dboid, !force);
+		next(pstmt, query_string, read_only_tree, context, params, query_env,
+			 dest, qc);
+	}
+	PG_FINALLY();
+	{
+		admit(dboid);
+	}
+	PG_END_TRY();
+}
+
+/* Set up this room, when the module is loaded. */
+void
+ddl_init(void)
+{
+	RegisterXactCallback(xact_callback, NULL);
+	RegisterSubXactCallback(subxact_callback, NULL);
+	prev_object_access_hook = object_access_hook;
+	object_access_hook = object_access;
+	prev_ProcessUtility_hook = ProcessUtility_hook;
+	ProcessUtility_hook = process_utility;
+}

@@ -1,0 +1,19 @@
+/*-------------------------------------------------------------------------
+ *
+ * ddl.h
+ *	  Statements that concern our workers.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef STATBUFFER_DDL_H
+#define STATBUFFER_DDL_H
+
+#include "registry.h"
+
+extern void ddl_init(void);
+extern bool ddl_has_altered(SharedBuffer *shared);
+extern ClockTime ddl_evicted_until(Oid dboid);
+
+#endif							/* STATBUFFER_DDL_H */

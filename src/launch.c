@@ -1,0 +1,145 @@
+/*-------------------------------------------------------------------------
+ *
+ * launch.c
+ *	  For processes that need the launcher: start it, wait for what it loads.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xlog.h"
+#include "launch.h"
+#include "load.h"
+#include "miscadmin.h"
+#include "postmaster/bgworker.h"
+#include "registry.h"
+#include "shutdown.h"
+#include "storage/condition_variable.h"
+#include "utils/memutils.h"
+#include "compat.h"
+
+#define LAUNCHER_RESTART_SECS	1
+
+/* how long to wait for saved counts to be loaded */
+#define LOAD_WAIT_MSECS			10000
+
+/* Describe the launcher to the postmaster. */
+static void
+fill_launcher(BackgroundWorker *worker)
+{
+	memset(worker, 0, sizeof(BackgroundWorker));
+	worker->bgw_flags = BGWORKER_SHMEM_ACCESS |
+		BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker->bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker->bgw_restart_time = LAUNCHER_RESTART_SECS;
+	strlcpy(worker->bgw_library_name, "statbuffer", BGW_MAXLEN);
+	strlcpy(worker->bgw_function_name, "statbuffer_launcher_main", BGW_MAXLEN);
+	strlcpy(worker->bgw_name, "statbuffer launcher", BGW_MAXLEN);
+	strlcpy(worker->bgw_type, "statbuffer launcher", BGW_MAXLEN);
+}
+
+/*
+ * Have the launcher start with the server, but not under pg_upgrade: when it
+ * starts the old server it has already noted where its transactions end, so none
+ * may write.  What is saved stays where it is.
+ */
+void
+launch_register(void)
+{
+	BackgroundWorker worker;
+
+	if (IsBinaryUpgrade)
+		return;
+	fill_launcher(&worker);
+	RegisterBackgroundWorker(&worker);
+}
+
+/*
+ * Ensure that there is a launcher.  If there cannot be one, that is logged and
+ * flushes wait; the next transaction that counts tries again.
+ */
+void
+launch_ensure(void)
+{
+	BackgroundWorker worker;
+	BackgroundWorkerHandle *handle;
+	MemoryContext oldcontext;
+
+	/* a process that counts also has counts saved if there is none */
+	shutdown_register_exit();
+	if (likely(!launcher_slot_needs_process()))
+		return;
+
+	fill_launcher(&worker);
+	oldcontext = MemoryContextSwitchTo(TopMemoryContext);
+	if (RegisterDynamicBackgroundWorker(&worker, &handle))
+		shutdown_expect_launcher(handle);
+	else
+		ereport(LOG,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("could not register the statbuffer launcher"),
+				 errdetail("Counts are kept, but nothing is flushed."),
+				 errhint("You might need to increase max_worker_processes.")));
+	MemoryContextSwitchTo(oldcontext);
+}
+
+/*
+ * Register a launcher to take the place of this one.  Returns false if the
+ * postmaster has no room for it.
+ */
+bool
+launch_successor(void)
+{
+	BackgroundWorker worker;
+
+	fill_launcher(&worker);
+	return RegisterDynamicBackgroundWorker(&worker, NULL);
+}
+
+/*
+ * Wait until what the last shutdown saved is in memory, before the caller looks
+ * at counts.  Returns false, after a warning, when that takes too long.
+ */
+bool
+launch_await_load(void)
+{
+	static bool warned = false;
+	ClockTime	until = 0;
+	bool		loaded;
+
+	if (shared_control == NULL)
+		registry_attach(false);
+	if (likely(!load_is_pending()))
+		return true;
+
+	/* a standby has no launcher, and no counts */
+	if (RecoveryInProgress())
+		return false;
+	registry_attach(true);
+	launch_ensure();
+
+	ConditionVariablePrepareToSleep(&shared_control->load.cv);
+	while (!(loaded = !load_is_pending()))
+	{
+		ClockTime	now = clock_now();
+
+		if (until == 0)
+			until = clock_add(now, warned ? 0 : LOAD_WAIT_MSECS);
+		if (now >= until)
+			break;
+		(void) ConditionVariableTimedSleep(&shared_control->load.cv,
+										   (until - now) / 1000 + 1,
+										   compat_wait_event("StatbufferLoad"));
+	}
+	ConditionVariableCancelSleep();
+	if (!loaded && !warned)
+	{
+		warned = true;
+		ereport(WARNING,
+				(errmsg("counts that were saved when the server was stopped are not loaded yet"),
+				 errhint("They are not lost; the server log may tell what they wait for.")));
+	}
+	return loaded;
+}

@@ -1,0 +1,18 @@
+/*-------------------------------------------------------------------------
+ *
+ * launch.h
+ *	  For processes that need the launcher.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef STATBUFFER_LAUNCH_H
+#define STATBUFFER_LAUNCH_H
+
+extern void launch_register(void);
+extern void launch_ensure(void);
+extern bool launch_successor(void);
+extern bool launch_await_load(void);
+
+#endif							/* STATBUFFER_LAUNCH_H */

@@ -1,0 +1,188 @@
+/*-------------------------------------------------------------------------
+ *
+ * options.c
+ *	  Options of a buffer: the table of options, and the validator.
+ *
+ * An option is a row of the table below and a field of BufferOptions.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/reloptions.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_foreign_table.h"
+#include "commands/defrem.h"
+#include "compat.h"
+#include "options.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+
+COMPAT_FUNCTION_INFO_V1(statbuffer_fdw_validator);
+
+/* The options, with the field of BufferOptions that each sets. */
+typedef enum OptionKind
+{
+	OPTION_NAME,
+	OPTION_TIME,
+	OPTION_INT,
+	OPTION_BOOL,
+	OPTION_RESTART
+} OptionKind;
+
+typedef struct OptionDef
+{
+	const char *name;
+	OptionKind	kind;
+	size_t		offset;
+	const char *boot_value;
+	int			min;
+	int			max;
+} OptionDef;
+
+#define OPTION_FIELD(field)	offsetof(BufferOptions, field)
+
+static const OptionDef option_defs[] = {
+	{"handler", OPTION_NAME, OPTION_FIELD(handler), "handle_flush", 0, 0},
+	{"interval", OPTION_TIME, OPTION_FIELD(interval), "5s", 0, INT_MAX},
+	{"jitter", OPTION_TIME, OPTION_FIELD(jitter), "0", 0, INT_MAX},
+	{"timeout", OPTION_TIME, OPTION_FIELD(timeout), "10s", 0, INT_MAX},
+	{"backoff", OPTION_TIME, OPTION_FIELD(backoff), "1s", 1, INT_MAX},
+	{"restart", OPTION_RESTART, OPTION_FIELD(temporary), "transient", 0, 0},
+	{"shutdown", OPTION_TIME, OPTION_FIELD(shutdown), "5s", 0, SHUTDOWN_MAX_MSECS},
+	{"batch_size", OPTION_INT, OPTION_FIELD(batch_size), "1000", 1, 100000},
+	{"handler_timeout", OPTION_TIME, OPTION_FIELD(handler_timeout), "0", 0, INT_MAX},
+	{"stopped", OPTION_BOOL, OPTION_FIELD(stopped), "false", 0, 0},
+};
+
+static void
+set_option(BufferOptions *result, const OptionDef *def, const char *value)
+{
+	void	   *field = (char *) result + def->offset;
+	const char *hint = NULL;
+	List	   *names;
+	bool		parsed;
+
+	switch (def->kind)
+	{
+		case OPTION_NAME:
+			/* raises an error for what isn't a name */
+			names = compat_qualified_name_list(value);
+			if (list_length(names) > 3)
+				ereport(ERROR,
+						(errcode(ERRCODE_SYNTAX_ERROR),
+						 errmsg("improper qualified name (too many dotted names): %s",
+								NameListToString(names))));
+			*(char **) field = pstrdup(value);
+			break;
+		case OPTION_TIME:
+		case OPTION_INT:
+			parsed = parse_int(value, (int *) field,
+							   def->kind == OPTION_TIME ? GUC_UNIT_MS : 0,
+							   &hint);
+			if (!parsed)
+				ereport(ERROR,
+						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						 errmsg("invalid value for option \"%s\": \"%s\"",
+								def->name, value),
+						 hint ? errhint("%s", _(hint)) :
+						 def->kind == OPTION_TIME ?
+						 errhint("Give a number of milliseconds, or a time with a unit such as \"500ms\", \"5s\" or \"1min\".") :
+						 errhint("Give a whole number.")));
+			if (*(int *) field < def->min || *(int *) field > def->max)
+				ereport(ERROR,
+						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						 errmsg("value \"%s\" is out of range for option \"%s\"",
+								value, def->name),
+						 def->kind == OPTION_TIME ?
+						 errhint("The valid range is %d ms to %d ms.",
+								 def->min, def->max) :
+						 errhint("The valid range is %d to %d.",
+								 def->min, def->max)));
+			break;
+		case OPTION_BOOL:
+			if (!parse_bool(value, (bool *) field))
+				ereport(ERROR,
+						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						 errmsg("invalid value for option \"%s\": \"%s\"",
+								def->name, value),
+						 errhint("Give \"true\" or \"false\".")));
+			break;
+		case OPTION_RESTART:
+			if (strcmp(value, "transient") == 0)
+				*(bool *) field = false;
+			else if (strcmp(value, "temporary") == 0)
+				*(bool *) field = true;
+			else
+				ereport(ERROR,
+						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						 errmsg("invalid value for option \"%s\": \"%s\"",
+								def->name, value),
+						 errhint("Give \"transient\" or \"temporary\".")));
+			break;
+	}
+}
+
+static const char *
+option_names(void)
+{
+	StringInfoData names;
+
+	initStringInfo(&names);
+	for (int i = 0; i < lengthof(option_defs); i++)
+		appendStringInfo(&names, "%s%s", i > 0 ? ", " : "",
+						 option_defs[i].name);
+	return names.data;
+}
+
+/*
+ * Read the options of a foreign table, with defaults for those that aren't
+ * given.  Raises an error for the first that is wrong.  The result's strings
+ * are in the current memory context.
+ */
+void
+options_parse(List *options, BufferOptions *result)
+{
+	ListCell   *lc;
+
+	for (int i = 0; i < lengthof(option_defs); i++)
+		set_option(result, &option_defs[i], option_defs[i].boot_value);
+
+	foreach(lc, options)
+	{
+		DefElem    *element = lfirst_node(DefElem, lc);
+		const OptionDef *def = NULL;
+
+		for (int i = 0; i < lengthof(option_defs); i++)
+			if (strcmp(element->defname, option_defs[i].name) == 0)
+				def = &option_defs[i];
+		if (def == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_FDW_INVALID_OPTION_NAME),
+					 errmsg("invalid option \"%s\"", element->defname),
+					 errhint("Valid options of a buffer are: %s.",
+							 option_names())));
+		set_option(result, def, defGetString(element));
+	}
+}
+
+/* Check options when they are given: raises an error for one that is wrong. */
+Datum
+statbuffer_fdw_validator(PG_FUNCTION_ARGS)
+{
+	List	   *options = untransformRelOptions(PG_GETARG_DATUM(0));
+	Oid			catalog = PG_GETARG_OID(1);
+	BufferOptions parsed;
+
+	if (catalog == ForeignTableRelationId)
+		options_parse(options, &parsed);
+	else if (options != NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_INVALID_OPTION_NAME),
+				 errmsg("invalid option \"%s\"",
+						linitial_node(DefElem, options)->defname),
+				 errhint("There are no valid options in this context. The options of a buffer are those of its foreign table.")));
+	PG_RETURN_VOID();
+}

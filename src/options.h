@@ -1,0 +1,34 @@
+/*-------------------------------------------------------------------------
+ *
+ * options.h
+ *	  Options of a buffer, and of a server.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef STATBUFFER_OPTIONS_H
+#define STATBUFFER_OPTIONS_H
+
+#include "nodes/pg_list.h"
+
+/* a day is long enough to wait for something that is running */
+#define SHUTDOWN_MAX_MSECS	(24 * 60 * 60 * 1000)
+
+typedef struct BufferOptions
+{
+	char	   *handler;
+	int			interval;		/* times are in milliseconds */
+	int			jitter;
+	int			timeout;
+	int			backoff;
+	bool		temporary;		/* restart 'temporary' */
+	int			shutdown;
+	int			batch_size;
+	int			handler_timeout;
+	bool		stopped;
+} BufferOptions;
+
+extern void options_parse(List *options, BufferOptions *result);
+
+#endif							/* STATBUFFER_OPTIONS_H */

@@ -1,0 +1,581 @@
+/*-------------------------------------------------------------------------
+ *
+ * registry.c
+ *	  Buffers as all processes see them: make, find, list, claim, remove.
+ *
+ * The registry is a dshash table of SharedBuffer, whose parts belong to other
+ * rooms: the table of counters to table.c, the schedule to schedule.c, the
+ * requests to requests.c.  What is left is this room's: the settings, the
+ * worker's slot, and the totals.  It keeps their lock rules.
+ *
+ * At most one process acts as a buffer's worker: it has claimed the buffer.
+ * When all claims are gone and the server is about to stop, the launcher closes
+ * the registry, and counts become final; see SharedClaims.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "compat.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "registry.h"
+#include "utils/memutils.h"
+
+/* a worker that failed is not followed by another one before this */
+#define WORKER_FAILED_MSECS		1000
+
+static dshash_table *registry = NULL;
+
+/* the buffers that this process has claimed: its own, and another */
+static SharedBuffer *claims[2];
+
+/*
+ * Attach this process to the area and the registry for the rest of its life.
+ * With `create' they are made if necessary; without, returns false if there are
+ * none.
+ *
+ * Raises an error when memory is out.  Takes SharedControl.lock.
+ */
+bool
+registry_attach(bool create)
+{
+	dshash_parameters params = {
+		.key_size = sizeof(SharedBufferKey),
+		.entry_size = sizeof(SharedBuffer),
+		.compare_function = dshash_memcmp,
+		.hash_function = dshash_memhash,
+		COMPAT_DSHASH_COPY_MEMCPY
+	};
+	MemoryContext oldcontext;
+	dshash_table *table = NULL;
+
+	if (likely(registry != NULL))
+		return true;
+	if (!shmem_attach(create))
+		return false;
+
+	params.tranche_id = shared_control->tranches.registry;
+	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
+	oldcontext = MemoryContextSwitchTo(TopMemoryContext);
+	if (DsaPointerIsValid(shared_control->registry))
+		table = dshash_attach(shared_area, &params, shared_control->registry,
+							  NULL);
+	else if (create)
+	{
+		table = dshash_create(shared_area, &params, NULL);
+		shared_control->registry = dshash_get_hash_table_handle(table);
+	}
+	MemoryContextSwitchTo(oldcontext);
+	LWLockRelease(&shared_control->lock);
+	registry = table;
+	return registry != NULL;
+}
+
+/* ------------------------------------------------------------------------
+ * Finding
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Find a buffer and lock its partition of the registry, so that it stays, until
+ * registry_unlock() is called; NULL, and no lock, if it is not there.
+ */
+SharedBuffer *
+registry_lock(const SharedBufferKey *key)
+{
+	return dshash_find(registry, key, false);
+}
+
+void
+registry_unlock(SharedBuffer *buffer)
+{
+	dshash_release_lock(registry, buffer);
+}
+
+/*
+ * Find a buffer; NULL if it is not there.  The caller holds a lock on the
+ * relation or has claimed the buffer, so that it stays.
+ */
+SharedBuffer *
+registry_find(Oid dboid, Oid relid)
+{
+	SharedBufferKey key = {dboid, relid};
+	SharedBuffer *buffer = registry_lock(&key);
+
+	if (buffer != NULL)
+		registry_unlock(buffer);
+	return buffer;
+}
+
+/* Begin a pass through all buffers. */
+void
+registry_begin_scan(RegistryScan *scan)
+{
+	dshash_seq_init(&scan->status, registry, false);
+}
+
+/* The next buffer, with its partition locked; NULL at the end. */
+SharedBuffer *
+registry_next(RegistryScan *scan)
+{
+	return dshash_seq_next(&scan->status);
+}
+
+void
+registry_end_scan(RegistryScan *scan)
+{
+	dshash_seq_term(&scan->status);
+}
+
+/* ------------------------------------------------------------------------
+ * Making
+ * ------------------------------------------------------------------------
+ */
+
+static void
+settings_init(SharedSettings *shared, const BufferSettings *settings)
+{
+	pg_atomic_init_u32(&shared->owner, settings->owner);
+	pg_atomic_init_u32(&shared->stopped, settings->stopped);
+	pg_atomic_init_u64(&shared->interval, (uint64) settings->interval);
+	pg_atomic_init_u64(&shared->jitter, (uint64) settings->jitter);
+}
+
+static void
+totals_init(SharedTotals *totals)
+{
+	pg_atomic_init_u64(&totals->in_flight, 0);
+	pg_atomic_init_u64(&totals->last_flush, 0);
+	for (int i = 0; i < STAT_COUNT; i++)
+		pg_atomic_init_u64(&totals->stats[i], 0);
+	LWLockInitialize(&totals->lock, shared_control->tranches.totals);
+	totals->reset_at = GetCurrentTimestamp();
+}
+
+/*
+ * Find a buffer, or make it with the settings that it has at the moment.  The
+ * caller holds a lock on the relation, which keeps the buffer; the launcher,
+ * which cannot, must claim it before it touches it.  Raises an error when
+ * memory is out.
+ */
+SharedBuffer *
+registry_make(Oid dboid, Oid relid, const BufferSettings *settings)
+{
+	SharedBufferKey key = {dboid, relid};
+	SharedBuffer *buffer;
+	dshash_table_handle table;
+	bool		found;
+
+	buffer = registry_find(dboid, relid);
+	if (buffer != NULL)
+		return buffer;
+
+	/* made beforehand, because it can fail */
+	table = table_create();
+	PG_TRY();
+	{
+		buffer = dshash_find_or_insert(registry, &key, &found);
+	}
+	PG_CATCH();
+	{
+		table_destroy_handle(table);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+
+	if (!found)
+	{
+		memset((char *) buffer + sizeof(SharedBufferKey), 0,
+			   sizeof(SharedBuffer) - sizeof(SharedBufferKey));
+		settings_init(&buffer->settings, settings);
+		table_init(&buffer->table, table);
+		requests_init(&buffer->requests);
+		totals_init(&buffer->totals);
+		schedule_init(&buffer->schedule, settings->interval, clock_now());
+	}
+	registry_unlock(buffer);
+
+	if (found)
+		table_destroy_handle(table);
+	return buffer;
+}
+
+/*
+ * Put what is known of the definition into force, for the launcher and for those
+ * who count.  See SharedSettings for who may.  Takes no lock, cannot fail.
+ */
+void
+registry_set(SharedBuffer *buffer, const BufferSettings *settings)
+{
+	SharedSettings *shared = &buffer->settings;
+
+	/* read first: usually nothing has changed, and others read there */
+	if (pg_atomic_read_u32(&shared->owner) != settings->owner)
+		pg_atomic_write_u32(&shared->owner, settings->owner);
+	if (pg_atomic_read_u32(&shared->stopped) != (uint32) settings->stopped)
+		pg_atomic_write_u32(&shared->stopped, settings->stopped);
+	if (pg_atomic_read_u64(&shared->interval) != (uint64) settings->interval)
+		pg_atomic_write_u64(&shared->interval, (uint64) settings->interval);
+	if (pg_atomic_read_u64(&shared->jitter) != (uint64) settings->jitter)
+		pg_atomic_write_u64(&shared->jitter, (uint64) settings->jitter);
+}
+
+/*
+ * Set the owner alone.  Whoever has the relation locked knows it, also in the
+ * middle of a commit.  Takes no lock, cannot fail.
+ */
+void
+registry_set_owner(SharedBuffer *buffer, Oid owner)
+{
+	if (pg_atomic_read_u32(&buffer->settings.owner) != owner)
+		pg_atomic_write_u32(&buffer->settings.owner, owner);
+}
+
+/* ------------------------------------------------------------------------
+ * Waking
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Wake the worker, or the launcher if there is none.  Takes no lock, cannot
+ * fail.
+ */
+void
+registry_wake(SharedBuffer *buffer)
+{
+	/*
+	 * A worker that is leaving wakes the launcher when it has left, so a
+	 * latch that is no longer the right one does no harm.
+	 */
+	Latch	   *latch = *(Latch *volatile *) &buffer->slot.latch;
+
+	if (latch != NULL)
+		SetLatch(latch);
+	else
+		launcher_slot_wake();
+}
+
+/* Ask the worker for what is in the mask, and wake it.  As registry_wake(). */
+void
+registry_ask(SharedBuffer *buffer, uint32 what)
+{
+	requests_ask(&buffer->requests, what);
+	registry_wake(buffer);
+}
+
+/* Wake the workers of a database, or with InvalidOid, all workers. */
+void
+registry_wake_workers(Oid dboid)
+{
+	RegistryScan scan;
+	SharedBuffer *buffer;
+
+	registry_begin_scan(&scan);
+	while ((buffer = registry_next(&scan)) != NULL)
+	{
+		Latch	   *latch = *(Latch *volatile *) &buffer->slot.latch;
+
+		if (latch != NULL &&
+			(!OidIsValid(dboid) || buffer->key.dboid == dboid))
+			SetLatch(latch);
+	}
+	registry_end_scan(&scan);
+}
+
+/* Does the buffer want a worker?  For the launcher; needs no lock. */
+bool
+registry_wants_worker(SharedBuffer *buffer)
+{
+	if ((pg_atomic_read_u32(&buffer->requests.asked) |
+		 buffer->requests.taken) & REQUEST_RECHECK)
+		return true;
+	return !registry_is_stopped(buffer) &&
+		(requests_are_open(&buffer->requests) ||
+		 !schedule_is_empty(&buffer->schedule));
+}
+
+/* ------------------------------------------------------------------------
+ * Claims
+ * ------------------------------------------------------------------------
+ */
+
+/* Note that this process has ceased to act as the worker of a buffer. */
+static void
+forget_claim(SharedBuffer *buffer)
+{
+	for (int i = 0; i < lengthof(claims); i++)
+		if (claims[i] == buffer)
+			claims[i] = NULL;
+}
+
+/*
+ * Become the worker of a buffer.  Returns NULL if it is gone, or has a worker,
+ * or the counts are being saved by another process.
+ *
+ * The caller must call registry_release() or registry_drop();
+ * registry_release_all() does so when the process ends.  Takes
+ * SharedControl.lock.
+ */
+SharedBuffer *
+registry_claim(Oid dboid, Oid relid)
+{
+	SharedBufferKey key = {dboid, relid};
+	SharedBuffer *buffer;
+	int			i = 0;
+	bool		claimed = false;
+
+	while (claims[i] != NULL)
+		i++;
+	Assert(i < lengthof(claims));
+
+	/* the partition's lock keeps the buffer until it is ours */
+	buffer = registry_lock(&key);
+	if (buffer == NULL)
+		return NULL;
+
+	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
+	if (buffer->slot.pid == 0 &&
+		(!registry_is_closed() || launcher_slot_is_mine()))
+	{
+		buffer->slot.pid = MyProcPid;
+		buffer->slot.latch = MyLatch;
+
+		/*
+		 * A worker that was on its way when the launcher claimed the buffer,
+		 * to load counts, did not fail to come up.
+		 */
+		buffer->slot.connected = launcher_slot_is_mine();
+		shared_control->claims.nclaimed++;
+		claims[i] = buffer;
+		claimed = true;
+	}
+	LWLockRelease(&shared_control->lock);
+	registry_unlock(buffer);
+	return claimed ? buffer : NULL;
+}
+
+/*
+ * Cease to be the worker of a buffer, and wake the launcher to look after what
+ * is left there.  With a `code' other than 0, which is a failure, no other
+ * worker follows at once.  Takes SharedControl.lock.
+ */
+void
+registry_release(SharedBuffer *buffer, int code)
+{
+	SharedSlot *slot = &buffer->slot;
+
+	forget_claim(buffer);
+	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
+	Assert(slot->pid == MyProcPid);
+	slot->pid = 0;
+	slot->latch = NULL;
+	slot->left_at = clock_now();
+	if (code != 0)
+		slot->start_after = Max(slot->start_after,
+								clock_add(slot->left_at, WORKER_FAILED_MSECS));
+	shared_control->claims.nclaimed--;
+	LWLockRelease(&shared_control->lock);
+
+	if (!launcher_slot_is_mine())
+		launcher_slot_wake();
+}
+
+/* Cease to be the worker of every buffer; also when the process ends. */
+void
+registry_release_all(int code)
+{
+	for (int i = 0; i < lengthof(claims); i++)
+		if (claims[i] != NULL)
+			registry_release(claims[i], code);
+}
+
+/*
+ * Keep everyone from counting and flushing, because the counts are about to be
+ * saved.  Returns false, and changes nothing, if buffers have workers.  The
+ * caller is the launcher, or acts as it.  Takes SharedControl.lock.
+ */
+bool
+registry_close(void)
+{
+	bool		closed = false;
+
+	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
+	Assert(launcher_slot_is_mine());
+	if (shared_control->claims.nclaimed == 0)
+	{
+		pg_atomic_write_u32(&shared_control->claims.closed, 1);
+		closed = true;
+	}
+	LWLockRelease(&shared_control->lock);
+
+	/* it is known to be closed before anyone looks at pins */
+	pg_memory_barrier();
+	return closed;
+}
+
+/*
+ * Free all that there is of a buffer whose relation is gone, and log what was
+ * lost with it.  The caller has claimed the buffer; if it does not end soon it
+ * wakes the launcher, for the reason that shmem_trim() does.
+ */
+void
+registry_drop(SharedBuffer *buffer, bool with_database)
+{
+	SharedBufferKey key = buffer->key;
+	uint64		nkeys = table_nkeys(&buffer->table);
+	CounterTable table = {.dshash = NULL};
+	TableScan	scan;
+	CounterRef	ref;
+	uint64		sum = 0;
+
+	Assert(buffer->slot.pid == MyProcPid);
+	table_attach(&buffer->table, &table);
+	requests_drop_flushes(&buffer->requests);
+	table_begin_scan(&scan, &table, true);
+	while ((ref = table_next(&scan)).counter != NULL)
+	{
+		sum += pg_atomic_read_u64(&ref.counter->count);
+		table_delete_current(&buffer->table, &scan, ref);
+	}
+	table_end_scan(&scan);
+	table_destroy(&buffer->table, &table);
+
+	forget_claim(buffer);
+	dshash_delete_key(registry, &key);
+	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
+	shared_control->claims.nclaimed--;
+	LWLockRelease(&shared_control->lock);
+	ConditionVariableBroadcast(&shared_control->drain_cv);
+	dsa_trim(shared_area);
+
+	if (sum != 0)
+		ereport(LOG,
+				(with_database ?
+				 errmsg("statbuffer dropped the counts of a database that does not exist any more") :
+				 errmsg("statbuffer dropped the counts of a buffer that does not exist any more"),
+				 errdetail_plural("Relation %u of database %u held a count of %lld in %llu key.",
+								  "Relation %u of database %u held counts of %lld altogether in %llu keys.",
+								  nkeys, key.relid, key.dboid,
+								  (long long) sum, (unsigned long long) nkeys)));
+}
+
+/* ------------------------------------------------------------------------
+ * The worker's slot
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Note whether the worker that was started last has come up.  Takes
+ * SharedControl.lock, as the other functions of this section do.
+ */
+void
+registry_set_connected(SharedBuffer *buffer, bool connected)
+{
+	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
+	buffer->slot.connected = connected;
+	LWLockRelease(&shared_control->lock);
+}
+
+/* Have no worker started before `when'; with 0, allow it at once. */
+void
+registry_start_after(SharedBuffer *buffer, ClockTime when)
+{
+	/* without the lock: whoever sets it wakes someone who looks again */
+	if (when == 0 && *(volatile ClockTime *) &buffer->slot.start_after == 0)
+		return;
+	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
+	buffer->slot.start_after = when;
+	LWLockRelease(&shared_control->lock);
+}
+
+/*
+ * Have the worker look at requests at once: if the buffer failed lately, that is
+ * a reason not to wait until it is tried again.
+ */
+void
+registry_call_worker(SharedBuffer *buffer)
+{
+	registry_start_after(buffer, 0);
+	registry_wake(buffer);
+}
+
+/* A worker did not come up; returns how many in a row have not. */
+int
+registry_start_failed(SharedBuffer *buffer)
+{
+	int			failures;
+
+	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
+	failures = ++buffer->slot.start_failures;
+	LWLockRelease(&shared_control->lock);
+	return failures;
+}
+
+/* A worker has come up as the buffer's owner. */
+void
+registry_start_succeeded(SharedBuffer *buffer)
+{
+	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
+	buffer->slot.start_failures = 0;
+	LWLockRelease(&shared_control->lock);
+}
+
+/* ------------------------------------------------------------------------
+ * Errors and statistics
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Remember a buffer's last error.  `broken' says that the buffer itself fails
+ * (its shape, owner or handler), and not only a key.  Takes SharedTotals.lock.
+ */
+void
+registry_set_error(SharedBuffer *buffer, const char *message, bool broken)
+{
+	SharedTotals *totals = &buffer->totals;
+	int			len = pg_mbcliplen(message, strlen(message),
+								   SHARED_ERROR_SIZE - 1);
+
+	LWLockAcquire(&totals->lock, LW_EXCLUSIVE);
+	memcpy(totals->last_error, message, len);
+	totals->last_error[len] = '\0';
+	totals->last_error_at = GetCurrentTimestamp();
+	totals->broken = broken;
+	LWLockRelease(&totals->lock);
+}
+
+/*
+ * The buffer works again; its last error can still be read.  Takes
+ * SharedTotals.lock.
+ */
+void
+registry_clear_error(SharedBuffer *buffer)
+{
+	SharedTotals *totals = &buffer->totals;
+
+	/* the usual case, for each flush; only the worker and sb_start() write it */
+	if (!totals->broken)
+		return;
+	LWLockAcquire(&totals->lock, LW_EXCLUSIVE);
+	totals->broken = false;
+	LWLockRelease(&totals->lock);
+}
+
+/* Set the statistics to zero.  Takes SharedTotals.lock. */
+void
+registry_reset_stats(SharedBuffer *buffer)
+{
+	SharedTotals *totals = &buffer->totals;
+
+	LWLockAcquire(&totals->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < STAT_COUNT; i++)
+		totals->base[i] = pg_atomic_read_u64(&totals->stats[i]);
+	totals->reset_at = GetCurrentTimestamp();
+	totals->last_error_at = 0;
+	totals->last_error[0] = '\0';
+	pg_atomic_write_u64(&totals->last_flush, 0);
+	LWLockRelease(&totals->lock);
+}

@@ -1,0 +1,224 @@
+/*-------------------------------------------------------------------------
+ *
+ * registry.h
+ *	  Buffers as all processes see them.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef STATBUFFER_REGISTRY_H
+#define STATBUFFER_REGISTRY_H
+
+#include "clock.h"
+#include "lib/dshash.h"
+#include "requests.h"
+#include "schedule.h"
+#include "shmem.h"
+#include "storage/latch.h"
+#include "storage/lock.h"
+#include "storage/lwlock.h"
+#include "table.h"
+#include "utils/timestamp.h"
+
+#define SHARED_ERROR_SIZE	512
+
+typedef struct SharedBufferKey
+{
+	Oid			dboid;
+	Oid			relid;
+} SharedBufferKey;
+
+/*
+ * What processes without the catalogs at hand need of a buffer's definition.
+ *
+ * Written by registry_set(), by a process that knows the definition as it is
+ * committed and keeps it from being altered: one that has locked the relation to
+ * count (RowExclusiveLock keeps ALTER and sb_stop() out, and a buffer that is
+ * counted in is not started), or the worker with the gate.  The owner is also
+ * written by registry_set_owner(), for which any lock on the relation will do.
+ * Read without a lock; the launcher may see what was before.
+ */
+typedef struct SharedSettings
+{
+	pg_atomic_uint32 owner;		/* as whom the worker connects */
+	pg_atomic_uint32 stopped;	/* no worker is wanted */
+	pg_atomic_uint64 interval;	/* microseconds */
+	pg_atomic_uint64 jitter;	/* microseconds */
+} SharedSettings;
+
+/* The same, as a process hands it over. */
+typedef struct BufferSettings
+{
+	Oid			owner;
+	bool		stopped;
+	int64		interval;		/* microseconds */
+	int64		jitter;			/* microseconds */
+} BufferSettings;
+
+/*
+ * The buffer's worker, or whoever acts as it.  Written under
+ * SharedControl.lock, by registry.c alone.  Read without the lock only to choose
+ * a latch to set or for people to look at, where a wrong guess costs a needless
+ * wake-up.
+ */
+typedef struct SharedSlot
+{
+	pid_t		pid;			/* 0: none */
+	Latch	   *latch;			/* of its PGPROC, which is never freed */
+	bool		connected;		/* the last one came up */
+	int			start_failures; /* how many in a row did not */
+	ClockTime	start_after;	/* no worker is started before this */
+	ClockTime	left_at;		/* when the last one left */
+} SharedSlot;
+
+/*
+ * Where flushes stand, for the worker alone: the next one goes on where the
+ * last one stopped.
+ */
+typedef struct SharedFlush
+{
+	int			breakdowns;		/* failures of the buffer itself, in a row */
+	uint8		seen_shape;		/* the shape that was seen last, */
+	uint32		seen_shapes;	/* and SharedTable.shapes_number then */
+
+	/* the log of failures */
+	int			logged_sqlstate;
+	ClockTime	logged_at;		/* 0: never */
+	uint64		suppressed;		/* failures since then */
+} SharedFlush;
+
+/*
+ * Totals since the buffer was registered.  They only grow; a reset remembers
+ * where they stood.  The sums of counts wrap silently (they are used only as
+ * differences), so they are unsigned.
+ */
+typedef enum SharedStat
+{
+	STAT_INCREMENTS,			/* increments published */
+	STAT_PUBLISHED,				/* sum of the counts published */
+	STAT_FLUSHED_KEYS,
+	STAT_FLUSHED_COUNT,			/* sum of the counts stored */
+	STAT_HANDLER_CALLS,
+	STAT_FAILURES,
+	STAT_DISCARDED,				/* sum of the counts given up */
+	STAT_COUNT
+} SharedStat;
+
+typedef struct SharedTotals
+{
+	/* atomic, without a lock */
+	pg_atomic_uint64 in_flight; /* taken and not stored; by the worker */
+	pg_atomic_uint64 last_flush;	/* as TimestampTz; 0: never */
+	pg_atomic_uint64 stats[STAT_COUNT];
+
+	LWLock		lock;			/* protects what follows */
+	uint64		base[STAT_COUNT];	/* stats at the last reset */
+	TimestampTz reset_at;
+	TimestampTz last_error_at;	/* 0: none */
+	char		last_error[SHARED_ERROR_SIZE];
+	bool		broken;			/* the buffer itself fails, not a key */
+} SharedTotals;
+
+/*
+ * A buffer: an entry of the registry.  Each part says what protects it.
+ *
+ * It is made by the first transaction that publishes to the buffer, and
+ * removed by the buffer's worker or the launcher when the relation or its
+ * database is gone.  The address stays good as long as the entry does, which a
+ * lock on the relation, a claim, or registry_lock() ensures.
+ */
+typedef struct SharedBuffer
+{
+	SharedBufferKey key;		/* constant; must be first */
+	SharedSettings settings;
+	SharedSlot	slot;
+	SharedTable table;
+	SharedRequests requests;
+	SharedFlush flush;
+	SharedTotals totals;
+	SharedSchedule schedule;
+} SharedBuffer;
+
+/* A pass through the registry, with a partition locked. */
+typedef struct RegistryScan
+{
+	dshash_seq_status status;
+} RegistryScan;
+
+/*
+ * Our locks in the space of advisory locks, told apart by field 4, whose values
+ * SQL cannot reach.
+ */
+typedef enum RegistryLock
+{
+	REGISTRY_LOCK_LARGE = 3,	/* large changes to a buffer's counts take
+								 * turns */
+	REGISTRY_LOCK_GATE = 4		/* under which a worker flushes; see sb_stop() */
+} RegistryLock;
+
+static inline void
+registry_set_locktag(LOCKTAG *tag, const SharedBufferKey *key, RegistryLock lock)
+{
+	SET_LOCKTAG_ADVISORY(*tag, key->dboid, key->relid, 0, lock);
+}
+
+extern bool registry_attach(bool create);
+extern SharedBuffer *registry_find(Oid dboid, Oid relid);
+extern SharedBuffer *registry_make(Oid dboid, Oid relid,
+								   const BufferSettings *settings);
+extern SharedBuffer *registry_lock(const SharedBufferKey *key);
+extern void registry_unlock(SharedBuffer *buffer);
+extern void registry_begin_scan(RegistryScan *scan);
+extern SharedBuffer *registry_next(RegistryScan *scan);
+extern void registry_end_scan(RegistryScan *scan);
+extern void registry_set(SharedBuffer *buffer, const BufferSettings *settings);
+extern void registry_set_owner(SharedBuffer *buffer, Oid owner);
+
+extern void registry_wake(SharedBuffer *buffer);
+extern void registry_ask(SharedBuffer *buffer, uint32 what);
+extern void registry_wake_workers(Oid dboid);
+extern bool registry_wants_worker(SharedBuffer *buffer);
+
+extern SharedBuffer *registry_claim(Oid dboid, Oid relid);
+extern void registry_release(SharedBuffer *buffer, int code);
+extern void registry_release_all(int code);
+extern void registry_drop(SharedBuffer *buffer, bool with_database);
+extern bool registry_close(void);
+extern void registry_set_connected(SharedBuffer *buffer, bool connected);
+extern void registry_start_after(SharedBuffer *buffer, ClockTime when);
+extern void registry_call_worker(SharedBuffer *buffer);
+extern int	registry_start_failed(SharedBuffer *buffer);
+extern void registry_start_succeeded(SharedBuffer *buffer);
+
+extern void registry_set_error(SharedBuffer *buffer, const char *message,
+							   bool broken);
+extern void registry_clear_error(SharedBuffer *buffer);
+extern void registry_reset_stats(SharedBuffer *buffer);
+
+static inline int64
+registry_interval(SharedBuffer *buffer)
+{
+	return (int64) pg_atomic_read_u64(&buffer->settings.interval);
+}
+
+static inline bool
+registry_is_stopped(SharedBuffer *buffer)
+{
+	return pg_atomic_read_u32(&buffer->settings.stopped) != 0;
+}
+
+/* Are the counts being saved?  To be asked after a counter was pinned. */
+static inline bool
+registry_is_closed(void)
+{
+	return pg_atomic_read_u32(&shared_control->claims.closed) != 0;
+}
+
+static inline void
+registry_count(SharedBuffer *buffer, SharedStat stat, uint64 count)
+{
+	pg_atomic_fetch_add_u64(&buffer->totals.stats[stat], count);
+}
+
+#endif							/* STATBUFFER_REGISTRY_H */

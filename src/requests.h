@@ -1,0 +1,134 @@
+/*-------------------------------------------------------------------------
+ *
+ * requests.h
+ *	  What other processes ask of a buffer's worker.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef STATBUFFER_REQUESTS_H
+#define STATBUFFER_REQUESTS_H
+
+#include "counter.h"
+#include "schedule.h"
+#include "shmem.h"
+
+/* SharedRequests.asked: what is to be done, once, whoever has asked for it */
+#define REQUEST_RECHECK		0x01	/* the definition may have changed */
+#define REQUEST_FLUSH_ALL	0x02	/* make all keys due */
+#define REQUEST_FLUSH_EARLY	0x04	/* make sound keys due, and free idle
+									 * ones: memory runs short, or a count is
+									 * large */
+#define REQUEST_SORT_AGAIN	0x08	/* TRUNCATE has cleared counts that are
+									 * sorted in by their old times */
+
+/* A request of sb_flush: a counter, pinned until the worker has seen it. */
+typedef struct SharedFlushRequest
+{
+	dsa_pointer next;
+	dsa_pointer counter;
+} SharedFlushRequest;
+
+/*
+ * Waiting for a flush of everything that was published: sb_drain().
+ *
+ * Whoever waits has a ticket, the value of `asked' after adding 1 to it, and
+ * waits until `done' is no less.  The worker works in rounds, one for all
+ * tickets that there are when it begins:
+ *
+ *	  idle			round = done: no keys have COUNTER_DRAIN
+ *		| asked > round
+ *		v
+ *	  begin			all scheduled keys are made due (due = asked), get
+ *		|			COUNTER_DRAIN and are counted in `keys'; round = asked
+ *		v
+ *	  working		each key that is flushed, or found empty, loses the flag and
+ *		|			is subtracted from `keys'
+ *		| keys = 0
+ *		v
+ *	  finished		done = round, and everybody who waits is woken
+ *
+ * A ticket that comes while a round is working makes all keys due at once (due
+ * < asked), but its own round begins when this one is finished.  So nobody
+ * waits for keys that were counted after the round began.
+ *
+ * Invariants: done <= round <= due <= asked.  `keys' is the number of counters
+ * that have COUNTER_DRAIN.  Whatever interrupts the worker, the next one goes on
+ * from these fields.
+ */
+typedef struct SharedDrain
+{
+	pg_atomic_uint64 asked;		/* the last ticket */
+	pg_atomic_uint64 done;		/* the last one that is satisfied */
+	pg_atomic_uint64 due;		/* (w) the last one that made keys due */
+	pg_atomic_uint64 round;		/* (w) the last one that has a round */
+	pg_atomic_uint64 keys;		/* (w) keys still to flush in this round */
+} SharedDrain;
+
+/*
+ * Requests to the buffer's worker.  All fields are atomic, and set by any
+ * process with a lock on the relation; those marked (w) by the worker only.
+ * Whoever asks for something calls registry_wake() afterwards.
+ */
+typedef struct SharedRequests
+{
+	pg_atomic_uint32 asked;		/* mask of REQUEST_... */
+	uint32		taken;			/* (w) those that the worker has taken and not
+								 * yet carried out */
+
+	pg_atomic_uint64 flushes;	/* list of SharedFlushRequest */
+	dsa_pointer flushes_taken;	/* (w) those that the worker has taken */
+
+	SharedDrain drain;
+
+	/* the worker waits for a lock on the relation, or at the gate (w) */
+	pg_atomic_uint32 locked_out;
+
+	/*
+	 * A time: sb_stop() waits for the worker, which cancels its transaction
+	 * once it has come.  0: there is none.  Written under
+	 * ShareRowExclusiveLock on the relation.
+	 */
+	pg_atomic_uint64 halt_at;
+} SharedRequests;
+
+extern void requests_init(SharedRequests *requests);
+
+/* for all processes */
+extern void requests_ask(SharedRequests *requests, uint32 what);
+extern dsa_pointer requests_allocate_flush(void);
+extern void requests_flush_key(SharedRequests *requests, dsa_pointer pointer,
+							   CounterRef ref);
+extern void requests_flush_published(SharedRequests *requests,
+									 dsa_pointer pointer, CounterRef ref);
+extern uint64 requests_ask_drain(SharedRequests *requests);
+extern bool requests_are_open(SharedRequests *requests);
+
+/* for the buffer's worker, or the process that removes or saves the buffer */
+extern uint32 requests_take(SharedRequests *requests);
+extern void requests_done(SharedRequests *requests, uint32 what);
+extern void requests_serve(SharedRequests *requests, SharedSchedule *schedule,
+						   ClockTime now);
+extern void requests_drop_flushes(SharedRequests *requests);
+extern void requests_set_locked_out(SharedRequests *requests, bool locked_out);
+
+/* (w) A key was flushed or is empty: a drain need not wait for it any more. */
+static inline void
+requests_clear_drain(SharedRequests *requests, SharedCounter *counter)
+{
+	if (!counter_has_flag(counter, COUNTER_DRAIN))
+		return;
+	Assert(pg_atomic_read_u64(&requests->drain.keys) > 0);
+	counter_clear_flag(counter, COUNTER_DRAIN);
+	pg_atomic_fetch_sub_u64(&requests->drain.keys, 1);
+}
+
+/* Has a drain with this ticket been satisfied? */
+static inline bool
+requests_drain_is_done(SharedRequests *requests, uint64 ticket)
+{
+	return pg_atomic_read_u64(&requests->drain.done) >= ticket;
+}
+
+#endif							/* STATBUFFER_REQUESTS_H */

@@ -1,0 +1,276 @@
+/*-------------------------------------------------------------------------
+ *
+ * shmem.c
+ *	  The shared memory area, and the launcher's slot.
+ *
+ * A small struct that is found by its name (SharedControl) leads to one DSA
+ * area.  The first process that needs the area makes it.
+ *
+ * The lock order stands at SharedControl in shmem.h.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "compat.h"
+#include "counter.h"
+#include "miscadmin.h"
+#include "registry.h"
+#include "shmem.h"
+#include "statbuffer.h"
+#include "storage/ipc.h"
+#include "utils/memutils.h"
+
+SharedControl *shared_control = NULL;
+dsa_area   *shared_area = NULL;
+
+/* Reserve room for SharedControl in the main segment. */
+void
+shmem_request(void)
+{
+	RequestAddinShmemSpace(SHARED_CONTROL_SIZE);
+}
+
+/* The sizes are a safety net, in case nobody has increased the number. */
+static void
+describe_layout(char *layout)
+{
+	snprintf(layout, SHARED_LAYOUT_SIZE, "%s (%zu, %zu, %zu)", SHARED_LAYOUT,
+			 sizeof(SharedControl), sizeof(SharedBuffer),
+			 sizeof(SharedCounter));
+}
+
+/* The names of the tranches, in the order of SharedTranches. */
+static const char *const tranche_names[] = {
+	"statbuffer_control", "statbuffer_area", "statbuffer_registry",
+	"statbuffer_counters", "statbuffer_table", "statbuffer_totals"
+};
+
+StaticAssertDecl(lengthof(tranche_names) * sizeof(int) == sizeof(SharedTranches),
+				 "every tranche must have a name");
+
+static void
+init_control(void *memory)
+{
+	SharedControl *control = memory;
+
+	memset(control, 0, SHARED_CONTROL_SIZE);
+	describe_layout(control->layout);
+	for (int i = 0; i < lengthof(tranche_names); i++)
+		((int *) &control->tranches)[i] = compat_new_tranche(tranche_names[i]);
+	LWLockInitialize(&control->lock, control->tranches.control);
+	control->area = DSM_HANDLE_INVALID;
+	control->registry = InvalidDsaPointer;
+	pg_atomic_init_u32(&control->claims.closed, 0);
+	pg_atomic_init_u32(&control->load.state, 0);
+	ConditionVariableInit(&control->load.cv);
+	pg_atomic_init_u64(&control->memory.nbytes, 0);
+	pg_atomic_init_u32(&control->memory.short_of_memory, 0);
+	pg_atomic_init_u32(&control->waiting, 0);
+	ConditionVariableInit(&control->drain_cv);
+}
+
+/*
+ * Find SharedControl, or make it.  If the library is not preloaded, it may have
+ * been replaced since another process made it.  A layout that is not ours is
+ * reported at `elevel', and nothing of it is touched; if that is less than
+ * ERROR, returns false.
+ */
+bool
+shmem_open(int elevel)
+{
+	char		layout[SHARED_LAYOUT_SIZE];
+	SharedControl *control;
+
+	if (shared_control != NULL)
+		return true;
+
+	StaticAssertStmt(sizeof(SharedControl) <= SHARED_CONTROL_SIZE,
+					 "SharedControl must fit into its place");
+	control = compat_shared_memory("statbuffer", SHARED_CONTROL_SIZE,
+								   init_control);
+	describe_layout(layout);
+	if (strncmp(control->layout, layout, SHARED_LAYOUT_SIZE) != 0)
+	{
+		ereport(elevel,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("statbuffer's library was replaced by another version while the server was running"),
+				 errdetail("The server has \"%.*s\", the library that is installed now has \"%s\".",
+						   SHARED_LAYOUT_SIZE - 1, control->layout, layout),
+				 errhint("Restart the server.")));
+		return false;
+	}
+
+	for (int i = 0; i < lengthof(tranche_names); i++)
+		compat_name_tranche(((int *) &control->tranches)[i], tranche_names[i]);
+	shared_control = control;
+	return true;
+}
+
+/*
+ * Attach this process to the area for the rest of its life.  With `create' the
+ * area is made if necessary; without, returns false if there is none.
+ *
+ * Raises an error when memory is out.  Takes SharedControl.lock.
+ */
+bool
+shmem_attach(bool create)
+{
+	MemoryContext oldcontext;
+	dsa_area   *area;
+
+	if (shared_area != NULL)
+		return true;
+	(void) shmem_open(ERROR);
+
+	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
+	if (shared_control->area == DSM_HANDLE_INVALID && !create)
+	{
+		LWLockRelease(&shared_control->lock);
+		return false;
+	}
+	oldcontext = MemoryContextSwitchTo(TopMemoryContext);
+	if (shared_control->area != DSM_HANDLE_INVALID)
+		area = dsa_attach(shared_control->area);
+	else
+	{
+		area = dsa_create(shared_control->tranches.area);
+		dsa_set_size_limit(area, (size_t) statbuffer_max_memory * 1024);
+		dsa_pin(area);
+		shared_control->area = dsa_get_handle(area);
+	}
+	dsa_pin_mapping(area);
+	shared_area = area;
+	MemoryContextSwitchTo(oldcontext);
+	LWLockRelease(&shared_control->lock);
+	return true;
+}
+
+/* Put statbuffer.max_memory into force.  The process is attached. */
+void
+shmem_set_limit(void)
+{
+	dsa_set_size_limit(shared_area, (size_t) statbuffer_max_memory * 1024);
+}
+
+/*
+ * Unmap segments that other processes have freed: the system gets the memory
+ * of a segment back when the last process unmaps it.  dsa.c looks for such
+ * segments whenever it is asked for an address, even for this one.
+ */
+void
+shmem_unmap_freed(void)
+{
+	(void) dsa_get_address(shared_area, shared_control->registry);
+}
+
+/*
+ * Give empty blocks back to the system, after much was freed.  Wakes the
+ * launcher, which may sleep for long and has to unmap them, too.
+ */
+void
+shmem_trim(void)
+{
+	dsa_trim(shared_area);
+	launcher_slot_wake();
+}
+
+/* ------------------------------------------------------------------------
+ * The launcher's slot
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Become the launcher.  Returns false if there is one that is to stay.  Takes
+ * SharedControl.lock.
+ */
+bool
+launcher_slot_claim(void)
+{
+	SharedLauncher *launcher = &shared_control->launcher;
+	bool		claimed = false;
+
+	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
+	if (launcher->pid == 0 || launcher->leaving)
+	{
+		if (launcher->pid != 0)
+			SetLatch(launcher->latch);
+		launcher->pid = MyProcPid;
+		launcher->latch = MyLatch;
+		launcher->leaving = false;
+		claimed = true;
+	}
+	LWLockRelease(&shared_control->lock);
+	return claimed;
+}
+
+/*
+ * Called by the launcher: allow, or no longer allow, another process to take
+ * its place.  Returns false if one has.  Takes SharedControl.lock.
+ */
+bool
+launcher_slot_offer(bool leaving)
+{
+	SharedLauncher *launcher = &shared_control->launcher;
+	bool		is_mine;
+
+	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
+	is_mine = launcher->pid == MyProcPid;
+	if (is_mine)
+		launcher->leaving = leaving;
+	LWLockRelease(&shared_control->lock);
+	return is_mine;
+}
+
+/*
+ * Cease to be the launcher, unless another process has taken the place.  Takes
+ * SharedControl.lock.
+ */
+void
+launcher_slot_release(void)
+{
+	SharedLauncher *launcher = &shared_control->launcher;
+
+	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
+	if (launcher->pid == MyProcPid)
+		memset(launcher, 0, sizeof(SharedLauncher));
+	LWLockRelease(&shared_control->lock);
+}
+
+/* Wake the launcher, if there is one.  Takes no lock, cannot fail. */
+void
+launcher_slot_wake(void)
+{
+	Latch	   *latch = *(Latch *volatile *) &shared_control->launcher.latch;
+
+	if (latch != NULL)
+		SetLatch(latch);
+}
+
+/*
+ * Should the caller register a launcher?  Says so to one caller at a time, and
+ * again only when the launcher has not come up for a while.  Takes
+ * SharedControl.lock if there is no launcher.
+ */
+bool
+launcher_slot_needs_process(void)
+{
+	SharedLauncher *launcher = &shared_control->launcher;
+	ClockTime	now;
+	bool		needed;
+
+	if (launcher_slot_is_taken())
+		return false;
+
+	now = clock_now();
+	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
+	needed = launcher->pid == 0 &&
+		(launcher->asked == 0 ||
+		 clock_passed(launcher->asked, now, LAUNCHER_START_MSECS));
+	if (needed)
+		launcher->asked = now;
+	LWLockRelease(&shared_control->lock);
+	return needed;
+}

@@ -1,0 +1,178 @@
+/*-------------------------------------------------------------------------
+ *
+ * shmem.h
+ *	  The shared memory area, and the launcher's slot.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef STATBUFFER_SHMEM_H
+#define STATBUFFER_SHMEM_H
+
+#include "clock.h"
+#include "lib/dshash.h"
+#include "port/atomics.h"
+#include "storage/condition_variable.h"
+#include "storage/latch.h"
+#include "storage/lwlock.h"
+#include "storage/dsm_impl.h"
+#include "utils/dsa.h"
+
+/*
+ * The layout of the structs in shared memory, and the meaning of their fields.
+ * Increase the number with every change of either: while a server runs, its
+ * files can be replaced, and then sessions with the old and with the new
+ * library meet in the same memory.
+ */
+#define SHARED_LAYOUT		"statbuffer shared memory, layout 3"
+#define SHARED_LAYOUT_SIZE	96
+
+/* the room that is reserved in the main segment; must never change */
+#define SHARED_CONTROL_SIZE	2048
+
+/* how long a launcher that was registered may take to come up */
+#define LAUNCHER_START_MSECS	10000
+
+#define SHARED_EVICTIONS	8
+
+/*
+ * The launcher.  Written under SharedControl.lock.  `pid' and `latch' are read
+ * without it, to look whether there is a launcher and to wake it: a wrong guess
+ * costs a needless wake-up.
+ */
+typedef struct SharedLauncher
+{
+	pid_t		pid;			/* 0: none */
+	Latch	   *latch;
+	bool		leaving;		/* waits for its successor */
+	ClockTime	asked;			/* when one was registered last; 0: never */
+} SharedLauncher;
+
+/* A database that workers must stay away from.  Under SharedControl.lock. */
+typedef struct SharedEviction
+{
+	Oid			dboid;
+	ClockTime	until;
+} SharedEviction;
+
+/*
+ * Who works on buffers, and whether anyone still may.  See registry.c.
+ *
+ * `nclaimed' is the number of buffers that some process acts as the worker of;
+ * under SharedControl.lock.  `closed' is set, under the same lock, when that
+ * number is 0 and the server is about to stop.  From then on only the process
+ * that saves the counts acts as a worker, and nobody adds to a count.
+ *
+ * Processes that add read `closed' without the lock, after they have pinned
+ * the counter.  So once it is set, a counter without pins has its final count.
+ */
+typedef struct SharedClaims
+{
+	int			nclaimed;
+	pg_atomic_uint32 closed;
+} SharedClaims;
+
+/*
+ * How much of the file that the last shutdown left is in memory.  See load.c.
+ * `state' is written by the launcher and, when there is no file, by any
+ * process; the positions are the launcher's alone.  `cv' is broadcast when
+ * everything is loaded.
+ */
+typedef struct SharedLoad
+{
+	pg_atomic_uint32 state;
+	int64		section;
+	int64		offset;
+	ConditionVariable cv;
+} SharedLoad;
+
+/*
+ * The bytes that the keys of all buffers take.  See table.c.  A process that
+ * finds that they come near the bound, or meets it, sets `short_of_memory' and
+ * wakes the launcher, which then has buffers flushed early.
+ */
+typedef struct SharedMemoryUse
+{
+	pg_atomic_uint64 nbytes;
+	pg_atomic_uint32 short_of_memory;
+} SharedMemoryUse;
+
+/* The tranches of our locks.  Constant. */
+typedef struct SharedTranches
+{
+	int			control;
+	int			area;
+	int			registry;
+	int			counters;
+	int			table;
+	int			totals;
+} SharedTranches;
+
+/*
+ * The root of everything in shared memory.
+ *
+ * Lock order: heavyweight locks; a partition of the registry;
+ * SharedControl.lock; a partition of a table of counters; SharedTable.lock;
+ * SharedTotals.lock; the locks of dsa.c.  While a process holds an LWLock of
+ * ours, it does not wait on a latch, run SQL or read catalogs.
+ */
+typedef struct SharedControl
+{
+	/* SHARED_LAYOUT and some sizes; constant.  Must be first. */
+	char		layout[SHARED_LAYOUT_SIZE];
+
+	LWLock		lock;			/* protects what does not say otherwise */
+	SharedTranches tranches;
+
+	/* written once, when the first process needs them; then constant */
+	dsa_handle	area;			/* DSM_HANDLE_INVALID: not made yet */
+	dshash_table_handle registry;	/* or InvalidDsaPointer */
+
+	SharedLauncher launcher;
+	SharedClaims claims;
+	SharedLoad	load;
+	SharedMemoryUse memory;
+	SharedEviction evictions[SHARED_EVICTIONS];
+
+	/* buffers with due keys and no worker for them; written by the launcher */
+	pg_atomic_uint32 waiting;
+
+	/*
+	 * Where processes wait for drains: see requests.h.  It is here because a
+	 * process that waits for a buffer has no lock that would keep the buffer.
+	 */
+	ConditionVariable drain_cv;
+} SharedControl;
+
+extern SharedControl *shared_control;
+extern dsa_area *shared_area;
+
+extern void shmem_request(void);
+extern bool shmem_open(int elevel);
+extern bool shmem_attach(bool create);
+extern void shmem_set_limit(void);
+extern void shmem_unmap_freed(void);
+extern void shmem_trim(void);
+
+extern bool launcher_slot_claim(void);
+extern bool launcher_slot_offer(bool leaving);
+extern void launcher_slot_release(void);
+extern void launcher_slot_wake(void);
+extern bool launcher_slot_needs_process(void);
+
+/* Is there a launcher?  Without the lock: it may come or go at any time. */
+static inline bool
+launcher_slot_is_taken(void)
+{
+	return *(volatile pid_t *) &shared_control->launcher.pid != 0;
+}
+
+/* Is this process the launcher, or does it act as the launcher? */
+static inline bool
+launcher_slot_is_mine(void)
+{
+	return *(volatile pid_t *) &shared_control->launcher.pid == MyProcPid;
+}
+
+#endif							/* STATBUFFER_SHMEM_H */

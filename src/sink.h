@@ -1,0 +1,60 @@
+/*-------------------------------------------------------------------------
+ *
+ * sink.h
+ *	  Where a batch goes.
+ *
+ * A sink stores the counts of a batch, within the transaction of the flush: when
+ * that is rolled back, nothing may have been stored.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef STATBUFFER_SINK_H
+#define STATBUFFER_SINK_H
+
+#include "access/tupdesc.h"
+#include "options.h"
+
+/* A key, as it is handed over. */
+typedef struct SinkKey
+{
+	Datum	   *values;
+	bool	   *isnull;
+	int64		count;			/* never 0 */
+} SinkKey;
+
+/*
+ * Called by a sink before it stores keys, with those that it stores at once: if
+ * that fails, one of them is to blame.
+ */
+typedef void (*SinkProgress) (int first_key, int nkeys, void *arg);
+
+typedef struct Sink Sink;
+
+typedef struct SinkMethods
+{
+	/*
+	 * Find out where keys of this shape go, for each batch anew.  Raises an
+	 * error if they cannot go anywhere.  The caller is in a transaction with
+	 * an active snapshot, as the buffer's owner.  The result is in the
+	 * current memory context.
+	 */
+	Sink	   *(*prepare) (const BufferOptions *options, TupleDesc desc,
+							Oid owner);
+
+	/* Store keys, which are different and in the order of their values. */
+	void		(*deliver) (Sink *sink, SinkKey *keys, int nkeys,
+							SinkProgress progress, void *arg);
+} SinkMethods;
+
+/* A sink's own struct begins with this. */
+struct Sink
+{
+	const SinkMethods *methods;
+};
+
+/* the user's function: sink_function.c */
+extern const SinkMethods sink_function;
+
+#endif							/* STATBUFFER_SINK_H */

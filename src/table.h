@@ -1,0 +1,171 @@
+/*-------------------------------------------------------------------------
+ *
+ * table.h
+ *	  A buffer's table of counters by key.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef STATBUFFER_TABLE_H
+#define STATBUFFER_TABLE_H
+
+#include "counter.h"
+#include "lib/dshash.h"
+#include "shape.h"
+#include "storage/lwlock.h"
+
+/* shapes of a buffer's keys at a time; a set of them is a uint32 */
+#define TABLE_SHAPES		32
+
+/*
+ * A table of counters, as all processes see it.
+ *
+ * Whoever reads or writes it holds a lock on the relation, to the end of the
+ * transaction, or has claimed the buffer as its worker does.  So the worker may
+ * replace an empty table under AccessExclusiveLock, and nobody works in a table
+ * that is being destroyed with its relation.
+ */
+typedef struct SharedTable
+{
+	/*
+	 * The handle, and a number that changes when the table is replaced.
+	 * Written under AccessExclusiveLock on the relation, read under
+	 * AccessShareLock.
+	 */
+	dshash_table_handle handle;
+	uint32		number;
+
+	/* keys held, and the bytes that they take; changed with the table */
+	pg_atomic_uint64 nkeys;
+	pg_atomic_uint64 nbytes;
+	pg_atomic_uint32 failing;	/* keys whose last attempt failed */
+
+	/*
+	 * Protects the shapes, and the errors that counters point to.
+	 *
+	 * `shapes' are those that keys have, or had lately, each a KeyShape; or
+	 * InvalidDsaPointer.  A shape is only removed under AccessExclusiveLock
+	 * on the relation.  `shapes_number' changes with them; it is read without
+	 * the lock to see whether they have to be looked at again.
+	 */
+	LWLock		lock;
+	dsa_pointer shapes[TABLE_SHAPES];
+	uint32		shapes_number;
+} SharedTable;
+
+/* Why a key failed; shared by keys that failed with the same message. */
+typedef struct SharedError
+{
+	uint32		nkeys;			/* counters that point here */
+	char		message[FLEXIBLE_ARRAY_MEMBER];
+} SharedError;
+
+/*
+ * A table of counters as a process is attached to it.
+ *
+ * When the key columns of a buffer are altered, the counters that it has keep
+ * the shape that they were made with.  Increments no longer find them.  They
+ * are flushed if they can be read under the present shape, and otherwise not
+ * until the columns are as they were.
+ */
+typedef struct CounterTable
+{
+	dshash_table *dshash;		/* NULL: not attached */
+	uint32		number;			/* SharedTable.number */
+	uint32		shapes_number;	/* SharedTable.shapes_number */
+	uint8		shape;			/* the number of the shape in use, or
+								 * TABLE_SHAPES: there are no keys of it */
+	uint32		readable;		/* set of numbers whose keys it can read */
+} CounterTable;
+
+/* Can the counter's key be read by those who use the table? */
+static inline bool
+table_can_read(const CounterTable *table, const SharedCounter *counter)
+{
+	return (table->readable & ((uint32) 1 << counter->shape)) != 0;
+}
+
+/* How many keys a buffer holds, of whatever shape. */
+static inline uint64
+table_nkeys(SharedTable *shared)
+{
+	return pg_atomic_read_u64(&shared->nkeys);
+}
+
+/*
+ * A key's last attempt did not fail.  Its error is freed by batch_tidy().  For
+ * the worker, or under AccessExclusiveLock.
+ */
+static inline void
+table_clear_failure(SharedTable *shared, SharedCounter *counter)
+{
+	if (counter->failures > 0)
+	{
+		counter->failures = 0;
+		pg_atomic_fetch_sub_u32(&shared->failing, 1);
+	}
+}
+
+/* What table_visit() tells of a key. */
+typedef struct CounterInfo
+{
+	const char *key;
+	int			keylen;
+	int64		count;
+	int64		in_flight;
+	ClockTime	counted_at;		/* as in SharedCounter */
+	int			failures;
+	const char *error;			/* or NULL */
+} CounterInfo;
+
+/* Called under a partition lock: must only copy. */
+typedef void (*CounterVisitor) (const CounterInfo *info, void *arg);
+
+/* A pass through a table; a partition is locked from one call to the next. */
+typedef struct TableScan
+{
+	dshash_seq_status status;
+} TableScan;
+
+extern dshash_table_handle table_create(void);
+extern void table_init(SharedTable *shared, dshash_table_handle handle);
+extern void table_attach(SharedTable *shared, CounterTable *table);
+extern void table_detach(CounterTable *table);
+extern void table_destroy_handle(dshash_table_handle handle);
+
+/* for all processes that hold a lock on the relation */
+extern bool table_lookup(const CounterTable *table, const KeyBytes *key,
+						 int64 *count);
+extern CounterRef table_pin(const CounterTable *table, const KeyBytes *key);
+extern CounterRef table_pin_or_create(SharedTable *shared,
+									  const CounterTable *table,
+									  const KeyBytes *key);
+extern void table_visit(SharedTable *shared, const CounterTable *table,
+						CounterVisitor visit, void *arg);
+extern void table_sum(const CounterTable *table, uint64 *nkeys, int64 *sum);
+extern void table_begin_scan(TableScan *scan, const CounterTable *table,
+							 bool to_delete);
+extern CounterRef table_next(TableScan *scan);
+extern void table_end_scan(TableScan *scan);
+
+/* memory */
+extern bool table_memory_is_short(void);
+extern bool table_has_room(uint64 nkeys, uint64 size);
+extern void table_report_out_of_memory(void) pg_attribute_noreturn();
+
+/* shapes */
+extern void table_find_shape(SharedTable *shared, const KeyShape *shape,
+							 bool create, CounterTable *table);
+extern int	table_count_shapes(SharedTable *shared);
+
+/* for the buffer's worker, or the process that removes the buffer */
+extern void table_delete_current(SharedTable *shared, TableScan *scan,
+								 CounterRef ref);
+extern void table_replace_error(SharedTable *shared, SharedCounter *counter,
+								dsa_pointer error);
+extern void table_replace(SharedTable *shared);
+extern void table_remove_shapes(SharedTable *shared, uint32 used);
+extern void table_destroy(SharedTable *shared, CounterTable *table);
+
+#endif							/* STATBUFFER_TABLE_H */
