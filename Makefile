@@ -17,6 +17,7 @@ OBJS = \
 	src/options.o \
 	src/owner.o \
 	src/pending.o \
+	src/publish.o \
 	src/registry.o \
 	src/requests.o \
 	src/save.o \

@@ -106,114 +106,139 @@ waits_for_us(int pid)
 	return false;
 }
 
-/*
- * Have everything flushed that was published so far, and wait until it is.
- * Gives up after so many milliseconds; negative: no limit.
- *
- * The caller has opened the buffer with RowShareLock, which is given back for
- * the wait.  Otherwise whoever wants to alter the buffer would wait for us,
- * the worker for him, and we for the worker; and as we don't wait for a lock,
- * nobody would notice.  When the transaction has other locks, that is what
- * DRAIN_BLOCKED tells; and DRAIN_DEADLOCK, that the handler waits for us.
- *
- * With `stopping' the caller has STOP_LOCK, which is kept: nobody publishes
- * anything meanwhile.  DRAIN_DEADLOCK then tells that the handler waits for
- * someone who is about to count.
- */
-DrainState
-drain_wait(SbBuffer *buffer, int64 timeout, bool stopping)
+/* A session that waits. */
+typedef struct DrainWait
 {
-	ClockTime	start = clock_now();
-	ClockTime	blocked_since = 0;
-	ClockTime	looked_at = start;
-	pid_t		worker_pid;
-	SharedBuffer *shared;
 	SharedBufferKey key;
-	bool		locked;
-	bool		loaded;
 	uint64		ticket;
-	DrainState	state;
+	bool		locked;			/* has locks that are in the way of others */
+	ClockTime	start;
+	int64		timeout;		/* milliseconds; negative: no limit */
+	ClockTime	blocked_since;	/* 0: is not */
+	ClockTime	looked_at;		/* when we looked who waits for us */
+} DrainWait;
 
+/*
+ * Look how a drain stands.  Returns DRAIN_WAITING if it makes sense to wait on,
+ * for up to `msecs'.
+ */
+static DrainState
+check_wait(DrainWait *wait, int64 *msecs)
+{
+	ClockTime	now = clock_now();
+	pid_t		worker_pid;
+	DrainState	state = look_at_drain(&wait->key, wait->ticket, &worker_pid);
+
+	if (state == DRAIN_DONE)
+		return state;
+	*msecs = DeadlockTimeout;
+	if (wait->timeout >= 0)
+	{
+		int64		left = wait->timeout - (now - wait->start) / 1000;
+
+		if (left <= 0)
+			return DRAIN_TIMED_OUT;
+		*msecs = Min(left, *msecs);
+	}
+
+	/* it may just have been started again */
+	if (state == DRAIN_STOPPED)
+	{
+		bool		stopped = buffer_open(wait->key.relid, RowShareLock)->options.stopped;
+
+		UnlockRelationOid(wait->key.relid, RowShareLock);
+		if (stopped)
+			return DRAIN_STOPPED;
+	}
+
+	/* a session that locks it for a moment is not to blame */
+	if (state != DRAIN_BLOCKED || !wait->locked)
+		wait->blocked_since = 0;
+	else if (wait->blocked_since == 0)
+		wait->blocked_since = now;
+	else if (clock_passed(wait->blocked_since, now, DeadlockTimeout))
+		return DRAIN_BLOCKED;
+
+	/* no deadlock detector sees that we wait, so look who waits for us */
+	if (clock_passed(wait->looked_at, now, DeadlockTimeout))
+	{
+		wait->looked_at = now;
+		if (worker_pid != 0 && waits_for_us(worker_pid))
+			return state == DRAIN_BLOCKED && wait->locked ?
+				DRAIN_BLOCKED : DRAIN_DEADLOCK;
+	}
+	return DRAIN_WAITING;
+}
+
+/* Raise an error if the drain would wait for this transaction itself. */
+static void
+check_not_ours(SbBuffer *buffer)
+{
 	if (drain_is_locked_out_by_us(buffer))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),
 				 errmsg("cannot drain buffer \"%s\" in a transaction that has locked it",
 						NameStr(buffer->name)),
 				 errhint("Drain it before it is altered, stopped or truncated, or after that is committed.")));
+}
 
-	/* what is not loaded yet can't be flushed */
+/*
+ * Have everything flushed that was published so far, and wait until it is, for
+ * up to `timeout' milliseconds; negative: no limit.
+ *
+ * The caller has opened the buffer with RowShareLock, which is released for the
+ * wait.  Otherwise, a session that wants to alter the buffer would wait for us,
+ * the worker for that session, and we for the worker; and because we do not wait
+ * for a lock, no deadlock detector would notice.  If the transaction has other
+ * locks on the buffer, DRAIN_BLOCKED says that this has happened, and
+ * DRAIN_DEADLOCK that the handler waits for us.
+ *
+ * With `stopping' the caller has STOP_LOCK, which is kept: nobody publishes
+ * anything meanwhile.  Then DRAIN_DEADLOCK says that the handler waits for a
+ * session that is about to count.
+ */
+DrainState
+drain_wait(SbBuffer *buffer, int64 timeout, bool stopping)
+{
+	DrainWait	wait = {
+		.start = clock_now(),
+		.timeout = timeout
+	};
+	SharedBuffer *shared;
+	bool		loaded;
+	int64		msecs;
+	DrainState	state;
+
+	check_not_ours(buffer);
+
+	/* what is not loaded yet cannot be flushed */
 	loaded = launch_await_load();
 	if (!buffer_attach(buffer, false))
 		return loaded ? DRAIN_DONE : DRAIN_TIMED_OUT;
 	shared = buffer->shared;
-	key = shared->key;
 	if (shared->slot.pid == MyProcPid)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),
 				 errmsg("cannot drain buffer \"%s\" from its own handler",
 						NameStr(buffer->name))));
 	launch_ensure();
-	ticket = requests_ask_drain(&shared->requests);
+	wait.key = shared->key;
+	wait.looked_at = wait.start;
+	wait.ticket = requests_ask_drain(&shared->requests);
 	registry_call_worker(shared);
 
 	if (!stopping)
-		UnlockRelationOid(key.relid, RowShareLock);
+		UnlockRelationOid(wait.key.relid, RowShareLock);
 
 	/* row types of keys stay locked, as they may be others' */
-	locked = !stopping &&
-		(has_locked(key.relid, AccessShareLock) || buffer->shape->nrow_types > 0);
+	wait.locked = !stopping &&
+		(has_locked(wait.key.relid, AccessShareLock) ||
+		 buffer->shape->nrow_types > 0);
 
 	ConditionVariablePrepareToSleep(&shared_control->drain_cv);
-	while ((state = look_at_drain(&key, ticket, &worker_pid)) != DRAIN_DONE)
-	{
-		ClockTime	now = clock_now();
-		int64		left = -1;
-
-		if (timeout >= 0)
-		{
-			left = timeout - (now - start) / 1000;
-			if (left <= 0)
-			{
-				state = DRAIN_TIMED_OUT;
-				break;
-			}
-			left = Min(left, INT_MAX);
-		}
-
-		/* it may just have been started again */
-		if (state == DRAIN_STOPPED)
-		{
-			bool		stopped = buffer_open(key.relid, RowShareLock)->options.stopped;
-
-			UnlockRelationOid(key.relid, RowShareLock);
-			if (stopped)
-				break;
-		}
-
-		/* who has locked it for a moment is not to blame */
-		if (state != DRAIN_BLOCKED || !locked)
-			blocked_since = 0;
-		else if (blocked_since == 0)
-			blocked_since = now;
-		else if (clock_passed(blocked_since, now, DeadlockTimeout))
-			break;
-
-		/* as nobody sees that we wait, look whether somebody waits for us */
-		if (clock_passed(looked_at, now, DeadlockTimeout))
-		{
-			looked_at = now;
-			if (worker_pid != 0 && waits_for_us(worker_pid))
-			{
-				if (state != DRAIN_BLOCKED || !locked)
-					state = DRAIN_DEADLOCK;
-				break;
-			}
-		}
-		left = left < 0 ? DeadlockTimeout : Min(left, DeadlockTimeout);
-
-		(void) ConditionVariableTimedSleep(&shared_control->drain_cv, left,
+	while ((state = check_wait(&wait, &msecs)) == DRAIN_WAITING)
+		(void) ConditionVariableTimedSleep(&shared_control->drain_cv, msecs,
 										   compat_wait_event("StatbufferDrain"));
-	}
 	ConditionVariableCancelSleep();
 	if (state == DRAIN_DONE && !loaded)
 		state = DRAIN_TIMED_OUT;

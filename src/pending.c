@@ -4,24 +4,20 @@
  *	  What the current transaction has counted, until it commits.
  *
  * An increment only adds to an entry in local memory.  The entries follow
- * the subtransactions; when the transaction commits they are published:
- *
- * PRE_COMMIT	the shared counter of each key is found or made, and pinned;
- *				all that can fail is done here
- * COMMIT		the counts are added through the pins; nothing can fail
- * ABORT		the pins, if there are any, are let go
+ * the subtransactions.  When the transaction commits they are published: see
+ * publish.c.
  *
  * The first entry for a buffer takes RowExclusiveLock on the relation, as
  * INSERT does.  It is held to the end of the transaction, so what was true of
  * the buffer when it was counted is true when it is published, unless the
  * transaction itself changed it.
  *
- * What can fail at PRE_COMMIT must fail before others do there what they can't
- * take back: postgres_fdw has its remote transactions commit.  See
+ * What can fail at PRE_COMMIT must fail before other libraries do there what
+ * cannot be undone: postgres_fdw has its remote transactions commit.  See
  * pending_come_first().
  *
- * An entry changed by a subtransaction has what it was before on the undo
- * stack, once for each level.
+ * When a subtransaction changes an entry, the undo stack gets a record of what
+ * it was before, one for each level.
  *
  * The entries are in TopTransactionContext and vanish with it.
  *
@@ -35,81 +31,22 @@
 #include "common/int.h"
 #include "launch.h"
 #include "miscadmin.h"
-#include "pending.h"
-#include "savefile.h"
+#include "pending_internal.h"
 #include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
-
-/* so many keys are looked for one by one; more get a hash table */
-#define LIST_SEARCH_MAX		8
 
 /* how keys are allocated once there are many */
 #define BLOCK_MIN_SIZE		((Size) 8 * 1024)
 #define BLOCK_MAX_SIZE		((Size) 8 * 1024 * 1024)
 #define CACHE_LINE			64
 
-/* a transaction's callback comes to the front so often, or once more */
-#define FRONT_MAX			32
-
-/* so many are published in the order of their hashes, by so many ranges */
-#define SORT_MIN_KEYS		10000
-#define HASH_RANGE_BITS		12
-#define HASH_RANGES			(1 << HASH_RANGE_BITS)
-#define HASH_RANGE(hash)	((hash) >> (32 - HASH_RANGE_BITS))
-
-/* and the processor is told that early which will be next */
-#define FETCH_AHEAD			8
-
-/* What the transaction has to do with a buffer. */
-struct PendingBuffer
-{
-	SbBuffer   *buffer;
-	PendingBuffer *next;
-
-	/* the level of the subtransaction that did it; 0: none */
-	int			lock_level;		/* locked the relation */
-	int			truncate_level; /* truncated it */
-	int			flush_level;	/* asked for the flush of all keys */
-
-	/* when publishing; the buffer may be read anew before the commit */
-	SharedBuffer *shared;
-	bool		attached;
-	bool		dropped;		/* by the transaction itself */
-	uint64		sum;			/* of the counts */
-	uint64		nincrements;
-	CounterPin *truncate_pins;
-	int			ntruncate_pins;
-	bool		has_requests;	/* there are PublishedKeys with one */
-};
-
 /*
- * What it has added to a key.
- *
- * A statement may go to and fro among a great many of these.  What an
- * increment touches, from `buffer' on, is in one cache line where allocate_key()
- * can do that and the key is short.
+ * The most callbacks that a transaction registers in front of others, besides
+ * the one for its COMMIT: see pending_come_first().
  */
-struct PendingKey
-{
-	PendingKey *next;
-	uint64		scan;			/* the last one that has it; see below */
-
-	SbBuffer   *buffer;
-	const BufferShape *shape;	/* the key was formed under */
-	int64		delta;
-	uint64		nincrements;
-	uint32		hash;
-	int			level;			/* of the subtransaction that changed it last */
-	uint16		len;			/* as in KeyBytes */
-	uint16		flush;			/* 1: it is to be flushed at once; not a bool,
-								 * to keep `data' aligned for int */
-	char		data[FLEXIBLE_ARRAY_MEMBER];
-};
-
-StaticAssertDecl(offsetof(PendingKey, data) % sizeof(int) == 0,
-				 "keys must be aligned for int");
+#define FRONT_MAX			32
 
 /* What a key was before a subtransaction changed it. */
 typedef struct PendingUndo
@@ -121,14 +58,6 @@ typedef struct PendingUndo
 	uint16		flush;
 	int			level;			/* the subtransaction's; never goes down */
 } PendingUndo;
-
-/* A key that is being published. */
-typedef struct PublishedKey
-{
-	PendingKey *key;
-	CounterPin	pin;
-	dsa_pointer request;		/* for its flush, or InvalidDsaPointer */
-} PublishedKey;
 
 typedef struct KeyHashEntry
 {
@@ -185,10 +114,8 @@ same_key(const PendingKey *a, const PendingKey *b)
 #define SH_DEFINE
 #include "lib/simplehash.h"
 
-static PendingBuffer *pending_buffers = NULL;
-static PendingKey *pending_keys = NULL;
-static uint64 npending_keys = 0;
-static uint64 pending_size = 0; /* of their stored forms */
+/* what the transaction has counted */
+static PendingSet counted;
 
 /* once there are many */
 static keyhash_hash *pending_hash = NULL;
@@ -196,16 +123,9 @@ static char *block_next = NULL;
 static Size block_left = 0;
 static Size block_size = 0;
 
-/* when publishing */
-static PublishedKey *published = NULL;
-static uint64 npublished = 0;
-
 static PendingUndo *undo_stack = NULL;
 static size_t nundo = 0;
 static size_t undo_size = 0;
-
-/* has the transaction asked for a flush of what it has counted? */
-static bool flush_requested = false;
 
 /* callbacks at the front */
 static int	nfront = 0;
@@ -246,7 +166,7 @@ pending_init(void)
 void
 pending_come_first(bool committing)
 {
-	if (pending_buffers == NULL || closed ||
+	if (counted.buffers == NULL || closed ||
 		nfront >= FRONT_MAX + (committing ? 1 : 0))
 		return;
 	RegisterXactCallback(front_callback, NULL);
@@ -257,7 +177,7 @@ pending_come_first(bool committing)
 bool
 pending_any(void)
 {
-	return pending_buffers != NULL;
+	return counted.buffers != NULL;
 }
 
 /* ------------------------------------------------------------------------
@@ -289,8 +209,8 @@ get_pending_buffer(SbBuffer *buffer)
 		pending = buffer->pending_space;
 		memset(pending, 0, sizeof(PendingBuffer));
 		pending->buffer = buffer;
-		pending->next = pending_buffers;
-		pending_buffers = pending;
+		pending->next = counted.buffers;
+		counted.buffers = pending;
 		buffer->pending = pending;
 	}
 	return pending;
@@ -390,7 +310,7 @@ find_key(SbBuffer *buffer, const BufferShape *shape, const KeyBytes *bytes)
 									hash_pending(buffer, bytes->hash));
 		return entry ? entry->key : NULL;
 	}
-	for (PendingKey *key = pending_keys; key != NULL; key = key->next)
+	for (PendingKey *key = counted.keys; key != NULL; key = key->next)
 		if (is_searched(key))
 			return key;
 	return NULL;
@@ -427,12 +347,12 @@ make_key(SbBuffer *buffer, const BufferShape *shape, const KeyBytes *bytes)
 	PendingKey *key;
 	bool		found;
 
-	if (npending_keys == LIST_SEARCH_MAX && pending_hash == NULL)
+	if (counted.nkeys == LIST_SEARCH_MAX && pending_hash == NULL)
 	{
 		keyhash_hash *hash = keyhash_create(TopTransactionContext,
 											4 * LIST_SEARCH_MAX, NULL);
 
-		for (PendingKey *other = pending_keys; other; other = other->next)
+		for (PendingKey *other = counted.keys; other; other = other->next)
 			keyhash_insert(hash, other, &found);
 		pending_hash = hash;
 	}
@@ -452,12 +372,12 @@ make_key(SbBuffer *buffer, const BufferShape *shape, const KeyBytes *bytes)
 
 	if (pending_hash != NULL)
 		keyhash_insert(pending_hash, key, &found);
-	if (pending_keys == NULL)
+	if (counted.keys == NULL)
 		pending_come_first(false);
-	key->next = pending_keys;
-	pending_keys = key;
-	npending_keys++;
-	pending_size += len;
+	key->next = counted.keys;
+	counted.keys = key;
+	counted.nkeys++;
+	counted.size += len;
 	return key;
 }
 
@@ -619,7 +539,7 @@ pending_truncate(SbBuffer *buffer)
 		report_closed(buffer);
 	lock_for_transaction(buffer->relid, AccessExclusiveLock);
 	pending_come_first(false);
-	for (PendingKey *key = pending_keys; key != NULL; key = key->next)
+	for (PendingKey *key = counted.keys; key != NULL; key = key->next)
 	{
 		if (key->buffer != buffer)
 			continue;
@@ -667,7 +587,7 @@ pending_request_flush(SbBuffer *buffer, const KeyBytes *bytes)
 			key->level = level;
 	}
 	key->flush = 1;
-	flush_requested = true;
+	counted.flush_requested = true;
 }
 
 /* The same for all that it adds to a buffer in which it has counted. */
@@ -677,7 +597,7 @@ pending_request_flush_all(SbBuffer *buffer)
 	if (buffer->pending != NULL && buffer->pending->flush_level == 0)
 	{
 		buffer->pending->flush_level = GetCurrentTransactionNestLevel();
-		flush_requested = true;
+		counted.flush_requested = true;
 	}
 }
 
@@ -703,7 +623,7 @@ pending_sum(SbBuffer *buffer, uint64 *nkeys, int64 *sum)
 	uint64		total = 0;
 
 	*nkeys = 0;
-	for (PendingKey *key = buffer->pending ? pending_keys : NULL; key != NULL;
+	for (PendingKey *key = buffer->pending ? counted.keys : NULL; key != NULL;
 		 key = key->next)
 	{
 		if (key->buffer != buffer || key->delta == 0)
@@ -747,7 +667,7 @@ void
 pending_scan_rest(SbBuffer *buffer, uint64 scan, PendingVisitor visit,
 				  void *arg)
 {
-	for (PendingKey *key = pending_keys; key != NULL; key = key->next)
+	for (PendingKey *key = counted.keys; key != NULL; key = key->next)
 		if (key->buffer == buffer && key->nincrements > 0 &&
 			key->scan != scan && is_of_shape(key, buffer->shape))
 		{
@@ -774,7 +694,7 @@ abort_level(int level)
 		undo->key->flush = undo->flush;
 		undo->key->level = undo->key_level;
 	}
-	for (PendingBuffer *pending = pending_buffers; pending;
+	for (PendingBuffer *pending = counted.buffers; pending;
 		 pending = pending->next)
 	{
 		if (pending->lock_level >= level)
@@ -812,7 +732,7 @@ commit_level(int level)
 	}
 	nundo = keep;
 
-	for (PendingBuffer *pending = pending_buffers; pending;
+	for (PendingBuffer *pending = counted.buffers; pending;
 		 pending = pending->next)
 	{
 		if (pending->lock_level == level)
@@ -828,7 +748,7 @@ static void
 subxact_callback(SubXactEvent event, SubTransactionId subid,
 				 SubTransactionId parent_subid, void *arg)
 {
-	if (pending_buffers == NULL)
+	if (counted.buffers == NULL)
 		return;
 	if (event == SUBXACT_EVENT_ABORT_SUB)
 		abort_level(GetCurrentTransactionNestLevel());
@@ -841,269 +761,21 @@ subxact_callback(SubXactEvent event, SubTransactionId subid,
  * ------------------------------------------------------------------------
  */
 
-/*
- * A great many keys are published by ranges of their hashes, which are the
- * ranges of a table of counters, too.  Else each key's counter, its neighbours
- * in the table, and the keys that move when the table grows were somewhere
- * else in memory.
- *
- * The first ranges are then full, and have the table grow, before the others
- * have anything; so this is for keys that there is room for.
- */
-static void
-sort_by_ranges(PublishedKey *keys)
-{
-	uint64		first[HASH_RANGES + 1] = {0};
-
-	for (PendingKey *key = pending_keys; key != NULL; key = key->next)
-		first[HASH_RANGE(key->hash) + 1]++;
-	for (int i = 0; i < HASH_RANGES; i++)
-		first[i + 1] += first[i];
-	for (PendingKey *key = pending_keys; key != NULL; key = key->next)
-		keys[first[HASH_RANGE(key->hash)]++].key = key;
-}
-
-/* It would take as long as all the rest to wait for each key. */
-static inline void
-fetch_ahead(PendingKey *key)
-{
-#ifdef __GNUC__
-	__builtin_prefetch(&key->buffer);
-#endif
-}
-
-/* List the keys; none is pinned yet. */
-static void
-list_keys(void)
-{
-	static PublishedKey few[LIST_SEARCH_MAX];
-	PublishedKey *keys = few;
-
-	if (npending_keys > LIST_SEARCH_MAX)
-		keys = MemoryContextAllocHuge(TopTransactionContext,
-									  npending_keys * sizeof(PublishedKey));
-	if (npending_keys >= SORT_MIN_KEYS &&
-		table_has_room(npending_keys, pending_size))
-		sort_by_ranges(keys);
-	else
-	{
-		PublishedKey *next = keys;
-
-		for (PendingKey *key = pending_keys; key != NULL; key = key->next)
-			(next++)->key = key;
-	}
-	for (uint64 i = 0; i < npending_keys; i++)
-	{
-		keys[i].pin.ref.counter = NULL;
-		keys[i].request = InvalidDsaPointer;
-	}
-	published = keys;
-	npublished = npending_keys;
-}
-
-/* Everything that can fail: see that each counter is there, and pin it. */
-static void
-prepare_to_publish(void)
-{
-	bool		any = false;
-	bool		pinned = false;
-
-	for (PendingBuffer *pending = pending_buffers; pending;
-		 pending = pending->next)
-	{
-		SbBuffer   *buffer = pending->buffer;
-
-		/* what locked it was undone, and so was all that was counted */
-		if (pending->lock_level == 0 && pending->truncate_level == 0)
-			continue;
-		pending->dropped = !buffer_revalidate(buffer);
-		if (!pending->dropped && pending->truncate_level > 0)
-		{
-			MemoryContext oldcontext;
-
-			/* before looking whether there is anything: it may yet come */
-			if (!launch_await_load())
-				ereport(ERROR,
-						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-						 errmsg("cannot truncate buffer \"%s\" now",
-								NameStr(buffer->name)),
-						 errdetail("Counts that were saved when the server was stopped are still being loaded."),
-						 errhint("Try again when \"%s\" is gone from the data directory. If memory is short, raise \"%s\", or drop the buffer.",
-								 SAVED_LOADING_FILE, "statbuffer.max_memory")));
-			if (!buffer_attach(buffer, false))
-				continue;
-			pending->shared = buffer->shared;
-			oldcontext = MemoryContextSwitchTo(TopTransactionContext);
-			pending->truncate_pins = counters_pin_all(&buffer->table,
-													  &pending->ntruncate_pins);
-			MemoryContextSwitchTo(oldcontext);
-			pinned = true;
-		}
-	}
-
-	list_keys();
-	for (uint64 i = 0; i < npublished; i++)
-	{
-		PendingKey *key = published[i].key;
-		SbBuffer   *buffer = key->buffer;
-		PendingBuffer *pending = buffer->pending;
-		KeyBytes	bytes = {key->data, key->len, key->hash};
-
-		if (i + FETCH_AHEAD < npublished)
-			fetch_ahead(published[i + FETCH_AHEAD].key);
-
-		if (key->nincrements == 0 || pending->dropped)
-			continue;
-		buffer_check_shape(buffer, key->shape);
-		if (!pending->attached)
-		{
-			buffer_attach(buffer, true);
-			pending->shared = buffer->shared;
-			pending->attached = true;
-			any = true;
-		}
-		pending->sum += (uint64) key->delta;
-		pending->nincrements += key->nincrements;
-		if (key->delta == 0)
-			continue;
-		CHECK_FOR_INTERRUPTS();
-		counters_pin(pending->shared, &buffer->table, &bytes, key->delta,
-					 LARGE_COUNT, &published[i].pin);
-		pinned = true;
-	}
-	if (pinned)
-		counters_check_open();
-
-	/* memory for a request can't be had later; without it, flush all */
-	for (uint64 i = 0; flush_requested && i < npublished; i++)
-	{
-		PendingBuffer *pending = published[i].key->buffer->pending;
-
-		if (published[i].key->flush == 0 || pending->flush_level > 0 ||
-			published[i].pin.ref.counter == NULL)
-			continue;
-		published[i].request = requests_allocate_flush();
-		if (DsaPointerIsValid(published[i].request))
-			pending->has_requests = true;
-		else
-			pending->flush_level = 1;
-	}
-	if (any)
-		launch_ensure();
-}
-
-/* The transaction has committed: nothing may fail here. */
-static void
-publish(void)
-{
-	ClockTime	now = 0;
-
-	for (PendingBuffer *pending = pending_buffers; pending;
-		 pending = pending->next)
-	{
-		SharedBuffer *shared = pending->shared;
-
-		for (int i = 0; i < pending->ntruncate_pins; i++)
-			counters_clear(shared, &pending->truncate_pins[i]);
-		if (pending->ntruncate_pins > 0)
-		{
-			registry_ask(shared, REQUEST_SORT_AGAIN);
-		}
-
-		/* before the keys, so that the sums never show less than was stored */
-		if (pending->attached)
-		{
-			registry_count(shared, STAT_PUBLISHED, pending->sum);
-			registry_count(shared, STAT_INCREMENTS, pending->nincrements);
-		}
-	}
-
-	for (uint64 i = 0; i < npublished; i++)
-	{
-		PendingKey *key = published[i].key;
-		SharedBuffer *shared;
-		CounterRef	ref;
-
-		if (i + FETCH_AHEAD < npublished)
-			fetch_ahead(published[i + FETCH_AHEAD].key);
-		if (published[i].pin.ref.counter == NULL)
-			continue;
-		shared = key->buffer->pending->shared;
-		if (likely(!DsaPointerIsValid(published[i].request)))
-		{
-			counters_add(shared, &published[i].pin, key->delta, &now);
-			continue;
-		}
-
-		/* the request has a pin of its own, and comes when it is scheduled */
-		ref = published[i].pin.ref;
-		counter_pin(ref.counter);
-		counters_add(shared, &published[i].pin, key->delta, &now);
-		requests_flush_published(&shared->requests, published[i].request, ref);
-	}
-
-	/* when all is there that is to be flushed */
-	for (PendingBuffer *pending = pending_buffers; pending && flush_requested;
-		 pending = pending->next)
-	{
-		if (!pending->attached ||
-			(pending->flush_level == 0 && !pending->has_requests))
-			continue;
-		if (pending->flush_level > 0)
-			requests_ask(&pending->shared->requests, REQUEST_FLUSH_ALL);
-		registry_wake(pending->shared);
-	}
-}
-
-/*
- * The transaction has rolled back: let go of what was pinned.  Memory of
- * requests can't be freed here, so the worker does; the flush is harmless.
- */
-static void
-unpin_all(void)
-{
-	for (PendingBuffer *pending = pending_buffers; pending;
-		 pending = pending->next)
-	{
-		for (int i = 0; i < pending->ntruncate_pins; i++)
-			counters_unpin(pending->shared, &pending->truncate_pins[i]);
-	}
-
-	for (uint64 i = 0; i < npublished; i++)
-	{
-		SharedBuffer *shared = published[i].key->buffer->pending->shared;
-
-		if (DsaPointerIsValid(published[i].request))
-		{
-			counter_pin(published[i].pin.ref.counter);
-			requests_flush_published(&shared->requests, published[i].request,
-									 published[i].pin.ref);
-			registry_wake(shared);
-		}
-		counters_unpin(shared, &published[i].pin);
-	}
-}
-
 static void
 forget_all(void)
 {
-	for (PendingBuffer *pending = pending_buffers; pending;
+	for (PendingBuffer *pending = counted.buffers; pending;
 		 pending = pending->next)
 		pending->buffer->pending = NULL;
 
-	pending_buffers = NULL;
-	pending_keys = NULL;
-	npending_keys = 0;
-	pending_size = 0;
+	memset(&counted, 0, sizeof(counted));
+	publish_forget();
 	pending_hash = NULL;
 	block_left = 0;
 	block_size = 0;
-	published = NULL;
-	npublished = 0;
 	undo_stack = NULL;
 	nundo = 0;
 	undo_size = 0;
-	flush_requested = false;
 	buffer_generation++;
 
 	/*
@@ -1121,12 +793,12 @@ close_transaction(void)
 	if (closed)
 		return;
 	closed = true;
-	if (pending_buffers == NULL)
+	if (counted.buffers == NULL)
 		return;
 
 	/* what is kept for calls that are yet to come is not good any more */
 	buffer_generation++;
-	prepare_to_publish();
+	publish_prepare(&counted);
 }
 
 /* Before other libraries are called. */
@@ -1144,7 +816,7 @@ xact_callback(XactEvent event, void *arg)
 		close_transaction();
 	else
 		closed = false;
-	if (pending_buffers == NULL)
+	if (counted.buffers == NULL)
 		return;
 
 	switch (event)
@@ -1152,21 +824,21 @@ xact_callback(XactEvent event, void *arg)
 		case XACT_EVENT_PRE_COMMIT:
 			break;
 		case XACT_EVENT_COMMIT:
-			publish();
+			publish_commit(&counted);
 			forget_all();
 			break;
 		case XACT_EVENT_ABORT:
-			unpin_all();
+			publish_abort(&counted);
 			forget_all();
 			break;
 		case XACT_EVENT_PRE_PREPARE:
-			for (PendingBuffer *pending = pending_buffers; pending;
+			for (PendingBuffer *pending = counted.buffers; pending;
 				 pending = pending->next)
 				if (pending->truncate_level > 0)
 					ereport(ERROR,
 							(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 							 errmsg("cannot PREPARE a transaction that has truncated a statbuffer buffer")));
-			for (PendingKey *key = pending_keys; key != NULL; key = key->next)
+			for (PendingKey *key = counted.keys; key != NULL; key = key->next)
 				if (key->nincrements > 0)
 					ereport(ERROR,
 							(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),

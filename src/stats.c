@@ -107,110 +107,152 @@ is_stopped(Oid relid, bool *stopped)
 	return true;
 }
 
+/* A row that is filled column by column. */
+typedef struct StatRow
+{
+	int			n;
+	Datum		values[STAT_COLUMNS];
+	bool		isnull[STAT_COLUMNS];
+} StatRow;
+
+static void
+put(StatRow *row, Datum value, bool isnull)
+{
+	Assert(row->n < STAT_COLUMNS);
+	row->values[row->n] = value;
+	row->isnull[row->n++] = isnull;
+}
+
+/* The text, or null for NULL. */
+static void
+put_text(StatRow *row, const char *text)
+{
+	put(row, text ? CStringGetTextDatum(text) : (Datum) 0, text == NULL);
+}
+
+static void
+put_count(StatRow *row, uint64 count)
+{
+	put(row, Int64GetDatum((int64) count), false);
+}
+
+static void
+put_time(StatRow *row, TimestampTz time)
+{
+	Datum		value;
+	bool		isnull;
+
+	set_time(&value, &isnull, time);
+	put(row, value, isnull);
+}
+
+/* What a buffer's shared part tells, as of one moment. */
+typedef struct BufferStats
+{
+	pid_t		pid;			/* 0: no worker */
+	bool		failing;
+	uint64		nkeys;
+	uint64		in_flight;
+	uint64		memory;
+	ClockTime	first_due;
+	uint64		total[STAT_COUNT];	/* since the buffer was registered */
+	uint64		base[STAT_COUNT];	/* at the last reset */
+	TimestampTz last_flush;
+	TimestampTz last_error_at;	/* 0: none */
+	TimestampTz reset_at;
+	char		last_error[SHARED_ERROR_SIZE];
+} BufferStats;
+
 /*
- * The statistics of a buffer; null when the relation is none.  Takes no lock
- * on the relation, so that nobody who alters it keeps operators from looking.
+ * Read them; all 0 if the buffer has no shared part.  Its lock in the registry
+ * keeps the buffer where it is.  Takes SharedTotals.lock.
+ */
+static void
+read_stats(Oid relid, BufferStats *stats)
+{
+	SharedBufferKey key = {MyDatabaseId, relid};
+	SharedBuffer *shared = NULL;
+	SharedTotals *totals;
+
+	memset(stats, 0, sizeof(BufferStats));
+	if (registry_attach(false))
+		shared = registry_lock(&key);
+	if (shared == NULL)
+		return;
+
+	totals = &shared->totals;
+	LWLockAcquire(&totals->lock, LW_SHARED);
+	stats->in_flight = pg_atomic_read_u64(&totals->in_flight);
+	for (int i = 0; i < STAT_COUNT; i++)
+		stats->total[i] = pg_atomic_read_u64(&totals->stats[i]);
+	memcpy(stats->base, totals->base, sizeof(stats->base));
+	stats->failing = totals->broken ||
+		pg_atomic_read_u32(&shared->table.failing) > 0;
+	stats->last_flush = (TimestampTz) pg_atomic_read_u64(&totals->last_flush);
+	stats->last_error_at = totals->last_error_at;
+	stats->reset_at = totals->reset_at;
+	strlcpy(stats->last_error, totals->last_error, SHARED_ERROR_SIZE);
+	LWLockRelease(&totals->lock);
+
+	stats->pid = shared->slot.pid;
+	stats->nkeys = table_nkeys(&shared->table);
+	stats->memory = pg_atomic_read_u64(&shared->table.nbytes) +
+		sizeof(SharedBuffer);
+	stats->first_due = (ClockTime) pg_atomic_read_u64(&shared->schedule.first_due);
+	registry_unlock(shared);
+}
+
+/*
+ * sb_stat_get_buffer(regclass): the statistics of a buffer, for the view
+ * sb_stat_buffers; null if the relation is none.  Takes no lock on the relation,
+ * so that nobody who alters it keeps operators from looking.
  */
 Datum
 sb_stat_get_buffer(PG_FUNCTION_ARGS)
 {
 	Oid			relid = PG_GETARG_OID(0);
-	SharedBufferKey key = {MyDatabaseId, relid};
-	SharedBuffer *shared = NULL;
 	TupleDesc	desc;
-	Datum		values[STAT_COLUMNS] = {0};
-	bool		isnull[STAT_COLUMNS];
-	uint64		total[STAT_COUNT];
-	uint64		in_flight;
+	BufferStats stats;
+	StatRow		row = {.n = 0};
 	uint64		pending;
-	int			i = 0;
-	bool		failing;
+	Datum		due;
+	bool		no_due = true;
 	bool		stopped;
-	bool		see_all;
-	const char *state;
 
 	if (!is_stopped(relid, &stopped))
 		PG_RETURN_NULL();
-	see_all = may_see_all(relid);
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 	check_columns(fcinfo, desc, STAT_COLUMNS);
 	desc = BlessTupleDesc(desc);
-	memset(isnull, true, sizeof(isnull));
 
 	(void) launch_await_load();
+	read_stats(relid, &stats);
+	pending = stats.total[STAT_PUBLISHED] - stats.total[STAT_FLUSHED_COUNT] -
+		stats.total[STAT_DISCARDED] - stats.in_flight;
 
-	/* its lock in the registry keeps the buffer where it is */
-	if (registry_attach(false))
-		shared = registry_lock(&key);
-	if (shared == NULL)
-	{
-		values[0] = CStringGetTextDatum(stopped ? "stopped" : "idle");
-		isnull[0] = false;
-
-		/* from "keys" to "in_flight", and from "increments" to "discarded" */
-		for (i = 2; i < 6; i++)
-			isnull[i] = false;
-		for (i = 7; i < 13; i++)
-			isnull[i] = false;
-		PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values,
-														  isnull)));
-	}
-
-	LWLockAcquire(&shared->totals.lock, LW_SHARED);
-	in_flight = pg_atomic_read_u64(&shared->totals.in_flight);
-	for (int s = 0; s < STAT_COUNT; s++)
-		total[s] = pg_atomic_read_u64(&shared->totals.stats[s]);
-	pending = total[STAT_PUBLISHED] - total[STAT_FLUSHED_COUNT] -
-		total[STAT_DISCARDED] - in_flight;
-
-	failing = shared->totals.broken || pg_atomic_read_u32(&shared->table.failing) > 0;
-	state = stopped ? "stopped" : failing ? "failing" :
-		shared->slot.pid != 0 ? "running" : "idle";
-	values[i] = CStringGetTextDatum(state);
-	isnull[i++] = false;
-	values[i] = Int32GetDatum((int32) shared->slot.pid);
-	isnull[i++] = shared->slot.pid == 0;
-	values[i] = Int64GetDatum((int64) pg_atomic_read_u64(&shared->table.nkeys));
-	isnull[i++] = false;
-	values[i] = Int64GetDatum((int64) pending);
-	isnull[i++] = false;
-	values[i] = Int64GetDatum((int64) in_flight);
-	isnull[i++] = false;
-	values[i] = Int64GetDatum((int64) (pg_atomic_read_u64(&shared->table.nbytes) +
-									   sizeof(SharedBuffer)));
-	isnull[i++] = false;
+	put_text(&row, stopped ? "stopped" : stats.failing ? "failing" :
+			 stats.pid != 0 ? "running" : "idle");
+	put(&row, Int32GetDatum((int32) stats.pid), stats.pid == 0);
+	put_count(&row, stats.nkeys);
+	put_count(&row, pending);
+	put_count(&row, stats.in_flight);
+	put_count(&row, stats.memory);
 	if (pending != 0)
-		set_clock_time(&values[i], &isnull[i],
-					   (ClockTime) pg_atomic_read_u64(&shared->schedule.first_due),
-					   clock_to_timestamp());
-	i++;
+		set_clock_time(&due, &no_due, stats.first_due, clock_to_timestamp());
+	put(&row, no_due ? (Datum) 0 : due, no_due);
+	for (int i = 0; i < STAT_COUNT; i++)
+		if (i != STAT_PUBLISHED)
+			put_count(&row, stats.total[i] - stats.base[i]);
+	put_time(&row, stats.last_flush);
+	put_text(&row, stats.last_error_at != 0 && may_see_all(relid) ?
+			 stats.last_error : NULL);
+	put_time(&row, stats.last_error_at);
+	put_time(&row, stats.reset_at);
 
-	for (int s = 0; s < STAT_COUNT; s++)
-	{
-		if (s == STAT_PUBLISHED)
-			continue;
-		values[i] = Int64GetDatum((int64) (total[s] - shared->totals.base[s]));
-		isnull[i++] = false;
-	}
-	set_time(&values[i], &isnull[i],
-			 (TimestampTz) pg_atomic_read_u64(&shared->totals.last_flush));
-	i++;
-	if (see_all && shared->totals.last_error_at != 0)
-	{
-		values[i] = CStringGetTextDatum(shared->totals.last_error);
-		isnull[i] = false;
-	}
-	i++;
-	set_time(&values[i], &isnull[i], shared->totals.last_error_at);
-	i++;
-	set_time(&values[i], &isnull[i], shared->totals.reset_at);
-	i++;
-	LWLockRelease(&shared->totals.lock);
-	registry_unlock(shared);
-
-	Assert(i == desc->natts);
-	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, isnull)));
+	Assert(row.n == desc->natts);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, row.values,
+													  row.isnull)));
 }
 
 /* A key as sb_keys() found it; what is shown is made of it later. */

@@ -181,6 +181,40 @@ find_column(Relation rel, const char *name)
 	return att;
 }
 
+/*
+ * Can values of a column be counted as values of a key column?  Raises an error
+ * if not.
+ */
+static void
+check_key_column(Relation rel, Form_pg_attribute att, SbBuffer *buffer,
+				 Form_pg_attribute key_att)
+{
+	if (!can_coerce_type(1, &att->atttypid, &key_att->atttypid,
+						 COERCION_ASSIGNMENT))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("key column \"%s\" of buffer \"%s\" is of type %s but column \"%s\" of table \"%s\" is of type %s",
+						NameStr(key_att->attname), NameStr(buffer->name),
+						format_type_be(key_att->atttypid),
+						NameStr(att->attname),
+						RelationGetRelationName(rel),
+						format_type_be(att->atttypid)),
+				 errhint("There must be a cast between the types that assignments use.")));
+
+	/* or what an insert has counted up, a delete would not count down */
+	if (!key_assignment_is_immutable(key_att, att->atttypid,
+									 att->atttypmod))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("cannot count by column \"%s\" of table \"%s\" because its conversion from %s to %s is not immutable",
+						NameStr(att->attname), RelationGetRelationName(rel),
+						format_type_be(att->atttypid),
+						format_type_be(key_att->atttypid)),
+				 errdetail("In sessions with other settings, the same row would be counted under another key."),
+				 errhint("Add a stored generated column of type %s to the table, with an expression that names the time zone or whatever else the conversion depends on, and count by that.",
+						 format_type_be(key_att->atttypid))));
+}
+
 /* Find out where in the table the buffer's key is.  Fills in the cache. */
 static void
 find_key(FunctionCallInfo fcinfo, TriggerCache *cache,
@@ -225,30 +259,7 @@ find_key(FunctionCallInfo fcinfo, TriggerCache *cache,
 
 		context->argno = i + 2;
 		att = find_column(rel, trigger->tgargs[i + 1]);
-		if (!can_coerce_type(1, &att->atttypid, &key_att->atttypid,
-							 COERCION_ASSIGNMENT))
-			ereport(ERROR,
-					(errcode(ERRCODE_DATATYPE_MISMATCH),
-					 errmsg("key column \"%s\" of buffer \"%s\" is of type %s but column \"%s\" of table \"%s\" is of type %s",
-							NameStr(key_att->attname), NameStr(buffer->name),
-							format_type_be(key_att->atttypid),
-							NameStr(att->attname),
-							RelationGetRelationName(rel),
-							format_type_be(att->atttypid)),
-					 errhint("There must be a cast between the types that assignments use.")));
-
-		/* or what an insert has counted up, a delete would not count down */
-		if (!key_assignment_is_immutable(key_att, att->atttypid,
-										 att->atttypmod))
-			ereport(ERROR,
-					(errcode(ERRCODE_DATATYPE_MISMATCH),
-					 errmsg("cannot count by column \"%s\" of table \"%s\" because its conversion from %s to %s is not immutable",
-							NameStr(att->attname), RelationGetRelationName(rel),
-							format_type_be(att->atttypid),
-							format_type_be(key_att->atttypid)),
-					 errdetail("In sessions with other settings, the same row would be counted under another key."),
-					 errhint("Add a stored generated column of type %s to the table, with an expression that names the time zone or whatever else the conversion depends on, and count by that.",
-							 format_type_be(key_att->atttypid))));
+		check_key_column(rel, att, buffer, key_att);
 		attnos[i] = att->attnum;
 		types[i] = att->atttypid;
 		typmods[i] = att->atttypmod;

@@ -1,0 +1,315 @@
+/*-------------------------------------------------------------------------
+ *
+ * publish.c
+ *	  Publishing what a transaction has counted, when it commits.
+ *
+ * PRE_COMMIT	publish_prepare() finds or makes the shared counter of each key,
+ *				and pins it; whatever can fail, fails here
+ * COMMIT		publish_commit() adds the counts through the pins; nothing can
+ *				fail
+ * ABORT		publish_abort() releases the pins, if there are any
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "launch.h"
+#include "miscadmin.h"
+#include "pending_internal.h"
+#include "savefile.h"
+#include "utils/memutils.h"
+
+/* from this many keys on they are published in the order of their hashes */
+#define SORT_MIN_KEYS		10000
+#define HASH_RANGE_BITS		12
+#define HASH_RANGES			(1 << HASH_RANGE_BITS)
+#define HASH_RANGE(hash)	((hash) >> (32 - HASH_RANGE_BITS))
+
+/* how many keys ahead the processor is told to fetch */
+#define FETCH_AHEAD			8
+
+/* A key that is being published. */
+typedef struct PublishedKey
+{
+	PendingKey *key;
+	CounterPin	pin;
+	dsa_pointer request;		/* for its flush, or InvalidDsaPointer */
+} PublishedKey;
+
+static PublishedKey *published = NULL;
+static uint64 npublished = 0;
+
+/*
+ * A great many keys are published by ranges of their hashes, which are the
+ * ranges of a table of counters, too.  Else each key's counter, its neighbours
+ * in the table, and the keys that move when the table grows were somewhere
+ * else in memory.
+ *
+ * The first ranges are then full, and have the table grow, before the others
+ * have anything; so this is for keys that there is room for.
+ */
+static void
+sort_by_ranges(PendingSet *set, PublishedKey *keys)
+{
+	uint64		first[HASH_RANGES + 1] = {0};
+
+	for (PendingKey *key = set->keys; key != NULL; key = key->next)
+		first[HASH_RANGE(key->hash) + 1]++;
+	for (int i = 0; i < HASH_RANGES; i++)
+		first[i + 1] += first[i];
+	for (PendingKey *key = set->keys; key != NULL; key = key->next)
+		keys[first[HASH_RANGE(key->hash)]++].key = key;
+}
+
+/* Waiting for each key to come into the cache would take as long as the rest. */
+static inline void
+fetch_ahead(PendingKey *key)
+{
+#ifdef __GNUC__
+	__builtin_prefetch(&key->buffer);
+#endif
+}
+
+/* List the keys; none is pinned yet. */
+static void
+list_keys(PendingSet *set)
+{
+	static PublishedKey few[LIST_SEARCH_MAX];
+	PublishedKey *keys = few;
+
+	if (set->nkeys > LIST_SEARCH_MAX)
+		keys = MemoryContextAllocHuge(TopTransactionContext,
+									  set->nkeys * sizeof(PublishedKey));
+	if (set->nkeys >= SORT_MIN_KEYS &&
+		table_has_room(set->nkeys, set->size))
+		sort_by_ranges(set, keys);
+	else
+	{
+		PublishedKey *next = keys;
+
+		for (PendingKey *key = set->keys; key != NULL; key = key->next)
+			(next++)->key = key;
+	}
+	for (uint64 i = 0; i < set->nkeys; i++)
+	{
+		keys[i].pin.ref.counter = NULL;
+		keys[i].request = InvalidDsaPointer;
+	}
+	published = keys;
+	npublished = set->nkeys;
+}
+
+/* TRUNCATE: pin every counter of a buffer.  Returns whether there are any. */
+static bool
+pin_truncated(PendingBuffer *pending)
+{
+	SbBuffer   *buffer = pending->buffer;
+	MemoryContext oldcontext;
+
+	/* before looking whether there is anything: it may yet come */
+	if (!launch_await_load())
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot truncate buffer \"%s\" now",
+						NameStr(buffer->name)),
+				 errdetail("Counts that were saved when the server was stopped are still being loaded."),
+				 errhint("Try again when \"%s\" is gone from the data directory. If memory is short, raise \"%s\", or drop the buffer.",
+						 SAVED_LOADING_FILE, "statbuffer.max_memory")));
+	if (!buffer_attach(buffer, false))
+		return false;
+	pending->shared = buffer->shared;
+	oldcontext = MemoryContextSwitchTo(TopTransactionContext);
+	pending->truncate_pins = counters_pin_all(&buffer->table,
+											  &pending->ntruncate_pins);
+	MemoryContextSwitchTo(oldcontext);
+	return true;
+}
+
+/*
+ * Pin the counter of a key, if there is anything to add.  Returns whether it
+ * was pinned.
+ */
+static bool
+pin_key(PublishedKey *entry)
+{
+	PendingKey *key = entry->key;
+	SbBuffer   *buffer = key->buffer;
+	PendingBuffer *pending = buffer->pending;
+	KeyBytes	bytes = {key->data, key->len, key->hash};
+
+	if (key->nincrements == 0 || pending->dropped)
+		return false;
+	buffer_check_shape(buffer, key->shape);
+	if (!pending->attached)
+	{
+		buffer_attach(buffer, true);
+		pending->shared = buffer->shared;
+		pending->attached = true;
+	}
+	pending->sum += (uint64) key->delta;
+	pending->nincrements += key->nincrements;
+	if (key->delta == 0)
+		return false;
+	CHECK_FOR_INTERRUPTS();
+	counters_pin(pending->shared, &buffer->table, &bytes, key->delta,
+				 LARGE_COUNT, &entry->pin);
+	return true;
+}
+
+/*
+ * Allocate the requests for what is to be flushed at once: memory cannot be had
+ * later.  Without it, everything is flushed.
+ */
+static void
+allocate_requests(void)
+{
+	for (uint64 i = 0; i < npublished; i++)
+	{
+		PendingBuffer *pending = published[i].key->buffer->pending;
+
+		if (published[i].key->flush == 0 || pending->flush_level > 0 ||
+			published[i].pin.ref.counter == NULL)
+			continue;
+		published[i].request = requests_allocate_flush();
+		if (DsaPointerIsValid(published[i].request))
+			pending->has_requests = true;
+		else
+			pending->flush_level = 1;
+	}
+}
+
+/* Everything that can fail: pin each counter.  Raises an error if one cannot be. */
+void
+publish_prepare(PendingSet *set)
+{
+	bool		any = false;
+	bool		pinned = false;
+
+	for (PendingBuffer *pending = set->buffers; pending;
+		 pending = pending->next)
+	{
+		/* what locked it was undone, and so was all that was counted */
+		if (pending->lock_level == 0 && pending->truncate_level == 0)
+			continue;
+		pending->dropped = !buffer_revalidate(pending->buffer);
+		if (!pending->dropped && pending->truncate_level > 0)
+			pinned |= pin_truncated(pending);
+	}
+
+	list_keys(set);
+	for (uint64 i = 0; i < npublished; i++)
+	{
+		if (i + FETCH_AHEAD < npublished)
+			fetch_ahead(published[i + FETCH_AHEAD].key);
+		pinned |= pin_key(&published[i]);
+		any |= published[i].key->buffer->pending->attached;
+	}
+	if (pinned)
+		counters_check_open();
+	if (set->flush_requested)
+		allocate_requests();
+	if (any)
+		launch_ensure();
+}
+
+/* The transaction has committed: nothing may fail here. */
+void
+publish_commit(PendingSet *set)
+{
+	ClockTime	now = 0;
+
+	for (PendingBuffer *pending = set->buffers; pending;
+		 pending = pending->next)
+	{
+		SharedBuffer *shared = pending->shared;
+
+		for (int i = 0; i < pending->ntruncate_pins; i++)
+			counters_clear(shared, &pending->truncate_pins[i]);
+		if (pending->ntruncate_pins > 0)
+		{
+			registry_ask(shared, REQUEST_SORT_AGAIN);
+		}
+
+		/* before the keys, so that the sums never show less than was stored */
+		if (pending->attached)
+		{
+			registry_count(shared, STAT_PUBLISHED, pending->sum);
+			registry_count(shared, STAT_INCREMENTS, pending->nincrements);
+		}
+	}
+
+	for (uint64 i = 0; i < npublished; i++)
+	{
+		PendingKey *key = published[i].key;
+		SharedBuffer *shared;
+		CounterRef	ref;
+
+		if (i + FETCH_AHEAD < npublished)
+			fetch_ahead(published[i + FETCH_AHEAD].key);
+		if (published[i].pin.ref.counter == NULL)
+			continue;
+		shared = key->buffer->pending->shared;
+		if (likely(!DsaPointerIsValid(published[i].request)))
+		{
+			counters_add(shared, &published[i].pin, key->delta, &now);
+			continue;
+		}
+
+		/* the request has a pin of its own, and comes when it is scheduled */
+		ref = published[i].pin.ref;
+		counter_pin(ref.counter);
+		counters_add(shared, &published[i].pin, key->delta, &now);
+		requests_flush_published(&shared->requests, published[i].request, ref);
+	}
+
+	/* when all is there that is to be flushed */
+	for (PendingBuffer *pending = set->buffers; pending && set->flush_requested;
+		 pending = pending->next)
+	{
+		if (!pending->attached ||
+			(pending->flush_level == 0 && !pending->has_requests))
+			continue;
+		if (pending->flush_level > 0)
+			requests_ask(&pending->shared->requests, REQUEST_FLUSH_ALL);
+		registry_wake(pending->shared);
+	}
+}
+
+/*
+ * The transaction has rolled back: release any pins.  The memory of requests
+ * cannot be freed here, so the worker does it; the flush is harmless.
+ */
+void
+publish_abort(PendingSet *set)
+{
+	for (PendingBuffer *pending = set->buffers; pending;
+		 pending = pending->next)
+	{
+		for (int i = 0; i < pending->ntruncate_pins; i++)
+			counters_unpin(pending->shared, &pending->truncate_pins[i]);
+	}
+
+	for (uint64 i = 0; i < npublished; i++)
+	{
+		SharedBuffer *shared = published[i].key->buffer->pending->shared;
+
+		if (DsaPointerIsValid(published[i].request))
+		{
+			counter_pin(published[i].pin.ref.counter);
+			requests_flush_published(&shared->requests, published[i].request,
+									 published[i].pin.ref);
+			registry_wake(shared);
+		}
+		counters_unpin(shared, &published[i].pin);
+	}
+}
+
+/* The transaction has ended. */
+void
+publish_forget(void)
+{
+	published = NULL;
+	npublished = 0;
+}
