@@ -164,6 +164,34 @@ AS 'MODULE_PATHNAME' LANGUAGE C STRICT VOLATILE PARALLEL RESTRICTED;
 COMMENT ON FUNCTION sb_stat_get_buffer(oid) IS
 'statistics of a buffer; use the view sb_stat_buffers';
 
+CREATE FUNCTION sb_stat_get_memory(
+	OUT buffers bigint,
+	OUT keys bigint,
+	OUT memory bigint,
+	OUT mapped bigint,
+	OUT max_memory bigint)
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION sb_stat_get_memory() IS
+'memory of all buffers; use the view sb_stat_memory';
+
+CREATE VIEW sb_stat_memory AS
+	SELECT
+		m.buffers,
+		m.keys,
+		m.memory,
+		m.mapped,
+		m.max_memory
+	FROM @extschema@.sb_stat_get_memory() m;
+COMMENT ON VIEW sb_stat_memory IS
+'the memory of all buffers of all databases, also of those that are not committed yet: one row';
+COMMENT ON COLUMN sb_stat_memory.buffers IS 'number of buffers that have counted something, in all databases';
+COMMENT ON COLUMN sb_stat_memory.keys IS 'number of keys that they hold';
+COMMENT ON COLUMN sb_stat_memory.memory IS 'bytes of shared memory that their keys take';
+COMMENT ON COLUMN sb_stat_memory.mapped IS 'bytes of shared memory that the server has taken from the system for them; null before PostgreSQL 17';
+COMMENT ON COLUMN sb_stat_memory.max_memory IS 'statbuffer.max_memory in bytes';
+
+GRANT SELECT ON sb_stat_memory TO PUBLIC;
+
 CREATE VIEW sb_stat_buffers AS
 	SELECT
 		c.oid::pg_catalog.regclass AS buffer,

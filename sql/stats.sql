@@ -183,6 +183,21 @@ DROP FOREIGN TABLE buf2;
 SELECT buffer FROM sb_stat_buffers;
 DROP FUNCTION store(int, text, bigint);
 
+-- What all buffers take is seen, also of one that is not committed.
+SELECT wait_until($$ (SELECT m.buffers = 1 AND m.keys = b.keys FROM sb_stat_memory m, sb_stat_buffers b) $$);
+SELECT keys AS keys_before, memory AS memory_before FROM sb_stat_memory \gset
+BEGIN;
+CREATE FOREIGN TABLE provisional (key text NOT NULL, n bigint NOT NULL DEFAULT 1)
+  SERVER statbuffer OPTIONS (handler 'store');
+SELECT count(sb_async_increment('k' || i, 1, 'provisional')) FROM generate_series(1, 3) AS i;
+SELECT buffers, keys - :keys_before AS keys, memory > :memory_before AS memory,
+       max_memory = pg_size_bytes(current_setting('statbuffer.max_memory')) AS max_memory,
+       (mapped IS NULL) = (current_setting('server_version_num')::int < 170000) AS mapped
+  FROM sb_stat_memory;
+ROLLBACK;
+SELECT wait_until($$ (SELECT m.buffers = 1 AND m.keys = b.keys FROM sb_stat_memory m, sb_stat_buffers b) $$);
+SELECT has_table_privilege('public', 'sb_stat_memory', 'SELECT') AS everybody;
+
 -- The process tells what it is in pg_stat_activity.
 SELECT sb_increment('k', 1, 'buf');
 SELECT sb_drain('buf');

@@ -503,6 +503,7 @@ build(SbBuffer *buffer, Relation rel, BufferLocker lock)
 	buffer->options = options;
 	namestrcpy(&buffer->name, RelationGetRelationName(rel));
 	buffer->owner = rel->rd_rel->relowner;
+	buffer->created = rel->rd_createSubid != InvalidSubTransactionId;
 
 	/* the shared part is found, and its shape checked, anew */
 	buffer->shared = NULL;
@@ -705,6 +706,7 @@ buffer_get_settings(const SbBuffer *buffer, BufferSettings *settings)
 {
 	settings->owner = buffer->owner;
 	settings->stopped = buffer->options.stopped;
+	settings->provisional = buffer->created;
 	settings->interval = (int64) buffer->options.interval * 1000;
 	settings->jitter = (int64) buffer->options.jitter * 1000;
 }

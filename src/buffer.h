@@ -60,6 +60,7 @@ typedef struct SbBuffer
 
 	NameData	name;
 	Oid			owner;
+	bool		created;		/* by this transaction */
 	BufferShape *shape;			/* NULL: not read yet */
 	BufferOptions options;
 

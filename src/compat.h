@@ -150,6 +150,15 @@ compat_name_tranche(int tranche, const char *name)
 #define COMPAT_DSHASH_COPY_MEMCPY
 #endif
 
+/* 17 tells how much memory a DSA area has mapped from the system */
+#if PG_VERSION_NUM >= 170000
+#define COMPAT_AREA_SIZE_KNOWN		true
+#define compat_area_size(area)		dsa_get_total_size(area)
+#else
+#define COMPAT_AREA_SIZE_KNOWN		false
+#define compat_area_size(area)		((size_t) 0)
+#endif
+
 /* Before 17 a background worker can't connect as a role without LOGIN */
 #if PG_VERSION_NUM >= 170000
 #define COMPAT_WORKER_FLAGS		BGWORKER_BYPASS_ROLELOGINCHECK

@@ -235,6 +235,7 @@ publish_commit(PendingSet *set)
 		/* before the keys, so that the sums never show less than was stored */
 		if (pending->attached)
 		{
+			registry_set_committed(shared);
 			registry_count(shared, STAT_PUBLISHED, pending->sum);
 			registry_count(shared, STAT_INCREMENTS, pending->nincrements);
 		}

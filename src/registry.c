@@ -140,6 +140,7 @@ settings_init(SharedSettings *shared, const BufferSettings *settings)
 {
 	pg_atomic_init_u32(&shared->owner, settings->owner);
 	pg_atomic_init_u32(&shared->stopped, settings->stopped);
+	pg_atomic_init_u32(&shared->provisional, settings->provisional);
 	pg_atomic_init_u64(&shared->interval, (uint64) settings->interval);
 	pg_atomic_init_u64(&shared->jitter, (uint64) settings->jitter);
 }
@@ -217,6 +218,8 @@ registry_set(SharedBuffer *buffer, const BufferSettings *settings)
 		pg_atomic_write_u32(&shared->owner, settings->owner);
 	if (pg_atomic_read_u32(&shared->stopped) != (uint32) settings->stopped)
 		pg_atomic_write_u32(&shared->stopped, settings->stopped);
+	if (pg_atomic_read_u32(&shared->provisional) != (uint32) settings->provisional)
+		pg_atomic_write_u32(&shared->provisional, settings->provisional);
 	if (pg_atomic_read_u64(&shared->interval) != (uint64) settings->interval)
 		pg_atomic_write_u64(&shared->interval, (uint64) settings->interval);
 	if (pg_atomic_read_u64(&shared->jitter) != (uint64) settings->jitter)
@@ -232,6 +235,17 @@ registry_set_owner(SharedBuffer *buffer, Oid owner)
 {
 	if (pg_atomic_read_u32(&buffer->settings.owner) != owner)
 		pg_atomic_write_u32(&buffer->settings.owner, owner);
+}
+
+/*
+ * The transaction that has created the buffer has committed.  Takes no lock,
+ * cannot fail.
+ */
+void
+registry_set_committed(SharedBuffer *buffer)
+{
+	if (pg_atomic_read_u32(&buffer->settings.provisional) != 0)
+		pg_atomic_write_u32(&buffer->settings.provisional, 0);
 }
 
 /* ------------------------------------------------------------------------
@@ -418,7 +432,7 @@ registry_close(void)
 
 /*
  * Free all that there is of a buffer whose relation is gone, and log what was
- * lost with it.  The caller has claimed the buffer; if it does not end soon it
+ * lost with it, unless the buffer was never committed.  The caller has claimed the buffer; if it does not end soon it
  * wakes the launcher, for the reason that shmem_trim() does.
  */
 void
@@ -430,6 +444,7 @@ registry_drop(SharedBuffer *buffer, bool with_database)
 	TableScan	scan;
 	CounterRef	ref;
 	uint64		sum = 0;
+	bool		provisional = pg_atomic_read_u32(&buffer->settings.provisional) != 0;
 
 	Assert(buffer->slot.pid == MyProcPid);
 	table_attach(&buffer->table, &table);
@@ -451,8 +466,9 @@ registry_drop(SharedBuffer *buffer, bool with_database)
 	ConditionVariableBroadcast(&shared_control->drain_cv);
 	dsa_trim(shared_area);
 
+	/* whoever rolls its creation back, again and again, must not fill the log */
 	if (sum != 0)
-		ereport(LOG,
+		ereport(provisional ? DEBUG1 : LOG,
 				(with_database ?
 				 errmsg("statbuffer dropped the counts of a database that does not exist any more") :
 				 errmsg("statbuffer dropped the counts of a buffer that does not exist any more"),

@@ -43,6 +43,7 @@ typedef struct SharedSettings
 {
 	pg_atomic_uint32 owner;		/* as whom the worker connects */
 	pg_atomic_uint32 stopped;	/* no worker is wanted */
+	pg_atomic_uint32 provisional;	/* nobody has seen it committed */
 	pg_atomic_uint64 interval;	/* microseconds */
 	pg_atomic_uint64 jitter;	/* microseconds */
 } SharedSettings;
@@ -52,6 +53,7 @@ typedef struct BufferSettings
 {
 	Oid			owner;
 	bool		stopped;
+	bool		provisional;
 	int64		interval;		/* microseconds */
 	int64		jitter;			/* microseconds */
 } BufferSettings;
@@ -174,6 +176,8 @@ extern SharedBuffer *registry_next(RegistryScan *scan);
 extern void registry_end_scan(RegistryScan *scan);
 extern void registry_set(SharedBuffer *buffer, const BufferSettings *settings);
 extern void registry_set_owner(SharedBuffer *buffer, Oid owner);
+
+extern void registry_set_committed(SharedBuffer *buffer);
 
 extern void registry_wake(SharedBuffer *buffer);
 extern void registry_ask(SharedBuffer *buffer, uint32 what);

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * stats.c
- *	  What operators look at: the view sb_stat_buffers, and sb_keys().
+ *	  What operators look at: the statistics views, and sb_keys().
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -22,6 +22,7 @@
 #include "launch.h"
 #include "miscadmin.h"
 #include "registry.h"
+#include "statbuffer.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
@@ -31,10 +32,12 @@
 #include "utils/tuplestore.h"
 
 COMPAT_FUNCTION_INFO_V1(sb_stat_get_buffer);
+COMPAT_FUNCTION_INFO_V1(sb_stat_get_memory);
 COMPAT_FUNCTION_INFO_V1(sb_get_keys);
 COMPAT_FUNCTION_INFO_V1(sb_reset_stats);
 
 #define STAT_COLUMNS	17
+#define MEMORY_COLUMNS	5
 #define KEY_COLUMNS		6
 
 /*
@@ -253,6 +256,54 @@ sb_stat_get_buffer(PG_FUNCTION_ARGS)
 	Assert(row.n == desc->natts);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, row.values,
 													  row.isnull)));
+}
+
+/*
+ * sb_stat_get_memory(): the memory of all buffers of all databases, for the view
+ * sb_stat_memory.  That is also memory of buffers which no view shows, because
+ * the transaction that has created them has not committed.
+ */
+Datum
+sb_stat_get_memory(PG_FUNCTION_ARGS)
+{
+	TupleDesc	desc;
+	Datum		values[MEMORY_COLUMNS];
+	bool		isnull[MEMORY_COLUMNS] = {0};
+	int64		nbuffers = 0;
+	uint64		nkeys = 0;
+	uint64		nbytes = 0;
+	size_t		mapped = 0;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	check_columns(fcinfo, desc, MEMORY_COLUMNS);
+	desc = BlessTupleDesc(desc);
+
+	(void) launch_await_load();
+	if (registry_attach(false))
+	{
+		RegistryScan scan;
+		SharedBuffer *buffer;
+
+		registry_begin_scan(&scan);
+		while ((buffer = registry_next(&scan)) != NULL)
+		{
+			nbuffers++;
+			nkeys += table_nkeys(&buffer->table);
+			nbytes += pg_atomic_read_u64(&buffer->table.nbytes) +
+				sizeof(SharedBuffer);
+		}
+		registry_end_scan(&scan);
+		mapped = compat_area_size(shared_area);
+	}
+
+	values[0] = Int64GetDatum(nbuffers);
+	values[1] = Int64GetDatum((int64) nkeys);
+	values[2] = Int64GetDatum((int64) nbytes);
+	values[3] = Int64GetDatum((int64) mapped);
+	isnull[3] = !COMPAT_AREA_SIZE_KNOWN;
+	values[4] = Int64GetDatum((int64) statbuffer_max_memory * 1024);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, isnull)));
 }
 
 /* A key as sb_keys() found it; what is shown is made of it later. */

@@ -361,13 +361,6 @@ table_report_out_of_memory(void)
 					 "statbuffer.max_memory", "sb_stat_buffers")));
 }
 
-/* What dsa.c, or the system, has said. */
-static void
-add_memory_context(void *arg)
-{
-	errcontext("%s", (const char *) arg);
-}
-
 /* A key has been made (sign 1), or freed (sign -1). */
 static void
 account(SharedTable *shared, uint16 keylen, int sign)
@@ -416,18 +409,13 @@ rethrow_memory_error(void)
 	MemoryContextSwitchTo(oldcontext);
 	report_short_memory();
 
-	/* usually the bound that dsa.c knows, which dshash's buckets have met */
-	if (edata->sqlerrcode == ERRCODE_OUT_OF_MEMORY)
-	{
-		ErrorContextCallback callback = {
-			.previous = error_context_stack,
-			.callback = add_memory_context,
-			.arg = edata->message
-		};
-
-		error_context_stack = &callback;
+	/*
+	 * Has dsa.c met the bound that we have set it?  What the system has
+	 * refused has the same SQLSTATE.
+	 */
+	if (edata->sqlerrcode == ERRCODE_OUT_OF_MEMORY && edata->funcname != NULL &&
+		strcmp(edata->funcname, "dsa_allocate_extended") == 0)
 		table_report_out_of_memory();
-	}
 	if (edata->hint == NULL)
 		edata->hint = pstrdup("Counts are kept in dynamic shared memory, of which the system has less than the setting \"statbuffer.max_memory\" allows.");
 	ReThrowError(edata);
