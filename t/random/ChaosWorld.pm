@@ -1,5 +1,5 @@
 # The world of the chaos test: tables, roles, handlers and buffers, and what
-# the sessions do that count there.  What happens to them is in 030_chaos.pl.
+# the sessions do that count there.  What happens to them is in 090_chaos.pl.
 #
 # What a transaction counts it also writes to the table "ledger", so the
 # ledger has what was committed.  Handlers store in the table "stored".

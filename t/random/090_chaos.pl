@@ -25,7 +25,7 @@ use warnings;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use FindBin;
-use lib $FindBin::RealBin;
+use lib $FindBin::RealBin, "$FindBin::RealBin/..";
 use ChaosWorld;
 use IPC::Run;
 use Test::More;
@@ -70,7 +70,7 @@ include 'chaos.conf'
 });
 
 # What happens is told in a file beside the server's log.
-my $diary_file = "$PostgreSQL::Test::Utils::log_path/030_chaos_events.log";
+my $diary_file = "$PostgreSQL::Test::Utils::log_path/090_chaos_events.log";
 open(my $diary, '>', $diary_file) or die "$diary_file: $!";
 $diary->autoflush(1);
 

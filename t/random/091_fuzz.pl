@@ -17,7 +17,7 @@ use strict;
 use warnings;
 
 use FindBin;
-use lib $FindBin::RealBin;
+use lib $FindBin::RealBin, "$FindBin::RealBin/..";
 
 use FuzzCalls qw(roles surroundings definitions ddl_surroundings unit steady_unit);
 use FuzzSession qw(simple);
@@ -326,7 +326,7 @@ my @not_ours = (
 
 # What is altered under PostgreSQL's own feet it has no better words for either,
 # so there only what our sources report counts.
-my $sources = join '|', map { m{([^/]+)$} } glob "$FindBin::RealBin/../src/*.c";
+my $sources = join '|', map { m{([^/]+)$} } glob "$FindBin::RealBin/../../src/*.c";
 
 sub check_log
 {
