@@ -1,6 +1,3 @@
-
-# Copyright (c) 2026, statbuffer developers
-
 # The server stops while sessions count.  After a clean stop everything that
 # was committed is stored, exactly; after a crash nothing is stored twice, and
 # counting goes on.
@@ -8,9 +5,11 @@
 use strict;
 use warnings;
 
-use PostgreSQL::Test::Cluster;
+use FindBin;
+use lib $FindBin::RealBin;
+
 use PostgreSQL::Test::Utils;
-use IPC::Run;
+use StatbufferTest;
 use Test::More;
 
 # Each transaction writes to the ledger what it counts, so the ledger says
@@ -27,7 +26,6 @@ COMMIT;
 };
 
 my $definitions = q{
-CREATE EXTENSION statbuffer;
 CREATE TABLE ledger (buffer text, key text, n bigint);
 CREATE TABLE stored (buffer text, key text, n bigint, PRIMARY KEY (buffer, key));
 
@@ -54,26 +52,6 @@ FROM (SELECT buffer, key, sum(n) AS n FROM ledger GROUP BY buffer, key) l
 	FULL JOIN stored s USING (buffer, key)
 WHERE coalesce(l.n, 0) %s coalesce(s.n, 0) ORDER BY 1, 2 LIMIT 10};
 
-# Sessions that count until they are cut off.
-sub start_counting
-{
-	my ($node, @options) = @_;
-	my $script = $node->basedir . '/count.sql';
-	my $load = { out => '', err => '' };
-
-	append_to_file($script, $count_script) if !-e $script;
-	$load->{run} = IPC::Run::start(
-		[
-			$node->installed_command('pgbench'), '-n',
-			'-f', $script, '-c', '4', @options,
-			'-h', $node->host, '-p', $node->port, 'postgres'
-		],
-		'<' => \undef,
-		'>' => \$load->{out},
-		'2>' => \$load->{err});
-	return $load;
-}
-
 # What was counted and is not stored is held again, if it had to be saved; for
 # a buffer whose worker was just starting, for example.
 sub drain
@@ -97,17 +75,10 @@ sub wait_for_transactions
 foreach my $preloaded (0, 1)
 {
 	my $how = $preloaded ? 'preloaded' : 'not preloaded';
-	my $node =
-	  PostgreSQL::Test::Cluster->new($preloaded ? 'preloaded' : 'plain');
+	my $node = new_node($preloaded ? 'preloaded' : 'plain',
+		$preloaded ? q{shared_preload_libraries = 'statbuffer'} : '');
 	my $load;
 
-	$node->init;
-	$node->append_conf('postgresql.conf',
-		"log_line_prefix = '%m [%p] %b %q%a '");
-	$node->append_conf('postgresql.conf',
-		"shared_preload_libraries = 'statbuffer'")
-	  if $preloaded;
-	$node->start;
 	$node->safe_psql('postgres', $definitions);
 
 	# A fast shutdown cuts the sessions off in the middle of what they do.
@@ -115,7 +86,7 @@ foreach my $preloaded (0, 1)
 	foreach my $round (1 .. 10)
 	{
 		$node->safe_psql('postgres', 'TRUNCATE ledger, stored');
-		$load = start_counting($node, '-T', '3600');
+		$load = start_load($node, $count_script, '-c', '4', '-T', '3600');
 		ok(wait_for_transactions($node, 300),
 			"$how, fast shutdown $round: sessions count");
 		$node->stop('fast');
@@ -128,7 +99,7 @@ foreach my $preloaded (0, 1)
 
 	# A smart shutdown lets the sessions finish first.
 	$node->safe_psql('postgres', 'TRUNCATE ledger, stored');
-	$load = start_counting($node, '-t', '1000');
+	$load = start_load($node, $count_script, '-c', '4', '-t', '1000');
 	ok(wait_for_transactions($node, 300), "$how, smart shutdown: sessions count");
 	$node->stop('smart');
 	$load->{run}->finish;
@@ -154,7 +125,7 @@ foreach my $preloaded (0, 1)
 	$node->safe_psql('postgres', 'TRUNCATE ledger, stored');
 	foreach my $round (1 .. 3)
 	{
-		$load = start_counting($node, '-T', '3600');
+		$load = start_load($node, $count_script, '-c', '4', '-T', '3600');
 		ok(wait_for_transactions($node, 300), "$how, crash $round: sessions count");
 		$node->stop('immediate');
 		$load->{run}->finish;
@@ -171,7 +142,7 @@ foreach my $preloaded (0, 1)
 
 	# After it the server counts as ever.
 	$node->safe_psql('postgres', 'TRUNCATE ledger, stored');
-	$load = start_counting($node, '-t', '100');
+	$load = start_load($node, $count_script, '-c', '4', '-t', '100');
 	ok($load->{run}->finish, "$how: after a crash sessions count again");
 	is(drain($node), 't|t', "$how: and it is stored");
 	is($node->safe_psql('postgres', sprintf($differences, '<>')),

@@ -9,7 +9,6 @@ use warnings;
 use FindBin;
 use lib $FindBin::RealBin;
 
-use IPC::Run;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use StatbufferTest;
@@ -88,8 +87,6 @@ my $sums = 'SELECT buffer, key, n FROM stored ORDER BY buffer, key';
 
 my ($node, $how, $preloaded);
 
-sub sql { return $node->safe_psql($db, $_[0]); }
-
 # Counts in every buffer; the keys are the same ones each time.
 sub count_everywhere
 {
@@ -102,44 +99,26 @@ sub count_everywhere
 # Sessions that are going to be killed: nobody minds how they end.
 my @sessions;
 
-sub session
-{
-	my (@command) = @_;
-	my $session = { out => '', err => '' };
-
-	$session->{run} =
-	  IPC::Run::start(\@command, '<', \undef, '>', \$session->{out}, '2>', \$session->{err});
-	push @sessions, $session;
-	return $session;
-}
-
 # One that runs statements, and sleeps when it is done.
-sub psql_session
+sub start_victim
 {
-	my ($name, @statements) = @_;
-
-	return session(
-		$node->installed_command('psql'), '-XqAt', '-v', 'ON_ERROR_STOP=1',
-		'-d', $node->connstr($db) . " application_name=$name",
-		map { ('-c', $_) } @statements, 'SELECT pg_sleep(3600)');
+	push @sessions, start_session($node, $db, @_, 'SELECT pg_sleep(3600)');
+	return $sessions[-1];
 }
 
 # Sessions that count all the time, each transaction in two buffers.
-sub start_load
+sub start_counting
 {
-	my $script = $node->basedir . '/count.sql';
 	my $rows = sql('SELECT count(*) FROM ledger');
 
-	append_to_file($script, q{
+	push @sessions, start_load($node, q{
 \set k random(1, 200)
 \set n random(1, 9)
 BEGIN;
 SELECT count_up('quick', 'key ' || :k, :n);
 SELECT count_up('sb_default', 'key ' || :k, :n);
 COMMIT;
-}) if !-e $script;
-	session($node->installed_command('pgbench'), '-n', '-f', $script, '-c', '3', '-T', '3600',
-		$node->connstr($db) . ' application_name=load');
+}, '-c', '3', '-T', '3600');
 	wait_for($node, $db, "SELECT count(*) > $rows + 500 FROM ledger", "$how: sessions count");
 	return;
 }
@@ -149,13 +128,6 @@ sub pid_of
 	my ($condition) = @_;
 
 	return sql("SELECT pid FROM pg_stat_activity WHERE $condition ORDER BY pid LIMIT 1");
-}
-
-sub worker_of
-{
-	my ($buffer) = @_;
-
-	return sql("SELECT pid FROM sb_stat_buffers WHERE buffer = '$buffer'::regclass");
 }
 
 # Kills a process of the server; the postmaster then starts the others anew.
@@ -264,7 +236,7 @@ sub crash_under_load
 	my $stored;
 
 	$what = "$how, $what";
-	start_load();
+	start_counting();
 	sql('CREATE TABLE IF NOT EXISTS stored_before AS TABLE stored WITH NO DATA');
 	sql('TRUNCATE stored_before; INSERT INTO stored_before TABLE stored');
 	$crash->($what);
@@ -298,11 +270,11 @@ foreach (1, 0)
 	crash('a session in its transaction', sub {
 		my ($what) = @_;
 
-		psql_session('victim', 'BEGIN', q{SELECT count_up('slow', 'own', 1000)},
+		my $victim = start_victim('BEGIN', q{SELECT count_up('slow', 'own', 1000)},
 			q{SELECT count_up('quick', 'own', 1000)}, q{SELECT sb_async_increment('own', 7, 'slow')});
 		wait_for($node, $db, q{SELECT sb_count('own', 'slow') = 7}, "$what: it has counted");
 		sql(q{INSERT INTO ledger VALUES ('slow', 'own', 7); INSERT INTO lost VALUES ('slow', 'own', 7)});
-		kill_process(pid_of(q{application_name = 'victim'}), $what);
+		kill_process(pid_of("application_name = '$victim->{name}'"), $what);
 	});
 
 	# Workers: one sleeps, another one has handed a key over, and the handler
@@ -312,17 +284,15 @@ foreach (1, 0)
 			SELECT count(*) = 1 FROM pg_stat_activity
 			WHERE backend_type = 'statbuffer worker' AND state = 'idle' AND query = 'slow'},
 		"$how: a worker sleeps");
-	crash('an idle worker', sub { kill_process(worker_of('slow'), $_[0]) });
+	crash('an idle worker', sub { kill_process(worker_of($node, $db, 'slow'), $_[0]) });
 
-	psql_session('gate', 'SELECT pg_advisory_lock(4713)');
+	start_victim('SELECT pg_advisory_lock(4713)');
 	wait_for($node, $db, q{
 			SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'advisory' AND granted},
 		"$how: the gate is closed");
 	sql(q{SELECT count_up('gated', 'key ' || i, 100) FROM generate_series(1, 5) AS i});
-	wait_for($node, $db, q{
-			SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted},
-		"$how: a handler has stored and waits");
-	crash('a worker in a call', sub { kill_process(worker_of('gated'), $_[0]) });
+	wait_at_gate($node, $db, "$how: a handler has stored and waits");
+	crash('a worker in a call', sub { kill_process(worker_of($node, $db, 'gated'), $_[0]) });
 
 	crash('the launcher', sub { kill_process(pid_of(q{backend_type = 'statbuffer launcher'}), $_[0]) });
 	crash('the postmaster', \&kill_postmaster);
@@ -332,7 +302,7 @@ foreach (1, 0)
 	crash_under_load('a session that commits', sub {
 		kill_process(pid_of(q{application_name = 'load'}), $_[0])
 	});
-	crash_under_load('a worker that flushes', sub { kill_process(worker_of('quick'), $_[0]) });
+	crash_under_load('a worker that flushes', sub { kill_process(worker_of($node, $db, 'quick'), $_[0]) });
 	crash_under_load('the postmaster under load', \&kill_postmaster);
 
 	# What a clean shutdown has saved is loaded when the server starts, or when
@@ -341,10 +311,10 @@ foreach (1, 0)
 	$node->restart;
 	if (!$preloaded)
 	{
-		psql_session('victim');
-		wait_for($node, $db, q{SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name = 'victim'},
+		my $victim = start_victim();
+		wait_for($node, $db, "SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name = '$victim->{name}'",
 			"$how: there is a session");
-		kill_process(pid_of(q{application_name = 'victim'}), "$how, before counts are loaded");
+		kill_process(pid_of("application_name = '$victim->{name}'"), "$how, before counts are loaded");
 		$_->{run}->finish for splice @sessions;
 	}
 	is(sql('SELECT count(*), sum(n) FROM held'), '30|465', "$how: what was saved is there");

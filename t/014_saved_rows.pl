@@ -15,8 +15,6 @@ use Test::More;
 my $db = 'postgres';
 my $node = new_node('rows', q{shared_preload_libraries = 'statbuffer'});
 
-sub sql { return $node->safe_psql($db, $_[0]); }
-
 sub held
 {
 	return sql(q{SELECT string_agg(key || '=' || n, ' ' ORDER BY key, n) FROM places});

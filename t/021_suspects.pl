@@ -4,17 +4,17 @@
 use strict;
 use warnings;
 
-use PostgreSQL::Test::Cluster;
+use FindBin;
+use lib $FindBin::RealBin;
+
 use PostgreSQL::Test::Utils;
+use StatbufferTest;
 use Test::More;
 
-my $node = PostgreSQL::Test::Cluster->new('main');
-$node->init;
-$node->start;
+my $db = 'postgres';
+my $node = new_node('main');
 
-$node->safe_psql(
-	'postgres', q{
-	CREATE EXTENSION statbuffer;
+sql(q{
 	CREATE TABLE stored (key text PRIMARY KEY, n bigint NOT NULL);
 	CREATE TABLE stop (yes boolean);
 	CREATE FUNCTION store(keys text[], counts bigint[]) RETURNS void
@@ -42,41 +42,17 @@ $node->safe_psql(
 });
 
 # The traffic goes on until the key is known to be to blame.
-my $in = '';
-my $out = '';
-my $traffic = IPC::Run::start(
-	[
-		'psql', '-X', '-q', '-d', $node->connstr('postgres'), '-c',
-		'CALL traffic()'
-	],
-	'<', \$in, '>', \$out, '2>', \$out,
-	IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default));
-
-ok( $node->poll_query_until(
-		'postgres',
-		"SELECT failures > 0 AND last_error = 'something is wrong with one of these' FROM sb_keys('hits') WHERE key = 'bad'"
-	),
+my $traffic = start_session($node, $db, 'CALL traffic()');
+wait_for($node, $db,
+	"SELECT failures > 0 AND last_error = 'something is wrong with one of these' FROM sb_keys('hits') WHERE key = 'bad'",
 	'the failing key is told while it is counted');
-is( $node->safe_psql(
-		'postgres',
-		"SELECT count(*) FROM sb_keys('hits') WHERE failures > 0"),
-	'1',
-	'no other key is blamed');
-
-$node->safe_psql('postgres', 'INSERT INTO stop VALUES (true)');
-ok($traffic->finish, 'the traffic ended');
-is($out, '', 'and nothing went wrong there');
+is(sql("SELECT count(*) FROM sb_keys('hits') WHERE failures > 0"), '1', 'no other key is blamed');
+sql('INSERT INTO stop VALUES (true)');
+is(finish_session($traffic, 'the traffic ended'), '', 'and nothing went wrong there');
 
 # Everything else is stored, and nothing of it twice.
-ok( $node->poll_query_until(
-		'postgres',
-		"SELECT NOT EXISTS (SELECT FROM hits WHERE key <> 'bad')"),
-	'all other keys are stored');
-is( $node->safe_psql(
-		'postgres',
-		"SELECT sum(n) = 2 * sb_count('bad', 'hits') FROM stored"),
-	't',
-	'as often as they were counted');
+wait_for($node, $db, "SELECT NOT EXISTS (SELECT FROM hits WHERE key <> 'bad')", 'all other keys are stored');
+is(sql("SELECT sum(n) = 2 * sb_count('bad', 'hits') FROM stored"), 't', 'as often as they were counted');
 
 $node->stop;
 done_testing();

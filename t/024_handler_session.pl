@@ -16,8 +16,6 @@ use Test::More;
 
 my $node = new_node('main');
 
-sub sql { return $node->safe_psql('postgres', $_[0]); }
-
 # The owner is a superuser, who can change the most; its own settings are
 # neither to be lost nor to be overruled.
 sql(q{

@@ -77,8 +77,6 @@ my $probe = build_library('probe', q{
 my $node = new_node('main', "shared_preload_libraries = '$probe'");
 my $db = 'postgres';
 
-sub sql { return $node->safe_psql($db, $_[0]); }
-
 sql(qq{
 	CREATE FUNCTION block() RETURNS boolean LANGUAGE c AS '$probe', 'probe_block';
 	CREATE FUNCTION elsewhere(text) RETURNS void LANGUAGE c AS '$probe', 'probe_commits_at_once';

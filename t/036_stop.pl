@@ -10,7 +10,6 @@ use warnings;
 use FindBin;
 use lib $FindBin::RealBin;
 
-use IPC::Run;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use StatbufferTest;
@@ -20,45 +19,6 @@ use Time::HiRes qw(time);
 my $db = 'postgres';
 my $node = new_node('stop', q{shared_preload_libraries = 'statbuffer'}, q{deadlock_timeout = '100ms'},
 	'max_prepared_transactions = 5');
-
-sub sql { return $node->safe_psql($db, $_[0]); }
-
-# A session in the background, and what it says.
-my $sessions = 0;
-
-sub start_session
-{
-	my @statements = @_;
-	my $session = { out => '', err => '', name => 'stop ' . ++$sessions };
-
-	$session->{run} = IPC::Run::start(
-		[
-			'psql', '-XqAt', '-v', 'ON_ERROR_STOP=1',
-			'-d', $node->connstr($db) . " application_name='$session->{name}'",
-			map { ('-c', $_) } @statements
-		],
-		'<', \undef, '>', \$session->{out}, '2>', \$session->{err});
-	return $session;
-}
-
-sub finish_session
-{
-	my ($session, $what) = @_;
-
-	ok($session->{run}->finish, $what) or diag($session->{err});
-	return $session->{err};
-}
-
-# Waits until a session waits for what it says; with a lock, also for its mode.
-sub wait_for_session
-{
-	my ($session, $condition, $what) = @_;
-
-	wait_for($node, $db, qq{
-			SELECT EXISTS (SELECT FROM pg_stat_activity a LEFT JOIN pg_locks l ON l.pid = a.pid AND NOT l.granted
-				WHERE application_name = '$session->{name}' AND state = 'active' AND ($condition))}, $what);
-	return;
-}
 
 sub look
 {
@@ -84,7 +44,7 @@ sql(q{
 my $editor = $node->background_psql($db);
 $editor->query_safe(q{BEGIN; UPDATE pages SET title = 'At home' WHERE path = '/home'});
 my $begun = time;
-my $stop = start_session(q{SELECT sb_stop('views')});
+my $stop = start_session($node, $db, q{SELECT sb_stop('views')});
 wait_for_session($stop, $stopping, 'sb_stop() keeps counters out, and the handler waits for a row');
 $editor->query_safe(q{SELECT sb_increment('/home', 1, 'views'); COMMIT});
 $editor->quit;
@@ -102,13 +62,13 @@ sql(q{ALTER FUNCTION altered_store(text, bigint) SET deadlock_timeout = '1min';
 	INSERT INTO altered SELECT 'k' || n FROM generate_series(1, 5) n});
 my $counting = $node->background_psql($db);
 $counting->query_safe(q{BEGIN; SELECT sb_increment('k', 100, 'altered')});
-$stop = start_session(q{SELECT sb_stop('altered')});
+$stop = start_session($node, $db, q{SELECT sb_stop('altered')});
 wait_for_session($stop, q{l.mode = 'ShareRowExclusiveLock'}, 'sb_stop() waits for an open increment');
 my $gate = close_gate($node, $db);
 $counting->query_safe('COMMIT');
 $counting->quit;
 wait_for($node, $db, q{SELECT in_flight > 0 FROM sb_stat_buffers WHERE buffer = 'altered'::regclass}, 'what it counted is with the handler');
-my $alter = start_session(q{ALTER FOREIGN TABLE altered OPTIONS (SET interval '2h')});
+my $alter = start_session($node, $db, q{ALTER FOREIGN TABLE altered OPTIONS (SET interval '2h')});
 wait_for_session($alter, q{l.mode = 'AccessExclusiveLock'}, 'ALTER waits behind sb_stop()');
 $begun = time;
 open_gate($gate);
@@ -127,7 +87,7 @@ make_buffer($node, $db, 'pair', q{interval '1h', timeout '1h'});
 my $log = -s $node->logfile;
 my $other = $node->background_psql($db, on_error_stop => 0);
 $other->query_safe(q{BEGIN; SELECT sb_increment('k', 1, 'pair')});
-$stop = start_session(q{BEGIN; SELECT sb_increment('k', 1, 'pair'); SELECT sb_stop('pair'); COMMIT});
+$stop = start_session($node, $db, q{BEGIN; SELECT sb_increment('k', 1, 'pair'); SELECT sb_stop('pair'); COMMIT});
 wait_for_session($stop, q{l.mode = 'ShareRowExclusiveLock'}, 'a transaction that has counted waits to stop the buffer');
 $other->query(q{SELECT sb_stop('pair')});
 $other->query('COMMIT');
@@ -179,7 +139,7 @@ sub cancel_stop
 }
 
 $gate = close_gate($node, $db);
-$stop = start_session(q{SELECT sb_stop('kept')});
+$stop = start_session($node, $db, q{SELECT sb_stop('kept')});
 wait_for($node, $db, q{SELECT in_flight = 1 FROM sb_stat_buffers WHERE buffer = 'kept'::regclass}, 'the handler is at work');
 wait_for_session($stop, "$no_lock AND l.pid IS NULL", 'sb_stop() waits for it, without a lock');
 cancel_stop($stop, 'in the first drain');
@@ -189,13 +149,13 @@ is(stored($node, $db, 'kept'), $counted, 'in the first drain: all is stored');
 
 $counting = $node->background_psql($db);
 $counting->query_safe(q{BEGIN; SELECT sb_increment('k', 1, 'kept')});
-$stop = start_session(q{SELECT sb_stop('kept')});
+$stop = start_session($node, $db, q{SELECT sb_stop('kept')});
 wait_for_session($stop, q{l.mode = 'ShareRowExclusiveLock'}, 'sb_stop() waits for an open increment');
 cancel_stop($stop, 'waiting for counters');
 $counting->query_safe('COMMIT; BEGIN');
 $counted++;
 $counting->query_safe(q{SELECT sb_increment('k', 1, 'kept')});
-$stop = start_session(q{SELECT sb_stop('kept')});
+$stop = start_session($node, $db, q{SELECT sb_stop('kept')});
 wait_for_session($stop, q{l.mode = 'ShareRowExclusiveLock'}, 'sb_stop() waits for an open increment again');
 $gate = close_gate($node, $db);
 $counting->query_safe('COMMIT');
@@ -213,7 +173,7 @@ sql(q{SELECT sb_increment('k', 1, 'kept'), sb_flush_all('kept')});
 sql(q{SELECT sb_flush_all('kept')});
 $counted++;
 wait_for($node, $db, q{SELECT in_flight = 1 FROM sb_stat_buffers WHERE buffer = 'kept'::regclass}, 'the handler is at work again');
-$stop = start_session(q{SELECT sb_stop('kept')});
+$stop = start_session($node, $db, q{SELECT sb_stop('kept')});
 wait_for_session($stop, q{l.locktype = 'advisory'}, 'sb_stop() waits for the worker');
 cancel_stop($stop, 'waiting for the worker');
 my $calls = sql(q{SELECT handler_calls FROM sb_stat_buffers WHERE buffer = 'kept'::regclass});
@@ -224,7 +184,7 @@ is(stored($node, $db, 'kept'), $counted, 'all is stored, each once');
 # A transaction rolled back, with the worker at the gate: it goes on.
 my $undone = $node->background_psql($db);
 $undone->query_safe(q{BEGIN; SELECT sb_stop('kept')});
-my $waiting = start_session(q{SELECT sb_increment('k', 1, 'kept'), sb_flush_all('kept')}, q{SELECT sb_drain('kept')});
+my $waiting = start_session($node, $db, q{SELECT sb_increment('k', 1, 'kept'), sb_flush_all('kept')}, q{SELECT sb_drain('kept')});
 wait_for_session($waiting, q{l.mode = 'RowExclusiveLock'}, 'who counts waits for the transaction that stops');
 $undone->query_safe('ROLLBACK');
 $undone->quit;
@@ -281,7 +241,7 @@ sub make_busy
 		\$\$ SELECT add_total('$name', key, counter) \$\$;
 		CREATE FOREIGN TABLE $name (key int NOT NULL, count bigint NOT NULL DEFAULT 1)
 		SERVER statbuffer OPTIONS (handler 'store_$name', interval '50ms', shutdown '60s')});
-	return map { start_session("CALL keep_counting('$name', $looks)") } 1 .. 4;
+	return map { start_session($node, $db, "CALL keep_counting('$name', $looks)") } 1 .. 4;
 }
 
 sub noted { return sql("SELECT coalesce(sum(counter), 0) FROM notes WHERE buffer = '$_[0]'"); }

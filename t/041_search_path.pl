@@ -17,8 +17,6 @@ use Test::More;
 my $db = 'postgres';
 my $node = new_node('path', q{shared_preload_libraries = 'statbuffer'}, q{search_path = 'in_conf, public'});
 
-sub sql { return $node->safe_psql($db, $_[0]); }
-
 # A function that tells where it was found, in a schema for each place where a
 # search path can be set.
 my @places = qw(in_conf in_all in_db in_role in_both);

@@ -10,7 +10,6 @@ use warnings;
 use FindBin;
 use lib $FindBin::RealBin;
 
-use IPC::Run;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use StatbufferTest;
@@ -69,7 +68,8 @@ $subscriber->wait_for_subscription_sync($publisher, 's');
 # --- the load ---------------------------------------------------------------
 
 $publisher->safe_psql($db, q{INSERT INTO bad VALUES ('/3')});
-my $pgbench = q{
+my $transactions = sized(200, 10);
+my $load = start_load($publisher, q{
 \set k random(0, 9)
 BEGIN;
 SELECT sb_increment('/' || :k, 1, 'hits');
@@ -81,13 +81,7 @@ COMMIT;
 BEGIN;
 SELECT sb_increment('/' || :k, 1000000, 'hits');
 ROLLBACK;
-};
-my $dir = PostgreSQL::Test::Utils::tempdir;
-append_to_file("$dir/load.sql", $pgbench);
-my $transactions = sized(200, 10);
-my $load = IPC::Run::start(
-	[ 'pgbench', '-n', '-c', '4', '-t', $transactions, '-f', "$dir/load.sql", '-d', $publisher->connstr($db) ],
-	'<' => \undef, '>' => "$dir/load.out", '2>' => "$dir/load.err");
+}, '-c', '4', '-t', $transactions);
 
 # Meanwhile workers are terminated, with and without a key that fails
 foreach my $round (1 .. 10)
@@ -97,7 +91,7 @@ foreach my $round (1 .. 10)
 		SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'statbuffer worker'});
 	$publisher->safe_psql($db, q{DELETE FROM bad}) if $round == 5;
 }
-ok($load->finish, 'the load is done') or diag(slurp_file("$dir/load.err"));
+ok($load->{run}->finish, 'the load is done') or diag($load->{err});
 $publisher->safe_psql($db, q{SELECT sb_async_increment('/async', 5, 'hits')});
 is($publisher->safe_psql($db, q{SELECT sb_drain('hits')}), 't', 'and everything is stored');
 

@@ -17,8 +17,6 @@ my $version = major($node);
 
 note "PostgreSQL $version";
 
-sub sql { return $node->safe_psql($db, $_[0]); }
-
 # --- wait events ------------------------------------------------------------
 
 # Wait events have names of our own since 17.

@@ -26,17 +26,7 @@ max_worker_processes = 16
 log_line_prefix = '%m [%p] %b %q%a '
 });
 $node->start;
-
-sub sql { return $node->safe_psql($db, $_[0]); }
-
-sub error_of
-{
-	my ($statement) = @_;
-	my ($status, $out, $err) = $node->psql($db, $statement);
-
-	isnt($status, 0, "refused: $statement");
-	return $err;
-}
+use_node($node);
 
 sub extension_version
 {

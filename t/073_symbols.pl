@@ -30,8 +30,6 @@ sub symbols
 my $node = new_node('main');
 my $db = 'postgres';
 
-sub sql { return $node->safe_psql($db, $_[0]); }
-
 # --- what is exported -------------------------------------------------------
 
 my %wanted = map { $_ => 1 } (
