@@ -1,7 +1,7 @@
-# What becomes of counts when a handler fails: the keys that fail keep their counts
-# and are told of, all others are stored, and everything is stored once.  In each
-# way in which a handler can refuse a key; when it is broken or missing; and with
-# restart 'temporary', where what fails is discarded.
+# What becomes of counts when a handler fails: the keys that fail keep their
+# counts and are told of, all others are stored, and everything is stored
+# once.  In each way in which a handler can refuse a key; when it is broken or
+# missing; and with restart 'temporary', where what fails is discarded.
 
 use strict;
 use warnings;
@@ -10,7 +10,6 @@ use FindBin;
 use lib $FindBin::RealBin;
 
 use HandlerTest;
-use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use StatbufferTest;
 use Test::More;
@@ -113,25 +112,19 @@ OPTIONS (handler '${name}_handler', interval '1h', backoff '1h', batch_size '100
 		"$name: all but the keys that fail are stored", '2');
 	wait_for($node, $db, "SELECT count(*) FROM sb_keys('$name') WHERE failures > 0",
 		"$name: the failing keys ended up alone", '2');
-	is(sql(
-			"SELECT count(*), sum(n), sum(calls) FROM stored WHERE buffer = '$name'"
-		),
+	is(sql("SELECT count(*), sum(n), sum(calls) FROM stored WHERE buffer = '$name'"),
 		'998|' . (1000 * 1001 / 2 - 1500) . '|998',
 		"$name: each of the others was stored once, with its count");
-	is(sql(
-			"SELECT key, count, in_flight, failures,
+	is(sql("SELECT key, count, in_flight, failures,
 			 due_at BETWEEN now() + '50min' AND now() + '1h'
-			 FROM sb_keys('$name') WHERE count + in_flight <> 0 ORDER BY count"
-		),
+			 FROM sb_keys('$name') WHERE count + in_flight <> 0 ORDER BY count"),
 		"500|500|0|1|t\n1000|1000|0|1|t",
 		"$name: the failing keys keep their counts and back off");
 	like(
 		sql("SELECT last_error FROM sb_keys('$name') WHERE key = '500'"),
 		$error, "$name: the key's error can be looked up");
-	is(sql(
-			"SELECT count(*) FROM sb_keys('$name')
-			 WHERE key NOT IN ('500', '1000') AND (failures > 0 OR last_error IS NOT NULL)"
-		),
+	is(sql("SELECT count(*) FROM sb_keys('$name')
+			 WHERE key NOT IN ('500', '1000') AND (failures > 0 OR last_error IS NOT NULL)"),
 		'0',
 		"$name: no other key is blamed");
 	like(
@@ -139,8 +132,7 @@ OPTIONS (handler '${name}_handler', interval '1h', backoff '1h', batch_size '100
 			 WHERE buffer = '$name'::regclass"),
 		qr/^failing .*$error/,
 		"$name: the view tells that the buffer fails");
-	is(sql(
-			"SELECT failures, flushed_keys, flushed_count, discarded, pending, in_flight
+	is(sql("SELECT failures, flushed_keys, flushed_count, discarded, pending, in_flight
 			 FROM sb_stat_buffers WHERE buffer = '$name'::regclass"),
 		'2|998|499000|0|1500|0',
 		"$name: the statistics agree");
@@ -166,17 +158,14 @@ OPTIONS (handler '${name}_handler', interval '1h', backoff '1h', batch_size '100
 	sql("DELETE FROM poison WHERE buffer = '$name'");
 	wait_for($node, $db, "SELECT count(*) FROM $name",
 		"$name: once it works the keys are stored by themselves", '0');
-	is(sql(
-			"SELECT count(*), sum(n), max(calls) FROM stored WHERE buffer = '$name'"
-		),
+	is(sql("SELECT count(*), sum(n), max(calls) FROM stored WHERE buffer = '$name'"),
 		'1000|' . (1000 * 1001 / 2 + 21) . '|2',
 		"$name: everything is stored exactly once");
 	wait_for($node, $db,
 	"SELECT state IN ('running', 'idle') AND pending = 0
 		 FROM sb_stat_buffers WHERE buffer = '$name'::regclass",
 		"$name: the buffer does not fail any more");
-	is(sql(
-			"SELECT count(*) FROM sb_keys('$name')
+	is(sql("SELECT count(*) FROM sb_keys('$name')
 			 WHERE failures > 0 OR last_error IS NOT NULL"),
 		'0',
 		"$name: no key has an error any more");
@@ -252,8 +241,7 @@ my $log_start = -s $node->logfile;
 sql("INSERT INTO once SELECT k, k FROM generate_series(1, 100) AS k");
 wait_for($node, $db, "SELECT count(*) FROM once",
 	'with restart "temporary" nothing is kept', '0');
-is(sql("SELECT count(*), sum(n), max(calls) FROM stored WHERE buffer = 'once'"
-	),
+is(sql("SELECT count(*), sum(n), max(calls) FROM stored WHERE buffer = 'once'"),
 	'98|4970|1',
 	'only the keys that fail are discarded');
 wait_for($node, $db,

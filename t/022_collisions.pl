@@ -10,7 +10,6 @@ use FindBin;
 use lib $FindBin::RealBin;
 
 use HandlerTest;
-use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use StatbufferTest;
 use Test::More;
@@ -42,8 +41,7 @@ sql("SET statement_timeout = '60s';\n"
 	  . "SELECT sb_async_increment(2, 1, 'slow');\n" x 100
 	  . "INSERT INTO slow SELECT 3, 1 FROM generate_series(1, 10);\n" x 10);
 pass('increments do not wait for the handler');
-is(sql("SELECT sb_count(1, 'slow'), sb_count(2, 'slow'), sb_count(3, 'slow')"
-	),
+is(sql("SELECT sb_count(1, 'slow'), sb_count(2, 'slow'), sb_count(3, 'slow')"),
 	'300|100|100',
 	'what is in flight counts as counted');
 is(sql("SELECT key, count, in_flight FROM sb_keys('slow') ORDER BY key"),
@@ -134,8 +132,7 @@ is(sql("SELECT id, n FROM accounts ORDER BY id"),
 	"1|11\n2|11", 'both are stored exactly once');
 cmp_ok(sql("SELECT last_value FROM attempts"),
 	'>', 1, 'it did take more than one attempt');
-is(sql(
-		"SELECT failures, state IN ('running', 'idle') FROM sb_stat_buffers
+is(sql("SELECT failures, state IN ('running', 'idle') FROM sb_stat_buffers
 		 WHERE buffer = 'transfers'::regclass"),
 	'0|t',
 	'a deadlock is not a failure');
@@ -178,8 +175,7 @@ cmp_ok(sql("SELECT last_value FROM attempts"),
 	'>', 1, 'it did take more than one attempt');
 is(sql("SELECT DISTINCT level FROM isolation_seen"),
 	'serializable', "the transaction is of the owner's kind");
-is(sql(
-		"SELECT failures, state IN ('running', 'idle') FROM sb_stat_buffers
+is(sql("SELECT failures, state IN ('running', 'idle') FROM sb_stat_buffers
 		 WHERE buffer = 'totals'::regclass"),
 	'0|t',
 	'a serialization failure is not a failure');
@@ -218,16 +214,13 @@ sql("DELETE FROM poison WHERE buffer = 'detail'");
 wait_for($node, $db, "SELECT count(*) FROM sb_keys('detail') WHERE count + in_flight <> 0",
 	'a handler that counts in its own buffer comes to an end', '0');
 is(sql("SELECT sb_drain('rollup', '180s')"), 't', 'so does the other buffer');
-is(sql(
-		"SELECT sign(k), count(*), sum(n), max(calls) FROM stored
+is(sql("SELECT sign(k), count(*), sum(n), max(calls) FROM stored
 		 WHERE buffer = 'detail' GROUP BY 1 ORDER BY 1"),
 	"-1|99|4950|1\n1|99|4950|1",
 	'what it counts in its own buffer is stored once');
-is(sql(
-		"SELECT count(*), sum(n) FROM stored s
+is(sql("SELECT count(*), sum(n) FROM stored s
 		 WHERE buffer = 'rollup'
-		 AND n = (SELECT 2 * sum(g) FROM generate_series(1, 99) AS g WHERE g / 10 = s.k)"
-	),
+		 AND n = (SELECT 2 * sum(g) FROM generate_series(1, 99) AS g WHERE g / 10 = s.k)"),
 	'10|9900',
 	'and so is what it counts in another');
 sql("DROP FOREIGN TABLE detail, rollup");

@@ -9,7 +9,6 @@ use FindBin;
 use lib $FindBin::RealBin;
 
 use HandlerTest;
-use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use StatbufferTest;
 use Test::More;

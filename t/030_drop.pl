@@ -179,10 +179,8 @@ CREATE FOREIGN TABLE gone (k text NOT NULL, n bigint NOT NULL)
 SERVER statbuffer OPTIONS (handler 'gone_handler', interval '1h', timeout '1h');
 SELECT sb_start('gone')});
 	$node->poll_query_until($db,
-		"SELECT pid IS NOT NULL FROM sb_stat_buffers WHERE buffer = 'gone'::regclass"
-	) or last;
-	sql("INSERT INTO gone SELECT repeat('x', 1000) || k, 1 FROM generate_series(1, 20000) AS k"
-	);
+		"SELECT pid IS NOT NULL FROM sb_stat_buffers WHERE buffer = 'gone'::regclass") or last;
+	sql("INSERT INTO gone SELECT repeat('x', 1000) || k, 1 FROM generate_series(1, 20000) AS k");
 	$filled += sql(
 		"SELECT memory FROM sb_stat_buffers WHERE buffer = 'gone'::regclass");
 	# the session has to have loaded the module for the worker to be told at once

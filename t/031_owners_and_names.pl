@@ -1,6 +1,7 @@
-# Buffers change hands, names and schemas, and their owners go, while a handler is
-# in the middle of a call, while sessions count, and while there is no worker.
-# What is in flight is stored as the former owner, what is held as the new one.
+# Buffers change hands, names and schemas, and their owners go, while a handler
+# is in the middle of a call, while sessions count, and while there is no
+# worker.  What is in flight is stored as the former owner, what is held as the
+# new one.
 
 use strict;
 use warnings;

@@ -1,7 +1,7 @@
-# Handlers are replaced, dropped and made anew, the tables that they store in are
-# dropped, rewritten and locked, and options are altered: while a handler is in
-# the middle of a call, while sessions count, and while a session drains the
-# buffer.
+# Handlers are replaced, dropped and made anew, the tables that they store in
+# are dropped, rewritten and locked, and options are altered: while a handler
+# is in the middle of a call, while sessions count, and while a session drains
+# the buffer.
 
 use strict;
 use warnings;

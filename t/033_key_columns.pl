@@ -1,6 +1,7 @@
 # Key columns are added, dropped and get other types, while a handler is in the
-# middle of a call, and while nobody is at work.  What was counted before is kept,
-# and only stored as what it was counted: when the columns are as they were.
+# middle of a call, and while nobody is at work.  What was counted before is
+# kept, and only stored as what it was counted: when the columns are as they
+# were.
 
 use strict;
 use warnings;
@@ -159,8 +160,7 @@ INSERT INTO shaped VALUES ('x', 1), ('1', 4);
 is(sql("SELECT k, n FROM shaped ORDER BY k"),
 	"1|4\nx|8\ny|1",
 	'after the type of the key has changed keys of the new type are counted');
-is(sql("SELECT pending FROM sb_stat_buffers WHERE buffer = 'shaped'::regclass"
-	),
+is(sql("SELECT pending FROM sb_stat_buffers WHERE buffer = 'shaped'::regclass"),
 	'113',
 	'those counted before are still held');
 sql("ALTER FOREIGN TABLE shaped OPTIONS (SET interval '10ms')");
@@ -176,8 +176,7 @@ is(sum_stored('shaped'), '0', 'nothing was stored under a key that it is not');
 sql("ALTER FOREIGN TABLE shaped ALTER COLUMN k TYPE int");
 is(sql("SELECT sb_drain('shaped', '180s')"),
 	't', 'with the type changed back the counts are flushed');
-is(sql("SELECT count(*), sum(n), max(calls) FROM stored WHERE buffer = 'shaped'"
-	),
+is(sql("SELECT count(*), sum(n), max(calls) FROM stored WHERE buffer = 'shaped'"),
 	'50|100|1',
 	'all of them, once');
 is(sql("SELECT k, n FROM stored_names ORDER BY k"),
@@ -192,9 +191,7 @@ like(
 	'what was counted under the old type is not published under the new');
 is(sql("SELECT coalesce(sb_count(1, 'shaped'), 0)"),
 	'0', 'the transaction was rolled back');
-is(sql(
-		"SELECT atttypid::regtype FROM pg_attribute WHERE attrelid = 'shaped'::regclass AND attname = 'k'"
-	),
+is(sql("SELECT atttypid::regtype FROM pg_attribute WHERE attrelid = 'shaped'::regclass AND attname = 'k'"),
 	'integer',
 	'all of it');
 sql("DROP FOREIGN TABLE shaped");

@@ -1,5 +1,5 @@
-# The extension and its schema: renamed, with the default buffer moved out of it,
-# dropped while handlers are in the middle of calls, and made anew.
+# The extension and its schema: renamed, with the default buffer moved out of
+# it, dropped while handlers are in the middle of calls, and made anew.
 
 use strict;
 use warnings;

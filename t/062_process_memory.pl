@@ -1,5 +1,6 @@
 # No process grows, however long it runs: neither a worker, through flushes and
-# failures, nor a session, nor the launcher; and no shared memory is left behind.
+# failures, nor a session, nor the launcher; and no shared memory is left
+# behind.
 
 use strict;
 use warnings;

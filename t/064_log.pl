@@ -1,5 +1,6 @@
-# A lasting failure does not fill the log: not of keys, not of a whole buffer, and
-# not with counts that are discarded; and the log tells how much it has not told.
+# A lasting failure does not fill the log: not of keys, not of a whole buffer,
+# and not with counts that are discarded; and the log tells how much it has not
+# told.
 
 use strict;
 use warnings;
@@ -38,7 +39,8 @@ cmp_ok($suppressed, '>', 900, 'and then, of how many it did not');
 cmp_ok($suppressed, '<=', sql(q{SELECT failures FROM sb_stat_buffers WHERE buffer = 'noisy'::regclass}), 'which is right');
 sql('DROP FOREIGN TABLE noisy');
 
-# The same for counts that are discarded: no more lines, and not one count less.
+# The same for counts that are discarded: no more lines, and not one count
+# less.
 $offset = -s $node->logfile;
 sql(q{
 	CREATE FOREIGN TABLE careless (key text NOT NULL, count bigint NOT NULL DEFAULT 1)

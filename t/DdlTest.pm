@@ -67,8 +67,8 @@ sub start_statement
 	return $session;
 }
 
-# wait_for_waiting(SESSION, TYPE): polls until its statement waits for an event of
-# this type, as a test.
+# wait_for_waiting(SESSION, TYPE): polls until its statement waits for an event
+# of this type, as a test.
 sub wait_for_waiting
 {
 	my ($session, $type) = @_;
@@ -78,8 +78,8 @@ sub wait_for_waiting
 	return;
 }
 
-# finish_statement(SESSION): its statement must come to its end with nothing but
-# notices, as two tests.
+# finish_statement(SESSION): its statement must come to its end with nothing
+# but notices, as two tests.
 sub finish_statement
 {
 	my ($session) = @_;
@@ -90,9 +90,10 @@ sub finish_statement
 	return;
 }
 
-# make_busy(NAME[, OPTIONS]): makes a buffer, and keeps its handler in the middle
-# of a call with a key 'k' that was counted 5; another 2 for it, and 100 for
-# another key, are held meanwhile.  Returns the gate that lets the handler go on.
+# make_busy(NAME[, OPTIONS]): makes a buffer, and keeps its handler in the
+# middle of a call with a key 'k' that was counted 5; another 2 for it, and 100
+# for another key, are held meanwhile.  Returns the gate that lets the handler
+# go on.
 sub make_busy
 {
 	my ($name, $options) = @_;
@@ -121,8 +122,8 @@ sub hold_more
 	return;
 }
 
-# run_while_busy(STATEMENT, GATE): the statement has to wait for the call that is
-# behind the gate, and comes through when that is opened.
+# run_while_busy(STATEMENT, GATE): the statement has to wait for the call that
+# is behind the gate, and comes through when that is opened.
 sub run_while_busy
 {
 	my ($statement, $gate) = @_;
@@ -134,8 +135,8 @@ sub run_while_busy
 	return;
 }
 
-# wait_for_dropped(COUNT, KEYS, OFFSET, WHAT): the log tells, from the offset on,
-# of counts that went with their buffer.
+# wait_for_dropped(COUNT, KEYS, OFFSET, WHAT): the log tells, from the offset
+# on, of counts that went with their buffer.
 sub wait_for_dropped
 {
 	my ($count, $keys, $offset, $what) = @_;
@@ -146,7 +147,8 @@ sub wait_for_dropped
 	return;
 }
 
-# wait_for_rest(NAME): a buffer whose keys are not due for long needs no worker.
+# wait_for_rest(NAME): a buffer whose keys are not due for long needs no
+# worker.
 sub wait_for_rest
 {
 	my ($name) = @_;

@@ -1,7 +1,7 @@
-# Handlers that take their time, or never come back.  A handler stores a key, and
-# then treats it as the table "manners" says.  Whatever takes time there takes an
-# hour, so that whoever waits for it is seen: statements are cut off after a
-# minute, and what is polled for does not come.
+# Handlers that take their time, or never come back.  A handler stores a key,
+# and then treats it as the table "manners" says.  Whatever takes time there
+# takes an hour, so that whoever waits for it is seen: statements are cut off
+# after a minute, and what is polled for does not come.
 
 package SlowTest;
 
@@ -85,7 +85,8 @@ sub make_slow
 		SERVER statbuffer OPTIONS (handler '${name}_store', interval '20ms', $options)});
 }
 
-# in_time(NODE, DATABASE, STATEMENT...): runs statements, each a transaction, that must not wait for a handler.
+# in_time(NODE, DATABASE, STATEMENT...): runs statements, each a transaction,
+# that must not wait for a handler.
 sub in_time
 {
 	my ($node, $database, @statements) = @_;
@@ -93,8 +94,8 @@ sub in_time
 	return $node->safe_psql($database, join(";\n", q{SET statement_timeout = '60s'}, @statements));
 }
 
-# is_stored(NODE, DATABASE, BUFFER, EXPECTED, WHAT): what is stored for a buffer, as
-# a test: rows, keys and sum.
+# is_stored(NODE, DATABASE, BUFFER, EXPECTED, WHAT): what is stored for a
+# buffer, as a test: rows, keys and sum.
 sub is_stored
 {
 	my ($node, $database, $buffer, $expected, $what) = @_;
@@ -106,8 +107,8 @@ sub is_stored
 		$expected, $what);
 }
 
-# wait_for_sum(NODE, DATABASE, BUFFER, SUM, WHAT): polls until so much is stored for a
-# buffer, as a test.
+# wait_for_sum(NODE, DATABASE, BUFFER, SUM, WHAT): polls until the counts
+# stored for a buffer add up to this, as a test.
 sub wait_for_sum
 {
 	my ($node, $database, $buffer, $sum, $what) = @_;
@@ -117,8 +118,8 @@ sub wait_for_sum
 		"SELECT coalesce(sum(counter), 0) = $sum FROM calls WHERE buffer = '$buffer'", $what);
 }
 
-# get_stuck(NODE, DATABASE, BUFFER, COUNT[, MANNER]): counts a key for which the
-# handler does not come back, and waits until it is at work.
+# get_stuck(NODE, DATABASE, BUFFER, COUNT[, MANNER]): counts a key for which
+# the handler does not come back, and waits until it is at work.
 sub get_stuck
 {
 	my ($node, $database, $buffer, $count, $manner) = @_;
@@ -135,8 +136,8 @@ sub get_stuck
 	wait_for_sleeper($node, $database, $buffer) if $manner eq 'sleep';
 }
 
-# wait_for_sleeper(NODE, DATABASE, BUFFER): polls until its handler sleeps, as a
-# test.
+# wait_for_sleeper(NODE, DATABASE, BUFFER): polls until its handler sleeps, as
+# a test.
 sub wait_for_sleeper
 {
 	my ($node, $database, $buffer) = @_;
@@ -148,7 +149,8 @@ sub wait_for_sleeper
 		"$buffer: and asleep");
 }
 
-# make_elsewhere(NODE, SHUTDOWN): the database "elsewhere" with a handler asleep.
+# make_elsewhere(NODE, SHUTDOWN): the database "elsewhere" with a handler
+# asleep.
 sub make_elsewhere
 {
 	my ($node, $shutdown) = @_;

@@ -56,7 +56,7 @@ sub new_node
 }
 
 # use_node(NODE[, DATABASE]): the server and the database that sql() and
-# error_of() work with; the database is postgres unless told.
+# error_of() work with; the database is postgres by default.
 my ($current_node, $current_database);
 
 sub use_node
@@ -89,9 +89,9 @@ sub error_of
 	return $err;
 }
 
-# start_session(NODE, DATABASE, STATEMENT...): a psql in the background that runs
-# statements one after the other, up to the first error.  What it prints is in
-# the session's {out} and {err}, and {name} is its application_name.
+# start_session(NODE, DATABASE, STATEMENT...): a psql in the background that
+# runs statements one after the other, up to the first error.  What it prints
+# is in the session's {out} and {err}, and {name} is its application_name.
 my $sessions = 0;
 
 sub start_session
@@ -122,7 +122,8 @@ sub finish_session
 
 # wait_for_session(SESSION, CONDITION, WHAT): polls until its statement is at
 # what the condition says, as a test.  The condition is about its row "a" of
-# pg_stat_activity and about the lock "l" of pg_locks that it waits for, if any.
+# pg_stat_activity and about the lock "l" of pg_locks that it waits for, if
+# any.
 sub wait_for_session
 {
 	my ($session, $condition, $what) = @_;
@@ -201,9 +202,9 @@ sub increment
 	$node->safe_psql($database, "SELECT sb_increment('$key', $count, '$buffer')");
 }
 
-# wait_for(NODE, DATABASE, QUERY, WHAT[, EXPECTED]): polls until the query returns
-# what is expected, true unless told, as a test.  If that does not come, the
-# buffers are shown as they are.
+# wait_for(NODE, DATABASE, QUERY, WHAT[, EXPECTED]): polls until the query
+# returns what is expected, by default true, as a test.  If that does not
+# come, the buffers are shown as they are.
 sub wait_for
 {
 	my ($node, $database, $query, $what, $expected) = @_;
@@ -250,8 +251,8 @@ sub open_gate
 	$session->quit;
 }
 
-# wait_at_gate(NODE, DATABASE, WHAT): polls until a handler waits at the gate, as
-# a test.
+# wait_at_gate(NODE, DATABASE, WHAT): polls until a handler waits at the gate,
+# as a test.
 sub wait_at_gate
 {
 	my ($node, $database, $what) = @_;
@@ -291,8 +292,8 @@ sub worker_of
 		"SELECT pid FROM sb_stat_buffers WHERE buffer = '$buffer'::regclass");
 }
 
-# has_not_crashed(NODE, WHAT): by the server's log, no process has crashed, as a
-# test.
+# has_not_crashed(NODE, WHAT): by the server's log, no process has crashed, as
+# a test.
 sub has_not_crashed
 {
 	my ($node, $what) = @_;

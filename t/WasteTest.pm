@@ -13,8 +13,8 @@ use Test::More;
 
 our @EXPORT = qw(memory_used has_not_grown shared_memory $segments $fail_procedure);
 
-# memory_used(NODE, PID): what a process has allocated and uses, as it says in the
-# log.
+# memory_used(NODE, PID): what a process has allocated and uses, as it says in
+# the log.
 sub memory_used
 {
 	my ($node, $pid) = @_;
@@ -29,8 +29,8 @@ sub memory_used
 # Caches come and go, but what is left behind each time takes more than this.
 my $tolerance = 64 * 1024;
 
-# has_not_grown(BEFORE, AFTER, WHAT[, BOUND]): what was measured has not become more
-# than is tolerated, or than the bound, as a test.
+# has_not_grown(BEFORE, AFTER, WHAT[, BOUND]): what was measured has not become
+# more than is tolerated, or than the bound, as a test.
 sub has_not_grown
 {
 	my ($before, $after, $what, $bound) = @_;
@@ -56,7 +56,7 @@ sub shared_memory
 
 # fail(BUFFER, N): a procedure that has N attempts fail for a buffer.
 our $fail_procedure = q{
-	-- Until so many attempts have failed.  A request makes all keys due.
+	-- Goes on until n more attempts have failed.  A request makes all keys due.
 	CREATE PROCEDURE fail(b regclass, n int) LANGUAGE plpgsql AS $$
 	DECLARE
 		goal bigint := n + failures FROM sb_stat_buffers WHERE buffer = b;

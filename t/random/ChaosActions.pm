@@ -1,5 +1,5 @@
-# What the parts of the chaos test share: the server that it is about, the diary
-# of what happens, how often each thing was done, and ways to do it.
+# What the parts of the chaos test share: the server that it is about, the
+# diary of what happens, how often each thing was done, and ways to do it.
 
 package ChaosActions;
 
@@ -27,7 +27,7 @@ our %done;
 # When it all began.
 our $started = time;
 
-# What happens is told in a file beside the server's log.
+# The diary of what happens, a file beside the server's log.
 my $diary;
 
 sub open_diary
@@ -39,7 +39,7 @@ sub open_diary
 	return;
 }
 
-# record(WHAT): tells it there.
+# record(WHAT): writes it there, with the time.
 sub record
 {
 	my ($what) = @_;
@@ -62,8 +62,8 @@ our $is_session = "application_name IN ('rough', 'trouble')";
 # What is to be undone after a while, by name: when, and how.
 our %undo;
 
-# undo_later(NAME, HOW[, WITHIN]): the function is called within so many seconds, 2
-# unless told, and again until it returns true.
+# undo_later(NAME, HOW[, WITHIN]): calls the function within this many seconds, by
+# default 2, and again until it returns true.
 sub undo_later
 {
 	my ($name, $how, $within) = @_;
@@ -72,8 +72,8 @@ sub undo_later
 	return;
 }
 
-# undo_due([ALL]): undoes what is to be undone by now, or all.  One thing may be in
-# the way of another, so what does not work is tried again.
+# undo_due([ALL]): undoes what is to be undone by now, or all.  One thing may
+# be in the way of another, so what does not work is tried again.
 sub undo_due
 {
 	my ($all) = @_;
@@ -93,8 +93,8 @@ sub undo_due
 	return;
 }
 
-# strike(WHAT, FUNCTION, CONDITION[, LIMIT]): calls a function of the server for
-# some processes.  Returns for how many.
+# strike(WHAT, FUNCTION, CONDITION[, LIMIT]): calls a function of the server
+# for some processes.  Returns for how many.
 sub strike
 {
 	my ($what, $function, $condition, $limit) = @_;
@@ -108,7 +108,8 @@ sub strike
 	return $n;
 }
 
-# try(WHAT, STATEMENT): runs what may fail, and counts what did and what did not.
+# try(WHAT, STATEMENT): runs what may fail, and counts what did and what did
+# not.
 sub try
 {
 	my ($what, $statement) = @_;

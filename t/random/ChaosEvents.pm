@@ -1,5 +1,5 @@
-# What happens in the chaos test: processes are struck, and whatever buffers need
-# is altered, as a draw decides.
+# What happens in the chaos test: processes are struck, and whatever buffers
+# need is altered, as a draw decides.
 
 package ChaosEvents;
 
@@ -26,8 +26,8 @@ sub new_owner
 	return try('owners changed', "ALTER FOREIGN TABLE $buffer OWNER TO $owner");
 }
 
-# A handler goes, is made anew, belongs to somebody else or may not be called; or
-# there is a better one.
+# A handler goes, is made anew, belongs to somebody else or may not be called;
+# or there is a better one.
 sub change_handler
 {
 	my $name = handler_sql();

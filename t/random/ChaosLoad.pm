@@ -1,5 +1,5 @@
-# The sessions of the chaos test: some that are left alone, and may meet no error,
-# and some to which things happen.
+# The sessions of the chaos test: some that are left alone, and may meet no
+# error, and some to which things happen.
 
 package ChaosLoad;
 
@@ -29,8 +29,8 @@ my $load;
 my $load_number = 0;
 my %script = calm_scripts();
 
-# begin_load(SECONDS): sessions that are left alone, for so long or until the server
-# stops.
+# begin_load(SECONDS): starts the sessions that are left alone, for this long or
+# until the server stops.
 sub begin_load
 {
 	my ($duration) = @_;
@@ -59,8 +59,8 @@ sub begin_load
 	return;
 }
 
-# finish_load(UNDISTURBED): waits for its end, as a test.  No session that was left alone has met an error,
-# other than that the server went away.
+# finish_load(UNDISTURBED): waits for its end, as a test.  No session that was
+# left alone has met an error, other than that the server went away.
 sub finish_load
 {
 	my ($undisturbed) = @_;

@@ -1,5 +1,5 @@
-# What the sessions of the chaos test do in the world of ChaosWorld.pm: scripts for
-# pgbench and psql.
+# What the sessions of the chaos test do in the world of ChaosWorld.pm: scripts
+# for pgbench and psql.
 
 package ChaosScripts;
 

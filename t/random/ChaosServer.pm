@@ -33,7 +33,7 @@ my $is_preloaded;
 my $log_read = 0;
 my $former_log;
 
-# write_settings(WORKERS): with so many workers at the most.
+# write_settings(WORKERS): the settings that change, with this limit of workers.
 sub write_settings
 {
 	my ($workers) = @_;

@@ -1,5 +1,5 @@
-# What random calls are drawn from: the draws themselves, which depend on a seed
-# only, and values of many types.
+# What random calls are drawn from: the draws themselves, which depend on a
+# seed only, and values of many types.
 
 package FuzzDraws;
 

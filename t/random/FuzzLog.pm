@@ -1,5 +1,5 @@
-# What the server's log must not have after random calls: crashes, internal errors,
-# and warnings of what was left behind.
+# What the server's log must not have after random calls: crashes, internal
+# errors, and warnings of what was left behind.
 
 package FuzzLog;
 
@@ -41,8 +41,8 @@ my @not_ours = (
 	# VACUUM and ANALYZE of foreign tables
 	qr/WARNING:  01000: skipping "/);
 
-# What is altered under PostgreSQL's own feet it has no better words for either,
-# so there only what our sources report counts.
+# What is altered under PostgreSQL's own feet it has no better words for
+# either, so there only what our sources report counts.
 my $sources = join '|', map { m{([^/]+)$} } glob "$FindBin::RealBin/../../src/*.c";
 
 # check_log(NODE, DDL): what a server's log tells, as three tests.
