@@ -44,6 +44,7 @@ REGRESS = setup increment default_buffer types options shape transactions \
 ISOLATION = visibility new_key flush flush_own ddl drain stop range grants trigger_rows cursor_locks
 ISOLATION_OPTS = --load-extension=statbuffer
 TAP_TESTS = 1
+PROVE_TESTS ?= t/*.pl t/random/*.pl
 
 # Only what is marked PGDLLEXPORT is seen outside of the library.  PGXS says so to
 # the compiler since 16, and never to the one that makes bitcode.

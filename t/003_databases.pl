@@ -8,7 +8,6 @@ use warnings;
 use FindBin;
 use lib $FindBin::RealBin;
 
-use IPC::Run;
 use PostgreSQL::Test::Utils;
 use StatbufferTest;
 use Test::More;
@@ -58,22 +57,14 @@ for my $db (@databases)
 {
 	for my $buffer (@buffers)
 	{
-		my $client = { out => '', err => '' };
-
 		$factor{"$db.$buffer"} = 1 + keys %factor;
-		$client->{run} = IPC::Run::start(
-			[
-				'psql', '-XqAt', '-v', 'ON_ERROR_STOP=1', '-d', $node->connstr($db),
-				'-c', "CALL count_much('$buffer', $factor{\"$db.$buffer\"})"
-			],
-			'<', \undef, '>', \$client->{out}, '2>', \$client->{err});
-		push @clients, $client;
+		push @clients,
+		  start_session($node, $db, "CALL count_much('$buffer', $factor{\"$db.$buffer\"})");
 	}
 }
 for my $client (@clients)
 {
-	ok(IPC::Run::finish($client->{run}), 'a client has done its work');
-	is($client->{err}, '', 'without a word');
+	is(finish_session($client, 'a client has done its work'), '', 'without a word');
 }
 for my $db (@databases)
 {

@@ -8,7 +8,6 @@ use warnings;
 use FindBin;
 use lib $FindBin::RealBin;
 
-use IPC::Run;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use StatbufferTest;
@@ -61,24 +60,17 @@ sub test_processes
 	isnt($launchers[0], $launcher, "$how: another one");
 
 	# Both are terminated again and again while sessions count.
-	my ($out, $err) = ('', '');
-	my @clients = map {
-		IPC::Run::start(
-			[
-				'psql', '-XqAt', '-v', 'ON_ERROR_STOP=1', '-d', $node->connstr($db),
-				'-c', q{
-					DO $$
-					BEGIN
-						FOR i IN 1 .. 3000 LOOP
-							PERFORM sb_increment('k' || i % 5, 1, 'others');
-							PERFORM sb_async_increment('a' || i % 3, 10, 'others');
-							COMMIT;
-							PERFORM pg_sleep(0.001);
-						END LOOP;
-					END
-					$$}
-			],
-			'<', \undef, '>', \$out, '2>', \$err)
+	my @clients = map { start_session($node, $db, q{
+			DO $$
+			BEGIN
+				FOR i IN 1 .. 3000 LOOP
+					PERFORM sb_increment('k' || i % 5, 1, 'others');
+					PERFORM sb_async_increment('a' || i % 3, 10, 'others');
+					COMMIT;
+					PERFORM pg_sleep(0.001);
+				END LOOP;
+			END
+			$$})
 	} 1 .. 3;
 	for (1 .. 8)
 	{
@@ -86,8 +78,8 @@ sub test_processes
 			SELECT pg_terminate_backend(pid), pg_sleep(0.1) FROM pg_stat_activity
 			WHERE backend_type IN ('statbuffer worker', 'statbuffer launcher')});
 	}
-	ok(IPC::Run::finish($_), "$how: a client has done its work") for @clients;
-	is($err, '', "$how: and did not notice");
+	my $said = join '', map { finish_session($_, "$how: a client has done its work") } @clients;
+	is($said, '', "$how: and did not notice");
 	is($node->safe_psql($db, q{SELECT sb_drain('others')}), 't', "$how: drained, after all");
 	is(stored($node, $db, 'others'), 7 + 3 * 3000 * 11, "$how: stored to the last one");
 
@@ -101,15 +93,14 @@ sub test_processes
 		SELECT sb_increment('k', 1, 'notes');
 		SELECT sb_drain('notes');
 	});
-	my $same = $node->safe_psql($db, q{SELECT pid FROM sb_stat_buffers WHERE buffer = 'notes'::regclass});
+	my $same = worker_of($node, $db, 'notes');
 	$node->safe_psql($db, q{ALTER SYSTEM SET work_mem = '7777kB'});
 	$node->reload;
 	wait_for($node, $db, q{
 			WITH again AS MATERIALIZED (SELECT sb_increment('k', 1, 'notes') AS done)
 			SELECT EXISTS (SELECT FROM settings WHERE work_mem = '7777kB') FROM again},
 		"$how: a changed setting reaches the handler");
-	is($node->safe_psql($db, q{SELECT pid FROM sb_stat_buffers WHERE buffer = 'notes'::regclass}),
-		$same, "$how: and the worker goes on");
+	is(worker_of($node, $db, 'notes'), $same, "$how: and the worker goes on");
 }
 
 # --- preloaded --------------------------------------------------------------

@@ -22,8 +22,7 @@ max_worker_processes = 16
 log_line_prefix = '%m [%p] %b %q%a '
 });
 $node->start;
-
-sub sql { return $node->safe_psql($db, $_[0]); }
+use_node($node);
 
 sub sql_as
 {
@@ -317,10 +316,12 @@ ok(-f $file, 'counts are saved');
 is(sprintf('%03o', (stat($file))[2] & 0777), '640', 'the file is readable for the group that may read the cluster');
 chmod(0700, $node->data_dir);
 $node->start;
+use_node($node);
 is(sql(q{SELECT sb_count('a secret key', 'keeper.buf')}), 1, 'they are loaded');
 $node->stop;
 is(sprintf('%03o', (stat($file))[2] & 0777), '600', "in a cluster that is the owner's alone, so is the file");
 $node->start;
+use_node($node);
 is(sql(q{SELECT sb_count('a secret key', 'keeper.buf')}), 1, 'and again');
 like(error_as('stranger', q{SELECT pg_read_binary_file('statbuffer.saved')}), qr/permission denied for function/,
 	'it is not to be read by SQL');

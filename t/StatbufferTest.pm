@@ -1,5 +1,6 @@
-# What the TAP tests share: a node with the extension, buffers that note what
-# their handlers are given and when, and ways to look at the processes.
+# What the TAP tests share: a node with the extension, statements and sessions,
+# buffers that note what their handlers are given and when, and ways to look at
+# the processes.
 #
 # Everything that takes its time is polled for, up to 180 seconds (or what
 # PG_TEST_TIMEOUT_DEFAULT says).
@@ -10,14 +11,17 @@ use strict;
 use warnings;
 
 use Exporter 'import';
+use IPC::Run;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
 our @EXPORT = qw(
-  $patience sized new_node major make_buffer increment wait_for stored wait_for_stored
-  close_gate open_gate wait_for_no_worker processes lines_in_log ms
-  copy_installation replace_file
+  $patience sized new_node use_node major sql error_of
+  start_session finish_session wait_for_session start_load
+  make_buffer increment wait_for stored wait_for_stored
+  close_gate open_gate wait_at_gate wait_for_no_worker processes worker_of
+  lines_in_log has_not_crashed ms copy_installation replace_file
 );
 
 # The same as a setting, for what waits in the server.
@@ -34,7 +38,7 @@ sub sized
 }
 
 # new_node(NAME, SETTING...): a running server with the extension in the
-# database postgres.
+# database postgres.  sql() works with it from here on.
 sub new_node
 {
 	my ($name, @settings) = @_;
@@ -46,8 +50,111 @@ sub new_node
 		"log_line_prefix = '%m [%p] %b %q%a '",
 		@settings, ''));
 	$node->start;
-	$node->safe_psql('postgres', 'CREATE EXTENSION statbuffer');
+	use_node($node);
+	sql('CREATE EXTENSION statbuffer');
 	return $node;
+}
+
+# use_node(NODE[, DATABASE]): the server and the database that sql() and
+# error_of() work with; the database is postgres by default.
+my ($current_node, $current_database);
+
+sub use_node
+{
+	my ($node, $database) = @_;
+
+	$current_node = $node;
+	$current_database = $database // 'postgres';
+	return;
+}
+
+# sql(STATEMENTS): runs them in a session of their own, where nothing may fail.
+# Returns what they return.
+sub sql
+{
+	my ($statements) = @_;
+
+	return $current_node->safe_psql($current_database, $statements);
+}
+
+# error_of(STATEMENT[, HOW]): runs a statement that must fail, as a test, and
+# returns what it says.  HOW is what the test's name begins with.
+sub error_of
+{
+	my ($statement, $how) = @_;
+	my ($status, $out, $err) = $current_node->psql($current_database, $statement);
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	isnt($status, 0, (defined $how ? "$how: " : '') . "refused: $statement");
+	return $err;
+}
+
+# start_session(NODE, DATABASE, STATEMENT...): a psql in the background that
+# runs statements one after the other, up to the first error.  What it prints
+# is in the session's {out} and {err}, and {name} is its application_name.
+my $sessions = 0;
+
+sub start_session
+{
+	my ($node, $database, @statements) = @_;
+	my $session = { node => $node, name => 'session ' . ++$sessions, out => '', err => '' };
+
+	$session->{run} = IPC::Run::start(
+		[
+			$node->installed_command('psql'), '-XqAt', '-v', 'ON_ERROR_STOP=1',
+			'-d', $node->connstr($database) . " application_name='$session->{name}'",
+			map { ('-c', $_) } @statements
+		],
+		'<' => \undef, '>' => \$session->{out}, '2>' => \$session->{err});
+	return $session;
+}
+
+# finish_session(SESSION, WHAT): waits for its end, which must be without an
+# error, as a test.  Returns its notices and warnings.
+sub finish_session
+{
+	my ($session, $what) = @_;
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	ok($session->{run}->finish, $what) or diag($session->{err});
+	return $session->{err};
+}
+
+# wait_for_session(SESSION, CONDITION, WHAT): polls until its statement is at
+# what the condition says, as a test.  The condition is about its row "a" of
+# pg_stat_activity and about the lock "l" of pg_locks that it waits for, if
+# any.
+sub wait_for_session
+{
+	my ($session, $condition, $what) = @_;
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	wait_for($session->{node}, 'postgres', qq{
+			SELECT EXISTS (
+				SELECT FROM pg_stat_activity a LEFT JOIN pg_locks l ON l.pid = a.pid AND NOT l.granted
+				WHERE application_name = '$session->{name}' AND state = 'active' AND ($condition))},
+		$what);
+}
+
+# start_load(NODE, SCRIPT, OPTION...): pgbench in the background with a script
+# and these options, in the database postgres.  What it prints is in the load's
+# {out} and {err}; its application_name is "load".
+my $loads = 0;
+
+sub start_load
+{
+	my ($node, $script, @options) = @_;
+	my $file = $node->basedir . '/load_' . ++$loads . '.sql';
+	my $load = { out => '', err => '' };
+
+	append_to_file($file, $script);
+	$load->{run} = IPC::Run::start(
+		[
+			$node->installed_command('pgbench'), '-n', '-f', $file, @options,
+			$node->connstr('postgres') . ' application_name=load'
+		],
+		'<' => \undef, '>' => \$load->{out}, '2>' => \$load->{err});
+	return $load;
 }
 
 # The major version of a node's PostgreSQL.  Compared with 19, a release
@@ -95,14 +202,16 @@ sub increment
 	$node->safe_psql($database, "SELECT sb_increment('$key', $count, '$buffer')");
 }
 
-# wait_for(NODE, DATABASE, QUERY, WHAT): polls until the query returns true,
-# as a test.
+# wait_for(NODE, DATABASE, QUERY, WHAT[, EXPECTED]): polls until the query
+# returns what is expected, by default true, as a test.  If that does not
+# come, the buffers are shown as they are.
 sub wait_for
 {
-	my ($node, $database, $query, $what) = @_;
+	my ($node, $database, $query, $what, $expected) = @_;
 
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	ok($node->poll_query_until($database, $query), $what);
+	ok($node->poll_query_until($database, $query, $expected), $what)
+	  or diag(($node->psql($database, 'TABLE sb_stat_buffers'))[1]);
 }
 
 # What the handler of a buffer has been given, in all.
@@ -142,6 +251,18 @@ sub open_gate
 	$session->quit;
 }
 
+# wait_at_gate(NODE, DATABASE, WHAT): polls until a handler waits at the gate,
+# as a test.
+sub wait_at_gate
+{
+	my ($node, $database, $what) = @_;
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	wait_for($node, $database, q{
+			SELECT EXISTS (SELECT FROM pg_locks
+				WHERE locktype = 'advisory' AND objid = 4713 AND NOT granted)}, $what);
+}
+
 sub wait_for_no_worker
 {
 	my ($node, $what) = @_;
@@ -160,6 +281,25 @@ sub processes
 	return split /\n/, $node->safe_psql('postgres', qq{
 		SELECT pid FROM pg_stat_activity
 		WHERE backend_type = '$backend_type' ORDER BY pid});
+}
+
+# The process ID of a buffer's worker, if it has one.
+sub worker_of
+{
+	my ($node, $database, $buffer) = @_;
+
+	return $node->safe_psql($database,
+		"SELECT pid FROM sb_stat_buffers WHERE buffer = '$buffer'::regclass");
+}
+
+# has_not_crashed(NODE, WHAT): by the server's log, no process has crashed, as
+# a test.
+sub has_not_crashed
+{
+	my ($node, $what) = @_;
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	unlike(slurp_file($node->logfile), qr/PANIC|TRAP|was terminated by signal/, $what);
 }
 
 # How many lines of the server's log match, from an offset on.

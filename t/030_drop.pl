@@ -1,0 +1,206 @@
+# What becomes of counts and workers when buffers are dropped, alone and with
+# what they need, while a handler is in the middle of a call and while there is
+# no worker; in one transaction with increments; and that the memory of dropped
+# buffers is used again.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib $FindBin::RealBin;
+
+use DdlTest;
+use PostgreSQL::Test::Utils;
+use StatbufferTest;
+use Test::More;
+
+# --- buffers are dropped ----------------------------------------------------
+
+sub test_drop
+{
+	my $offset = -s $node->logfile;
+	my $gate = make_busy('dropped');
+
+	run_while_busy('DROP FOREIGN TABLE dropped', $gate);
+	wait_for_dropped(102, 2, $offset, 'DROP FOREIGN TABLE');
+	is(stored($node, $db, 'dropped'), '5', "$how, DROP FOREIGN TABLE: what was being stored is stored");
+	wait_for_leaving('dropped');
+
+	# It has no worker, because nothing is due for long.  Preloaded, the
+	# statement has one come; otherwise the next worker of the database sees it.
+	$offset = -s $node->logfile;
+	make_buffer($node, $db, 'resting', q{interval '1h', timeout '100ms'});
+	increment($node, $db, 'resting', 'k', 42);
+	wait_for_rest('resting');
+	sql('DROP FOREIGN TABLE resting');
+	if (!$preloaded)
+	{
+		make_buffer($node, $db, 'next', q{interval '10ms', timeout '100ms'});
+		increment($node, $db, 'next', 'k', 1);
+	}
+	wait_for_dropped(42, 1, $offset, 'DROP FOREIGN TABLE without a worker');
+
+	# A server of the user's own takes its buffers along; ours can't be dropped.
+	make_buffer($node, $db, 'unmoved', q{interval '1h'});
+	like(error_of('DROP SERVER statbuffer CASCADE', $how),
+		qr/cannot drop server statbuffer because extension statbuffer requires it/, "$how, DROP SERVER of the extension");
+	like(error_of('DROP EXTENSION statbuffer', $how),
+		qr/cannot drop extension statbuffer because other objects depend on it/, "$how, DROP EXTENSION without CASCADE");
+	$offset = -s $node->logfile;
+	$gate = make_busy('served');
+	sql(q{
+		CREATE SERVER another FOREIGN DATA WRAPPER statbuffer;
+		CREATE FOREIGN TABLE elsewhere (key text NOT NULL, count bigint NOT NULL)
+		SERVER another OPTIONS (handler 'served_store', interval '20ms', timeout '1h');
+		SELECT sb_increment('k', 5, 'elsewhere')});
+	hold_more('elsewhere');
+	run_while_busy('DROP SERVER another CASCADE', $gate);
+	wait_for_dropped(102, 2, $offset, 'DROP SERVER CASCADE');
+	wait_for_stored($node, $db, 'served', 5 + 107, "$how, DROP SERVER CASCADE: nothing else went with it");
+	sql('DROP FOREIGN TABLE served');
+
+	# All goes that a schema has: buffer, handler and where that stores.  What
+	# is held there is not due for long: another call at this moment would wait
+	# for the table, and the statement for the call.  The worker sees it, at the
+	# latest, when it wants to leave.
+	$offset = -s $node->logfile;
+	sql(q{
+		CREATE SCHEMA app;
+		CREATE TABLE app.calls (key text, counter bigint);
+		CREATE FUNCTION app.store(key text, counter bigint) RETURNS void LANGUAGE plpgsql AS $$
+		BEGIN
+			INSERT INTO app.calls VALUES (key, counter);
+			PERFORM pg_advisory_xact_lock_shared(4713);
+		END
+		$$;
+		CREATE FOREIGN TABLE app.hits (key text NOT NULL, count bigint NOT NULL)
+		SERVER statbuffer OPTIONS (handler 'app.store', interval '1h', timeout '3s')});
+	$gate = close_gate($node, $db);
+	increment($node, $db, 'app.hits', 'k', 5);
+	sql(q{SELECT sb_flush_all('app.hits')});
+	hold_more('app.hits');
+	run_while_busy('DROP SCHEMA app CASCADE', $gate);
+	wait_for_dropped(102, 2, $offset, 'DROP SCHEMA CASCADE');
+	wait_for_leaving('hits');
+	return;
+}
+
+# --- in one transaction with increments -------------------------------------
+
+sub test_drop_in_transaction
+{
+	my $offset = -s $node->logfile;
+
+	for my $case (
+		[ 'DROP after increments', q{
+			SELECT sb_increment('k', 5, 'brief');
+			DROP FOREIGN TABLE brief}, undef ],
+		[ 'DROP after increments, rolled back', q{
+			SELECT sb_increment('k', 5, 'brief');
+			SAVEPOINT s;
+			DROP FOREIGN TABLE brief;
+			ROLLBACK TO s;
+			SELECT sb_increment('k', 2, 'brief')}, 7 ],
+		[ 'DROP and increments, rolled back', q{
+			SAVEPOINT s;
+			SELECT sb_increment('k', 5, 'brief');
+			DROP FOREIGN TABLE brief;
+			ROLLBACK TO s}, 0 ],
+		[ 'DROP after increments of another one', q{
+			SELECT sb_increment('k', 5, 'brief'), sb_increment('k', 1000, 'other');
+			DROP FOREIGN TABLE other}, 5 ],
+		[ 'DROP and CREATE of the same name', q{
+			SELECT sb_increment('k', 5, 'brief');
+			DROP FOREIGN TABLE brief;
+			CREATE FOREIGN TABLE brief (key text NOT NULL, count bigint NOT NULL)
+			SERVER statbuffer OPTIONS (handler 'brief_store', interval '1h');
+			SELECT sb_increment('k', 9, 'brief')}, 9 ],
+		[ 'RENAME of two into each other', q{
+			SELECT sb_increment('k', 5, 'brief'), sb_increment('k', 1000, 'other');
+			ALTER FOREIGN TABLE brief RENAME TO swap;
+			ALTER FOREIGN TABLE other RENAME TO brief;
+			ALTER FOREIGN TABLE swap RENAME TO other;
+			SELECT sb_increment('k', 3, 'brief')}, 1003 ])
+	{
+		my ($what, $statements, $expected) = @$case;
+
+		make_buffer($node, $db, 'brief', q{interval '1h'});
+		sql(qq{
+			CREATE FOREIGN TABLE other (key text NOT NULL, count bigint NOT NULL)
+			SERVER statbuffer OPTIONS (handler 'brief_store', interval '1h');
+			BEGIN; $statements; COMMIT});
+		if (defined $expected)
+		{
+			is(sql(q{SELECT coalesce(sb_count('k', 'brief'), 0)}), $expected, "$how, $what: counted");
+			is(sql(q{SELECT sb_drain('brief')}), 't', "$how, $what: drained");
+			is(stored($node, $db, 'brief'), $expected, "$how, $what: stored");
+		}
+		else
+		{
+			is(stored($node, $db, 'brief'), 0, "$how, $what: nothing is stored");
+		}
+		sql(q{
+			DROP FOREIGN TABLE IF EXISTS brief, other;
+			DROP TABLE brief_calls, brief_bad;
+			DROP FUNCTION brief_store});
+	}
+
+	# What was counted outside of the transaction that made the buffer, has no
+	# buffer when that is rolled back.
+	$offset = -s $node->logfile;
+	sql(q{
+		BEGIN;
+		CREATE FOREIGN TABLE never (key text NOT NULL, count bigint NOT NULL)
+		SERVER statbuffer OPTIONS (interval '10ms', timeout '100ms');
+		SELECT sb_async_increment('k', 11, 'never');
+		ROLLBACK});
+	wait_for_dropped(11, 1, $offset, 'CREATE, an async increment, ROLLBACK');
+	return;
+}
+
+test_with_servers(\&test_drop, \&test_drop_in_transaction);
+
+# --- the memory of what is dropped ------------------------------------------
+
+$node = new_node('memory', 'statbuffer.max_memory = 64MB');
+
+# Ten buffers' keys would not fit in memory together, so one's memory is free
+# when its worker has seen that it is gone.
+sql(q{
+CREATE FUNCTION gone_handler(k text, n bigint) RETURNS void
+LANGUAGE sql AS '';
+});
+my $log_start = -s $node->logfile;
+my $filled = 0;
+foreach my $round (1 .. 10)
+{
+	sql(q{
+CREATE FOREIGN TABLE gone (k text NOT NULL, n bigint NOT NULL)
+SERVER statbuffer OPTIONS (handler 'gone_handler', interval '1h', timeout '1h');
+SELECT sb_start('gone')});
+	$node->poll_query_until($db,
+		"SELECT pid IS NOT NULL FROM sb_stat_buffers WHERE buffer = 'gone'::regclass") or last;
+	sql("INSERT INTO gone SELECT repeat('x', 1000) || k, 1 FROM generate_series(1, 20000) AS k");
+	$filled += sql(
+		"SELECT memory FROM sb_stat_buffers WHERE buffer = 'gone'::regclass");
+	# the session has to have loaded the module for the worker to be told at once
+	sql("LOAD 'statbuffer'; DROP FOREIGN TABLE gone");
+	$node->poll_query_until($db,
+		"SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'statbuffer worker' AND query LIKE 'gone%'",
+		'0')
+	  or last;
+	$node->poll_query_until($db,
+		"SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'statbuffer worker'",
+		'0')
+	  or last;
+	pass("buffer $round was dropped with its counts, and its worker left");
+}
+cmp_ok($filled, '>', 3 * 64 * 1024 * 1024,
+	'the memory of dropped buffers is used again');
+unlike(slurp_file($node->logfile, $log_start),
+	qr/ERROR|FATAL|PANIC/, 'dropping a buffer is no error');
+
+$node->stop('fast');
+has_not_crashed($node, 'the server never crashed');
+
+done_testing();

@@ -1,0 +1,74 @@
+# A lasting failure does not fill the log: not of keys, not of a whole buffer,
+# and not with counts that are discarded; and the log tells how much it has not
+# told.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib $FindBin::RealBin;
+
+use PostgreSQL::Test::Utils;
+use StatbufferTest;
+use Test::More;
+use WasteTest;
+
+my $db = 'postgres';
+my $node = new_node('noisy');
+
+# Three hundred keys fail, each again and again.  The log says so once, and
+# then, when something else happens, how often it has not.
+my $offset = -s $node->logfile;
+sql(q{
+	CREATE TABLE reason (code text);
+	INSERT INTO reason VALUES ('P0001');
+	CREATE FUNCTION noisy_store(key text, counter bigint) RETURNS void LANGUAGE plpgsql AS $$
+	BEGIN
+		RAISE 'no, not %', key USING ERRCODE = (SELECT code FROM reason);
+	END $$;
+	CREATE FOREIGN TABLE noisy (key text NOT NULL, count bigint NOT NULL DEFAULT 1)
+	SERVER statbuffer OPTIONS (handler 'noisy_store', interval '0', timeout '1h', backoff '1ms');
+	INSERT INTO noisy SELECT 'key ' || i FROM generate_series(1, 300) i;
+});
+wait_for($node, $db, q{SELECT failures > 1000 FROM sb_stat_buffers WHERE buffer = 'noisy'::regclass}, 'a thousand attempts fail');
+cmp_ok(lines_in_log($node, qr/could not flush .*"noisy"/, $offset), '<=', 3, 'the log tells of a few of them');
+sql(q{UPDATE reason SET code = '22012'});
+$node->wait_for_log(qr/could not flush .*"noisy".*\n(?:.*\n)*?.*\d+ failures since the last such message/, $offset);
+my ($suppressed) = slurp_file($node->logfile, $offset) =~ /(\d+) failures since the last such message/;
+cmp_ok($suppressed, '>', 900, 'and then, of how many it did not');
+cmp_ok($suppressed, '<=', sql(q{SELECT failures FROM sb_stat_buffers WHERE buffer = 'noisy'::regclass}), 'which is right');
+sql('DROP FOREIGN TABLE noisy');
+
+# The same for counts that are discarded: no more lines, and not one count
+# less.
+$offset = -s $node->logfile;
+sql(q{
+	CREATE FOREIGN TABLE careless (key text NOT NULL, count bigint NOT NULL DEFAULT 1)
+	SERVER statbuffer OPTIONS (handler 'noisy_store', interval '0', timeout '100ms', restart 'temporary');
+	INSERT INTO careless SELECT 'key ' || i, 3 FROM generate_series(1, 500) i;
+});
+wait_for($node, $db, q{SELECT discarded = 1500 AND pid IS NULL FROM sb_stat_buffers WHERE buffer = 'careless'::regclass},
+	'500 keys are discarded, and the worker has left');
+my @discarded = slurp_file($node->logfile, $offset) =~ /discarded counts of buffer "careless": (\d+)/g;
+cmp_ok(scalar @discarded, '<=', 5, 'the log tells it in a few lines');
+is(eval { my $sum = 0; $sum += $_ for @discarded; $sum }, 1500, 'and tells of everything');
+
+# A handler that is missing keeps the buffer from being flushed at all.  Its
+# worker does not stay for that; but another one comes with each request.  The
+# log tells of such failures once a minute, and five hundred can take minutes.
+$offset = -s $node->logfile;
+my $begun = time;
+sql($fail_procedure);
+sql(q{
+	CREATE FOREIGN TABLE broken (key text NOT NULL, count bigint NOT NULL DEFAULT 1)
+	SERVER statbuffer OPTIONS (handler 'no_such_handler', interval '0', timeout '1h', backoff '1ms');
+	SELECT sb_increment('k', 1, 'broken');
+	CALL fail('broken', 500);
+});
+my $minutes = int((time - $begun) / 60);
+cmp_ok(lines_in_log($node, qr/could not flush buffer "broken"/, $offset), '<=', 3 + $minutes,
+	'a buffer that is broken does not fill the log either');
+
+has_not_crashed($node, 'no process has crashed');
+$node->stop;
+done_testing();

@@ -1,0 +1,81 @@
+# What the tests of waste share: how much memory processes and the server use,
+# and failures without end.
+
+package WasteTest;
+
+use strict;
+use warnings;
+
+use Exporter 'import';
+use PostgreSQL::Test::Utils;
+use StatbufferTest;
+use Test::More;
+
+our @EXPORT = qw(memory_used has_not_grown shared_memory $segments $fail_procedure);
+
+# memory_used(NODE, PID): what a process has allocated and uses, as it says in
+# the log.
+sub memory_used
+{
+	my ($node, $pid) = @_;
+	my $offset = -s $node->logfile;
+
+	is(sql("SELECT pg_log_backend_memory_contexts($pid)"), 't', "process $pid is asked for its memory");
+	$node->wait_for_log(qr/\[$pid\].* Grand total: .*; \d+ used/, $offset);
+	slurp_file($node->logfile, $offset) =~ /\[$pid\].* Grand total: .*; (\d+) used/;
+	return $1;
+}
+
+# Caches come and go, but what is left behind each time takes more than this.
+my $tolerance = 64 * 1024;
+
+# has_not_grown(BEFORE, AFTER, WHAT[, BOUND]): what was measured has not become
+# more than is tolerated, or than the bound, as a test.
+sub has_not_grown
+{
+	my ($before, $after, $what, $bound) = @_;
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	cmp_ok($after - $before, '<', $bound // $tolerance, $what);
+	note "$what: $before bytes, later $after";
+}
+
+# Dynamic shared memory comes in segments of a megabyte or more.
+our $segments = 2.5 * 1024 * 1024;
+
+# shared_memory(NODE): how much of it the server has.  It has to be in files
+# (dynamic_shared_memory_type = mmap).
+sub shared_memory
+{
+	my ($node) = @_;
+	my $sum = 0;
+
+	$sum += -s $_ // 0 foreach glob $node->data_dir . '/pg_dynshmem/*';
+	return $sum;
+}
+
+# fail(BUFFER, N): a procedure that has N attempts fail for a buffer.
+our $fail_procedure = q{
+	-- Goes on until n more attempts have failed.  A request makes all keys due.
+	CREATE PROCEDURE fail(b regclass, n int) LANGUAGE plpgsql AS $$
+	DECLARE
+		goal bigint := n + failures FROM sb_stat_buffers WHERE buffer = b;
+		last bigint := -1;
+		so_far bigint;
+	BEGIN
+		LOOP
+			SELECT failures INTO so_far FROM sb_stat_buffers WHERE buffer = b;
+			EXIT WHEN so_far >= goal;
+			IF so_far <> last THEN
+				PERFORM sb_increment('key ' || so_far % 7, 1, b), sb_increment('other ' || so_far % 5, 1, b);
+				COMMIT;
+				PERFORM sb_flush_all(b);
+			ELSE
+				PERFORM pg_sleep(0.0005);
+			END IF;
+			last := so_far;
+		END LOOP;
+	END $$;
+};
+
+1;
