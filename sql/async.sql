@@ -98,6 +98,28 @@ ROLLBACK TO sp;
 SELECT sb_async_increment('k', 1, 'brief');
 ROLLBACK;
 
+-- An interval that is rolled back is not in force, also if it was what the
+-- buffer had when something was first counted in it.
+CREATE FUNCTION store_late(key text, counter bigint) RETURNS void LANGUAGE sql
+AS $$ INSERT INTO stored VALUES (key, counter) $$;
+CREATE FOREIGN TABLE late (key text NOT NULL, count bigint NOT NULL DEFAULT 1)
+  SERVER statbuffer OPTIONS (handler 'store_late', interval '100ms');
+CREATE FOREIGN TABLE later (key text NOT NULL, count bigint NOT NULL DEFAULT 1)
+  SERVER statbuffer OPTIONS (handler 'store_late', interval '100ms');
+BEGIN;
+ALTER FOREIGN TABLE late OPTIONS (SET interval '1d');
+SELECT sb_async_increment('whole transaction', 1, 'late');
+ROLLBACK;
+BEGIN;
+SAVEPOINT sp;
+ALTER FOREIGN TABLE later OPTIONS (SET interval '1d');
+SELECT sb_async_increment('subtransaction', 1, 'later');
+ROLLBACK TO sp;
+COMMIT;
+SELECT wait_until($$ (SELECT count(*) = 2 FROM stored WHERE key IN ('whole transaction', 'subtransaction')) $$);
+
+DROP FOREIGN TABLE late, later;
+DROP FUNCTION store_late(text, bigint);
 DROP FOREIGN TABLE buf, pairs;
 DROP TYPE pair, inner_pair;
 DROP FUNCTION store(text, bigint), store(int, bigint);

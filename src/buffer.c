@@ -745,10 +745,13 @@ find_shared(SbBuffer *buffer, bool create)
 	if (create)
 	{
 		BufferSettings settings;
+		bool		made;
 
 		buffer_get_settings(buffer, &settings);
-		shared = registry_make(MyDatabaseId, buffer->relid, &settings);
-		if (!ddl_has_altered(shared))
+		shared = registry_make(MyDatabaseId, buffer->relid, &settings, &made);
+		if (made)
+			ddl_note_made(shared);
+		else if (!ddl_has_altered(shared))
 			registry_set(shared, &settings);
 	}
 	else

@@ -17,6 +17,7 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/transam.h"
 #include "access/xact.h"
 #include "catalog/objectaccess.h"
 #include "catalog/pg_class.h"
@@ -42,6 +43,7 @@ typedef struct ChangedBuffer
 	SharedBuffer *shared;
 	int			level;			/* of the subtransaction that did it */
 	Oid			owner;			/* as it is when the transaction commits */
+	bool		made;			/* the transaction has made the shared part */
 } ChangedBuffer;
 
 static List *changed = NIL;		/* in TopTransactionContext */
@@ -53,6 +55,50 @@ static ProcessUtility_hook_type prev_ProcessUtility_hook = NULL;
  * Buffers
  * ------------------------------------------------------------------------
  */
+
+/* Note that the transaction has changed a buffer, which stays until it ends. */
+static void
+add_changed(SharedBuffer *shared, bool made)
+{
+	MemoryContext oldcontext = MemoryContextSwitchTo(TopTransactionContext);
+	ChangedBuffer *entry = palloc(sizeof(ChangedBuffer));
+
+	entry->shared = shared;
+	entry->level = GetCurrentTransactionNestLevel();
+	entry->owner = InvalidOid;
+	entry->made = made;
+	changed = lappend(changed, entry);
+	MemoryContextSwitchTo(oldcontext);
+}
+
+/* Has the transaction itself written that row of a catalog?  Releases it. */
+static bool
+is_ours(HeapTuple tuple)
+{
+	bool		ours;
+
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	ours = TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(tuple->t_data));
+	ReleaseSysCache(tuple);
+	return ours;
+}
+
+/*
+ * The transaction has made the shared part of a buffer, by a definition that it
+ * may itself have altered.  Then the worker must look at the definition when the
+ * transaction has ended, also if it is rolled back.  The relation is locked.
+ */
+void
+ddl_note_made(SharedBuffer *shared)
+{
+	Oid			relid = shared->key.relid;
+
+	if (TransactionIdIsValid(GetTopTransactionIdIfAny()) &&
+		(is_ours(SearchSysCache1(FOREIGNTABLEREL, ObjectIdGetDatum(relid))) ||
+		 is_ours(SearchSysCache1(RELOID, ObjectIdGetDatum(relid)))))
+		add_changed(shared, true);
+}
 
 /*
  * Called for every object that is altered or dropped.  When it is a buffer,
@@ -67,8 +113,6 @@ static void
 note_change(Oid classId, Oid objectId)
 {
 	SharedBuffer *shared;
-	ChangedBuffer *entry;
-	MemoryContext oldcontext;
 
 	if (classId != RelationRelationId && classId != ForeignTableRelationId)
 		return;
@@ -79,13 +123,7 @@ note_change(Oid classId, Oid objectId)
 	if (shared == NULL)
 		return;
 
-	oldcontext = MemoryContextSwitchTo(TopTransactionContext);
-	entry = palloc(sizeof(ChangedBuffer));
-	entry->shared = shared;
-	entry->level = GetCurrentTransactionNestLevel();
-	entry->owner = InvalidOid;
-	changed = lappend(changed, entry);
-	MemoryContextSwitchTo(oldcontext);
+	add_changed(shared, false);
 }
 
 /* Has the transaction altered the buffer?  It may yet roll back. */
@@ -98,6 +136,17 @@ ddl_has_altered(SharedBuffer *shared)
 		if (((ChangedBuffer *) lfirst(lc))->shared == shared)
 		return true;
 	return false;
+}
+
+/*
+ * What was made by a definition that is rolled back must be looked at.  The
+ * locks are still there, so the buffer is.  Takes no lock, cannot fail.
+ */
+static void
+recheck_made(ChangedBuffer *entry)
+{
+	if (entry->made)
+		registry_ask(entry->shared, REQUEST_RECHECK);
 }
 
 static void
@@ -144,6 +193,8 @@ xact_callback(XactEvent event, void *arg)
 			changed = NIL;
 			break;
 		case XACT_EVENT_ABORT:
+			foreach(lc, changed)
+				recheck_made(lfirst(lc));
 			changed = NIL;
 			break;
 		default:
@@ -169,7 +220,10 @@ subxact_callback(SubXactEvent event, SubTransactionId subid,
 		if (entry->level < level)
 			continue;
 		if (event == SUBXACT_EVENT_ABORT_SUB)
+		{
+			recheck_made(entry);
 			changed = foreach_delete_current(changed, lc);
+		}
 		else if (event == SUBXACT_EVENT_COMMIT_SUB)
 			entry->level = level - 1;
 	}

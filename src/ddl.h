@@ -13,6 +13,7 @@
 #include "registry.h"
 
 extern void ddl_init(void);
+extern void ddl_note_made(SharedBuffer *shared);
 extern bool ddl_has_altered(SharedBuffer *shared);
 extern ClockTime ddl_evicted_until(Oid dboid);
 

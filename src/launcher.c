@@ -461,7 +461,8 @@ find_candidates(int *ncandidates, int *nworkers)
 		if (buffer->schedule.reap_at != SCHEDULE_NEVER)
 			candidate->due = Min(candidate->due,
 								 clock_add(buffer->schedule.reap_at, LAUNCHER_LEAD_MSECS));
-		if (requests_are_open(&buffer->requests))
+		if (registry_wants_worker(buffer) &&
+			requests_are_open(&buffer->requests))
 			candidate->due = 0;
 		candidate->due = Max(candidate->due, buffer->slot.left_at);
 		candidate->not_before = Max(buffer->slot.start_after,

@@ -226,10 +226,11 @@ enter_buffer(Loading *loading, const SavedSection *section)
 		.interval = section->interval
 	};
 	KeyShape   *shape = savefile_read_shape(loading->file, section);
+	bool		made;
 
 	leave_buffer(loading);
 	loading->section = *section;
-	(void) registry_make(section->dboid, section->relid, &settings);
+	(void) registry_make(section->dboid, section->relid, &settings, &made);
 	loading->buffer = registry_claim(section->dboid, section->relid);
 	if (loading->buffer == NULL)
 		return false;

@@ -159,17 +159,18 @@ totals_init(SharedTotals *totals)
 /*
  * Find a buffer, or make it with the settings that it has at the moment.  The
  * caller holds a lock on the relation, which keeps the buffer; the launcher,
- * which cannot, must claim it before it touches it.  Raises an error when
- * memory is out.
+ * which cannot, must claim it before it touches it.  Sets `made' if it was not
+ * there.  Raises an error when memory is out.
  */
 SharedBuffer *
-registry_make(Oid dboid, Oid relid, const BufferSettings *settings)
+registry_make(Oid dboid, Oid relid, const BufferSettings *settings, bool *made)
 {
 	SharedBufferKey key = {dboid, relid};
 	SharedBuffer *buffer;
 	dshash_table_handle table;
 	bool		found;
 
+	*made = false;
 	buffer = registry_find(dboid, relid);
 	if (buffer != NULL)
 		return buffer;
@@ -199,6 +200,7 @@ registry_make(Oid dboid, Oid relid, const BufferSettings *settings)
 	}
 	registry_unlock(buffer);
 
+	*made = !found;
 	if (found)
 		table_destroy_handle(table);
 	return buffer;
@@ -217,7 +219,13 @@ registry_set(SharedBuffer *buffer, const BufferSettings *settings)
 	if (pg_atomic_read_u32(&shared->owner) != settings->owner)
 		pg_atomic_write_u32(&shared->owner, settings->owner);
 	if (pg_atomic_read_u32(&shared->stopped) != (uint32) settings->stopped)
+	{
 		pg_atomic_write_u32(&shared->stopped, settings->stopped);
+
+		/* what it holds may be due, and nobody was to look at it */
+		if (!settings->stopped)
+			registry_wake(buffer);
+	}
 	if (pg_atomic_read_u32(&shared->provisional) != (uint32) settings->provisional)
 		pg_atomic_write_u32(&shared->provisional, settings->provisional);
 	if (pg_atomic_read_u64(&shared->interval) != (uint64) settings->interval)

@@ -168,7 +168,8 @@ registry_set_locktag(LOCKTAG *tag, const SharedBufferKey *key, RegistryLock lock
 extern bool registry_attach(bool create);
 extern SharedBuffer *registry_find(Oid dboid, Oid relid);
 extern SharedBuffer *registry_make(Oid dboid, Oid relid,
-								   const BufferSettings *settings);
+								   const BufferSettings *settings,
+								   bool *made);
 extern SharedBuffer *registry_lock(const SharedBufferKey *key);
 extern void registry_unlock(SharedBuffer *buffer);
 extern void registry_begin_scan(RegistryScan *scan);

@@ -70,13 +70,19 @@ requests_are_open(SharedRequests *requests)
 
 /*
  * Allocate a request for requests_flush_key() or requests_flush_published();
- * InvalidDsaPointer when memory is out.  May raise an error.
+ * InvalidDsaPointer when memory is out.  Raises an error if it cannot be mapped:
+ * later, when a counter is pinned or the transaction has committed, nothing may
+ * fail.
  */
 dsa_pointer
 requests_allocate_flush(void)
 {
-	return dsa_allocate_extended(shared_area, sizeof(SharedFlushRequest),
-								 DSA_ALLOC_NO_OOM);
+	dsa_pointer pointer;
+
+	pointer = dsa_allocate_extended(shared_area, sizeof(SharedFlushRequest),
+									DSA_ALLOC_NO_OOM);
+	(void) dsa_get_address(shared_area, pointer);
+	return pointer;
 }
 
 /* The worker takes the list whole, so that a head cannot come back. */

@@ -608,17 +608,16 @@ schedule_set_awake(SharedSchedule *schedule)
 }
 
 /*
- * Announce that the worker leaves without knowing what comes next.  Returns
- * whether anything is scheduled.  Then, or when there are requests, the caller
- * calls schedule_set_awake(), so that the launcher looks at once.
+ * Announce that the worker leaves without knowing what comes next.  Whoever
+ * pushes something from here on lowers the time, and wakes the launcher.  If the
+ * buffer wants a worker even now, the caller calls schedule_set_awake(), so that
+ * the launcher looks at once.
  *
  * Called when the process ends: takes no lock, cannot fail.
  */
-bool
+void
 schedule_leave(SharedSchedule *schedule)
 {
-	/* what is pushed from here on lowers it, and wakes the launcher */
 	pg_atomic_write_u64(&schedule->wake_at, SCHEDULE_NEVER);
 	pg_memory_barrier();
-	return !schedule_is_empty(schedule);
 }

@@ -110,7 +110,7 @@ extern ClockTime schedule_next(SharedSchedule *schedule);
 extern bool schedule_sleep_until(SharedSchedule *schedule,
 								 ClockTime next, ClockTime when);
 extern void schedule_set_awake(SharedSchedule *schedule);
-extern bool schedule_leave(SharedSchedule *schedule);
+extern void schedule_leave(SharedSchedule *schedule);
 
 /* (w) A key has had nothing counted since `since'. */
 static inline void

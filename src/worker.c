@@ -95,9 +95,12 @@ worker_exit(int code, Datum arg)
 		schedule->reap_at = SCHEDULE_NEVER;
 		if (schedule->nidle > 0 && worker->flush.buffer != NULL)
 			schedule->reap_at = next_reap(worker);
-		if (!worker->announced && (schedule_leave(schedule) ||
-								   requests_are_open(&shared->requests)))
-			schedule_set_awake(schedule);
+		if (!worker->announced)
+		{
+			schedule_leave(schedule);
+			if (registry_wants_worker(shared))
+				schedule_set_awake(schedule);
+		}
 	}
 	registry_release_all(code);
 	worker->flush.shared = NULL;
@@ -362,8 +365,11 @@ serve_requests(WorkerState *worker, ClockTime now)
 		(flush->buffer == NULL && now >= flush->paused_until))
 	{
 		flush->paused_until = 0;
-		requests_done(requests, REQUEST_RECHECK);
 		flush_check_definition(flush);
+
+		/* not before: a worker that is terminated meanwhile has not looked */
+		if (flush->shared != NULL)
+			requests_done(requests, REQUEST_RECHECK);
 		if (flush->leaving)
 			return;
 	}

@@ -351,5 +351,59 @@ sql(q{COMMIT PREPARED 'start'});
 is(sql(qq{SELECT sb_drain('prepared', '$patience')}), 't', 'when it is committed, the buffer is flushed');
 is(sql('SELECT sum(counter) FROM prepared_calls'), 3, 'all of it');
 
+# Workers are terminated while they wait to look at a buffer that was started: the
+# next one looks, and what the buffer holds is flushed.
+make_buffer($node, $db, 'terminated', q{interval '100ms', timeout '1s', shutdown '0'});
+sql(q{ALTER FOREIGN TABLE terminated OPTIONS (SET interval '1h')});
+increment($node, $db, 'terminated', 'k', 3);
+sql(q{SELECT sb_stop('terminated')});
+sql(q{ALTER FOREIGN TABLE terminated OPTIONS (SET interval '100ms')});
+wait_for($node, $db, q{SELECT pid IS NULL FROM sb_stat_buffers WHERE buffer = 'terminated'::regclass},
+	'terminated: no worker is there');
+my $closed = close_gate($node, $db);
+my $starter = $node->background_psql($db);
+$starter->query_safe(q{BEGIN; SELECT sb_start('terminated')});
+my $alter = start_session($node, $db,
+	q{BEGIN; ALTER FOREIGN TABLE terminated OPTIONS (ADD jitter '0'); SELECT pg_advisory_xact_lock(4713); ROLLBACK});
+wait_for_session($alter, q{a.wait_event = 'relation'}, 'terminated: somebody is about to alter it');
+$starter->query_safe('COMMIT');
+$starter->quit;
+my $waiting = q{FROM pg_stat_activity WHERE backend_type = 'statbuffer worker' AND wait_event = 'relation'};
+foreach my $time (1, 2)
+{
+	wait_for($node, $db, "SELECT count(*) = 1 $waiting", "terminated: worker $time waits to look at it");
+	my $pid = sql("SELECT pid $waiting");
+	sql("SELECT pg_terminate_backend($pid)");
+	wait_for($node, $db, "SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = $pid", 'terminated: and is gone');
+}
+open_gate($closed);
+finish_session($alter, 'terminated: it was not altered');
+wait_for_stored($node, $db, 'terminated', 3, 'terminated: what it holds is flushed');
+
+# A request that comes when a buffer is just being stopped stays open.  The
+# launcher must not start workers for it again and again.
+make_buffer($node, $db, 'asked', q{interval '100ms', timeout '1h', shutdown '0'});
+increment($node, $db, 'asked', 'idle');
+wait_for_stored($node, $db, 'asked', 1, 'asked: an idle key is held');
+my $stopper = $node->background_psql($db);
+$stopper->query_safe(q{BEGIN; SELECT sb_stop('asked')});
+sql(q{SELECT sb_flush('idle', 'asked')});
+$node->append_conf('postgresql.conf', q{log_min_messages = debug1});
+$node->reload;
+my $stopped_at = -s $node->logfile;
+$stopper->query_safe('COMMIT');
+$stopper->quit;
+wait_for($node, $db, q{SELECT state = 'stopped' AND pid IS NULL FROM sb_stat_buffers WHERE buffer = 'asked'::regclass}, 'asked: it is stopped');
+
+# other work that takes its while
+foreach my $round (1 .. 20)
+{
+	increment($node, $db, 'terminated', "k$round");
+	sql(qq{SELECT sb_drain('terminated', '$patience')});
+}
+my $relid = sql(q{SELECT 'asked'::regclass::oid});
+cmp_ok(lines_in_log($node, qq{starting background worker process "statbuffer worker for buffer $relid }, $stopped_at), '<=', 2,
+	'asked: no worker is started for it again and again');
+
 $node->stop;
 done_testing();
