@@ -363,21 +363,21 @@ wait_for($node, $db, q{SELECT pid IS NULL FROM sb_stat_buffers WHERE buffer = 't
 my $closed = close_gate($node, $db);
 my $starter = $node->background_psql($db);
 $starter->query_safe(q{BEGIN; SELECT sb_start('terminated')});
-my $alter = start_session($node, $db,
+my $altering = start_session($node, $db,
 	q{BEGIN; ALTER FOREIGN TABLE terminated OPTIONS (ADD jitter '0'); SELECT pg_advisory_xact_lock(4713); ROLLBACK});
-wait_for_session($alter, q{a.wait_event = 'relation'}, 'terminated: somebody is about to alter it');
+wait_for_session($altering, q{a.wait_event = 'relation'}, 'terminated: somebody is about to alter it');
 $starter->query_safe('COMMIT');
 $starter->quit;
-my $waiting = q{FROM pg_stat_activity WHERE backend_type = 'statbuffer worker' AND wait_event = 'relation'};
+my $at_lock = q{FROM pg_stat_activity WHERE backend_type = 'statbuffer worker' AND wait_event = 'relation'};
 foreach my $time (1, 2)
 {
-	wait_for($node, $db, "SELECT count(*) = 1 $waiting", "terminated: worker $time waits to look at it");
-	my $pid = sql("SELECT pid $waiting");
+	wait_for($node, $db, "SELECT count(*) = 1 $at_lock", "terminated: worker $time waits to look at it");
+	my $pid = sql("SELECT pid $at_lock");
 	sql("SELECT pg_terminate_backend($pid)");
 	wait_for($node, $db, "SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = $pid", 'terminated: and is gone');
 }
 open_gate($closed);
-finish_session($alter, 'terminated: it was not altered');
+finish_session($altering, 'terminated: it was not altered');
 wait_for_stored($node, $db, 'terminated', 3, 'terminated: what it holds is flushed');
 
 # A request that comes when a buffer is just being stopped stays open.  The

@@ -103,6 +103,6 @@ open_gate($gate);
 wait_for_stored($node, $db, 'new', 1, 'the next one succeeds');
 is(sql('SELECT count(*) FROM written'), 1, 'with all that it did');
 
-has_not_crashed();
+has_not_crashed($node, 'no process has crashed');
 $node->stop;
 done_testing();
