@@ -26,7 +26,7 @@ struct PendingBuffer;
  * How the keys of a buffer are formed and read.  Once built, a shape does not
  * change, except for the names of columns and whether they are NOT NULL.  When
  * the buffer gets another shape, the old one is kept to the end of the
- * transaction, for callers that are using it while user code runs.  Anyone who
+ * transaction, for callers that are using it while user code runs.  Code that
  * keeps something made for a shape for longer must compare `version'.
  */
 typedef struct BufferShape

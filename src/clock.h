@@ -54,6 +54,7 @@ clock_now(void)
 		now.tv_nsec / 1000;
 }
 
+/* Add milliseconds to a time. */
 static inline ClockTime
 clock_add(ClockTime time, int64 msecs)
 {

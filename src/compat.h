@@ -97,6 +97,7 @@ compat_init_memory(void *memory, void *arg)
 }
 #endif
 
+/* Find shared memory by its name, or create it and call `init' */
 static inline void *
 compat_shared_memory(const char *name, Size size, void (*init) (void *memory))
 {
@@ -132,6 +133,7 @@ compat_new_tranche(const char *name)
 #endif
 }
 
+/* Register a tranche's name in this process, if that is necessary */
 static inline void
 compat_name_tranche(int tranche, const char *name)
 {
@@ -222,6 +224,7 @@ compat_backend_status(int i)
 	return local != NULL ? &local->backendStatus : NULL;
 }
 
+/* 16: takes a context for soft errors */
 static inline List *
 compat_qualified_name_list(const char *name)
 {
@@ -251,6 +254,7 @@ compat_func_get_detail(List *names, int nargs, Oid *types, Oid *funcid,
 #endif
 }
 
+/* 17 and 18 added arguments */
 static inline ForeignPath *
 compat_create_foreignscan_path(PlannerInfo *root, RelOptInfo *rel,
 							   double rows, Cost startup_cost,

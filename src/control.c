@@ -497,7 +497,7 @@ stop_buffer(FunctionCallInfo fcinfo)
 			break;
 
 		/*
-		 * let the sessions proceed that the handler waits for, and try again
+		 * Let the sessions proceed that the handler waits for, and try again.
 		 */
 		UnlockRelationOid(relid, STOP_LOCK);
 	}

@@ -140,10 +140,7 @@ xact_callback(XactEvent event, void *arg)
 			{
 				ChangedBuffer *entry = lfirst(lc);
 
-				/*
-				 * set the owner for the launcher, which cannot read the
-				 * catalog
-				 */
+				/* the launcher cannot look up the owner itself */
 				if (OidIsValid(entry->owner))
 					registry_set_owner(entry->shared, entry->owner);
 				registry_start_after(entry->shared, 0);

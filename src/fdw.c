@@ -287,10 +287,7 @@ iterate_scan(ForeignScanState *node)
 		state->offset += MAXALIGN(offsetof(ScanRow, key) +
 								  KEY_LENGTH(row->keylen));
 
-		/*
-		 * skip keys whose shared count and own increments cancel each other
-		 * out
-		 */
+		/* skip keys whose sum with our own increments is 0 */
 	} while (row->count == 0);
 
 	MemoryContextReset(state->row_context);

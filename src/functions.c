@@ -262,9 +262,7 @@ increment_key(FunctionCallInfo fcinfo, bool async, bool is_open)
 		return;
 	}
 
-	/*
-	 * code that ran may have rolled back the subtransaction that has the lock
-	 */
+	/* reopen it if code that ran has rolled back what had locked it */
 	if (cache->target.generation != buffer_generation)
 		open_for_increment(fcinfo, cache);
 	last = pending_add(cache->target.buffer, shape, &key, count, cache->target.userid);

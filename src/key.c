@@ -505,8 +505,8 @@ key_reader_make(TupleDesc desc, const char *relname, Oid argtype)
 	reader->casts = palloc0(desc->natts * sizeof(KeyCast));
 
 	/*
-	 * a row stands for the key columns, unless that is the type of the only
-	 * one
+	 * A row stands for the key columns, unless there is only one, of that
+	 * type.
 	 */
 	reader->is_row = type_is_rowtype(argtype) &&
 		!(desc->natts == 1 && argtype == att->atttypid);
@@ -635,8 +635,8 @@ read_row(KeyReader *reader, Datum arg, Datum *values, bool *isnull)
 	int			column = 0;
 
 	/*
-	 * the descriptor is refcounted, so it survives what casts may do to the
-	 * type
+	 * The descriptor is refcounted, so it stays valid whatever the casts do
+	 * to the type.
 	 */
 	rowdesc = lookup_rowtype_tupdesc(HeapTupleHeaderGetTypeId(row),
 									 HeapTupleHeaderGetTypMod(row));

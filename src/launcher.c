@@ -565,8 +565,8 @@ end_or_hand_over(void)
 		ResetLatch(MyLatch);
 
 		/*
-		 * reset the flag before the check: the postmaster writes its lock
-		 * file first and signals then
+		 * Reset the flag before the check: the postmaster writes its lock
+		 * file first and signals then.
 		 */
 		ShutdownRequestPending = false;
 		pg_memory_barrier();
@@ -692,10 +692,7 @@ statbuffer_launcher_main(Datum main_arg)
 			shmem_set_limit();
 		}
 
-		/*
-		 * survive errors: without a launcher, no process would save the
-		 * counts
-		 */
+		/* survive errors: no other process would save the counts */
 		MemoryContextSwitchTo(context);
 		PG_TRY();
 		{

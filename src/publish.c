@@ -271,9 +271,7 @@ publish_commit(PendingSet *set)
 			continue;
 		}
 
-		/*
-		 * the request needs a pin of its own, and must follow the scheduling
-		 */
+		/* the request needs its own pin, and must follow the scheduling */
 		ref = published[i].pin.ref;
 		counter_pin(ref.counter);
 		counters_add(shared, &published[i].pin, key->delta, &now);

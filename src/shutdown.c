@@ -197,8 +197,8 @@ must_save(void)
 			!clock_passed(start, now, LAUNCHER_START_MSECS);
 
 		/*
-		 * check this last: the postmaster writes the lock file before it
-		 * gives up workers
+		 * Check this last: the postmaster writes the lock file before it
+		 * gives up workers.
 		 */
 		if (shutdown_is_server())
 			return true;

@@ -294,10 +294,7 @@ call_function(FunctionSink *handler)
 	Datum		result;
 	bool		isnull;
 
-	/*
-	 * make the effects of earlier calls in the transaction visible to this
-	 * one
-	 */
+	/* make the effects of earlier calls visible to this one */
 	CommandCounterIncrement();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	result = ExecEvalExprSwitchContext(handler->state, handler->econtext,
