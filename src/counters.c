@@ -81,8 +81,8 @@ counters_unpin(SharedBuffer *buffer, CounterPin *pin)
 
 	/*
 	 * A counter that nothing was ever added to is on no list, and the worker
-	 * does not know of it.  (One that was emptied has a time in `next'.)
-	 * Link it without a time, so that the worker finds it to be idle.
+	 * does not know of it.  (One that was emptied has a time in `next'.) Link
+	 * it without a time, so that the worker finds it to be idle.
 	 */
 	if (counter->next == 0 &&
 		pg_atomic_read_u64(&counter->counted_at) == 0 &&
