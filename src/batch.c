@@ -108,9 +108,9 @@ clear_idle(SharedBuffer *buffer, SharedCounter *counter, ClockTime since)
  * Take due keys into an empty batch, up to its size.  Returns their number.
  *
  * Keys that failed before are taken alone, or with `mix_failing' like all
- * others. Suspects, which are keys of a failed batch of which one is to blame,
- * are only taken together with other suspects, up to `suspect_limit' of them.
- * Keys that cannot be read under the table's shape are scheduled for
+ * others.  Suspects, which are keys of a failed batch of which one is to
+ * blame, are only taken together with other suspects, up to `suspect_limit' of
+ * them.  Keys that cannot be read under the table's shape are scheduled for
  * `unreadable_retry_at'.
  *
  * The caller is the buffer's worker, in a transaction whose callbacks commit

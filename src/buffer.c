@@ -879,8 +879,8 @@ has_altered_columns(Oid relid, TransactionId creator)
 
 /*
  * Raise an error if the key columns that the transaction sees may be rolled
- * back. Called before counts are published ahead of the commit: otherwise keys
- * would be held with a shape that no other session ever sees.
+ * back.  Called before counts are published ahead of the commit: otherwise
+ * keys would be held with a shape that no other session ever sees.
  */
 void
 buffer_check_settled(SbBuffer *buffer)

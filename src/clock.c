@@ -4,8 +4,8 @@
  *	  An alarm that uses the monotonic clock.
  *
  * PostgreSQL's own timeouts use the system clock: if that is set back after a
- * timeout was enabled, the timeout is late.  Our alarm uses a signal of its own,
- * SIGUSR2, which PostgreSQL does not use in background workers.
+ * timeout was enabled, the timeout is late.  Our alarm uses a signal of its
+ * own, SIGUSR2, which PostgreSQL does not use in background workers.
  *
  * Copyright (c) 2026, statbuffer developers
  *

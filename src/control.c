@@ -224,10 +224,10 @@ create_default_buffer(FunctionCallInfo fcinfo)
  * STOP_LOCK.
  *
  * This does what ALTER FOREIGN TABLE does, except for its AccessExclusiveLock.
- * That would have to wait for transactions that have only looked at the
- * buffer, and that may go on to count and thus wait for us.  It is not needed:
- * a transaction that counts has either locked the buffer before we have, or
- * sees the option once it has the lock.
+ * That would have to wait for transactions that have only read the buffer, and
+ * that may go on to count and thus wait for us.  It is not needed: a
+ * transaction that counts has either locked the buffer before we have, or sees
+ * the option once it has the lock.
  */
 static void
 set_stopped(SbBuffer *buffer, bool stopped)

@@ -37,7 +37,7 @@ StaticAssertDecl(MAX_BACKENDS < COUNTER_PINS,
 /*
  * Raise an error if the counts are being saved because the server is stopping.
  * Must be called after counters were pinned and before anything is added to
- * them. The pins stay, for the caller's transaction to release.
+ * them.  The pins stay, for the caller's transaction to release.
  */
 void
 counters_check_open(void)
@@ -134,7 +134,7 @@ report_no_room(int64 held, int64 delta)
 /*
  * Find or create the counter of a key and pin it, and check that `delta' can
  * be added to it.  If `delta' is large, it must not take the count beyond
- * `most'. Everything that can fail, fails here.
+ * `most'.  Everything that can fail, fails here.
  *
  * The caller must call counters_add() or counters_unpin() in any case.  On
  * error nothing is pinned.  May take the lock REGISTRY_LOCK_LARGE, to the end
@@ -428,7 +428,8 @@ counters_wait_unpinned(SharedBuffer *buffer, const CounterTable *table,
 		table_end_scan(&scan);
 
 		/*
-		 * do not hold a partition lock: the process with the pin may need it
+		 * Sleep without a lock: the process with the pin may need the
+		 * partition's lock.
 		 */
 		if (!pinned || clock_now() >= until)
 			break;

@@ -202,7 +202,7 @@ object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId,
 /*
  * Keep workers out of a database until the given time, or if it is 0, let them
  * in again.  If there are too many evictions, this replaces the one that ends
- * first. Takes SharedControl.lock.
+ * first.  Takes SharedControl.lock.
  */
 static void
 set_eviction(Oid dboid, ClockTime until)
@@ -263,8 +263,8 @@ has_workers(Oid dboid)
 
 /*
  * Ask the workers of a database to leave, and to stay out until admit() is
- * called. With `wait', waits until they are gone, up to EVICTION_WAIT_MSECS: a
- * handler may be running.
+ * called.  With `wait', waits until they are gone, up to EVICTION_WAIT_MSECS:
+ * a handler may be running.
  */
 static void
 evict(Oid dboid, bool wait)

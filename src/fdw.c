@@ -465,7 +465,7 @@ explain_modify(ModifyTableState *mtstate, ResultRelInfo *rinfo,
 
 /*
  * ExecForeignTruncate: discard what buffers hold, when the transaction
- * commits. Core has checked privileges and taken AccessExclusiveLock.
+ * commits.  Core has checked privileges and taken AccessExclusiveLock.
  */
 static void
 truncate_buffers(List *rels, DropBehavior behavior, bool restart_seqs)

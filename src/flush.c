@@ -145,7 +145,7 @@ log_failure(FlushState *flush, ErrorData *edata, int nkeys)
 
 /*
  * Log the sum of the counts that were discarded, unless one was logged a while
- * ago. Then it is logged later, at the latest when the worker leaves
+ * ago.  Then it is logged later, at the latest when the worker leaves
  * (`at_once').
  */
 void
@@ -389,7 +389,7 @@ pass_gate(FlushState *flush)
 
 /*
  * The relation is gone: remove the buffer, unless another session has a lock
- * on it. A session that still counts in the buffer, or has created it and not
+ * on it.  A session that still counts in the buffer, or has created it and not
  * committed, has one, though not always in the expected way: see
  * lock_for_transaction() in pending.c.
  */
@@ -417,9 +417,7 @@ is_owner(FlushState *flush, Oid known_owner)
 	if (flush->buffer->owner == GetSessionUserId())
 		return session_is_valid();
 
-	/*
-	 * if the owner was not known before, let the owner's worker start at once
-	 */
+	/* if only now the owner is known, let its worker start at once */
 	if (flush->buffer->owner != known_owner)
 		registry_start_after(flush->shared, 0);
 	return false;

@@ -553,7 +553,7 @@ start_workers(bool loading)
  * If only the launcher was terminated, wait until another one has taken its
  * place before exiting.  Otherwise there would be a time without a process
  * that saves counts: the server may be stopped before the postmaster restarts
- * the launcher. Returns if there cannot be another one.
+ * the launcher.  Returns if there cannot be another one.
  */
 static void
 end_or_hand_over(void)

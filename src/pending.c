@@ -558,7 +558,7 @@ pending_add_now(SbBuffer *buffer, const BufferShape *shape,
 /*
  * Discard what the transaction has added to a buffer, and at commit everything
  * that the buffer holds.  The caller holds AccessExclusiveLock on the
- * relation. Raises an error if the transaction is already committing.
+ * relation.  Raises an error if the transaction is already committing.
  */
 void
 pending_truncate(SbBuffer *buffer)

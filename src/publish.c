@@ -293,7 +293,7 @@ publish_commit(PendingSet *set)
 
 /*
  * The transaction has rolled back: release any pins.  Takes no lock, cannot
- * fail. Since the memory of requests cannot be freed here, hand them to the
+ * fail.  Since the memory of requests cannot be freed here, hand them to the
  * worker, which frees them; the flush is harmless.
  */
 void

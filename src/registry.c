@@ -212,7 +212,7 @@ registry_make(Oid dboid, Oid relid, const BufferSettings *settings)
 
 /*
  * Put the definition into force, for the launcher and for processes that
- * count. SharedSettings says who may call this.  Takes no lock, cannot fail.
+ * count.  SharedSettings says who may call this.  Takes no lock, cannot fail.
  */
 void
 registry_set(SharedBuffer *buffer, const BufferSettings *settings)
@@ -503,8 +503,8 @@ void
 registry_start_after(SharedBuffer *buffer, ClockTime when)
 {
 	/*
-	 * without the lock: a process that sets it also wakes one that checks
-	 * again
+	 * Read without the lock: a process that sets it also wakes one that
+	 * checks again.
 	 */
 	if (when == 0 && *(volatile ClockTime *) &buffer->slot.start_after == 0)
 		return;
@@ -581,8 +581,8 @@ registry_clear_error(SharedBuffer *buffer)
 	SharedTotals *totals = &buffer->totals;
 
 	/*
-	 * most common case, in each flush; only the worker and sb_start() write
-	 * it
+	 * Most common case, in each flush.  Only the worker and sb_start() write
+	 * it.
 	 */
 	if (!totals->broken)
 		return;

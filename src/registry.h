@@ -127,8 +127,8 @@ typedef struct SharedTotals
  *
  * It is made by the first transaction that publishes to the buffer, and
  * removed by the buffer's worker or the launcher when the relation or its
- * database is gone. Its address stays valid as long as the entry exists, which
- * a lock on the relation, a claim, or registry_lock() ensures.
+ * database is gone.  Its address stays valid as long as the entry exists,
+ * which a lock on the relation, a claim, or registry_lock() ensures.
  */
 typedef struct SharedBuffer
 {

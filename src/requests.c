@@ -107,7 +107,8 @@ requests_flush_key(SharedRequests *requests, dsa_pointer pointer,
 				   CounterRef ref)
 {
 	/*
-	 * one request for a key is enough: the worker may be busy for a long time
+	 * One request for a key is enough: the worker may be busy for a long
+	 * time.
 	 */
 	if (pg_atomic_fetch_or_u32(&ref.counter->pins, COUNTER_ASKED) & COUNTER_ASKED)
 	{

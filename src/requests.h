@@ -82,7 +82,7 @@ typedef struct SharedRequests
 								 * not yet carried out */
 
 	pg_atomic_uint64 flushes;	/* list of SharedFlushRequest */
-	dsa_pointer flushes_taken;	/* (w) list of those that the worker has taken */
+	dsa_pointer flushes_taken;	/* (w) taken by the worker */
 
 	SharedDrain drain;
 

@@ -625,10 +625,7 @@ schedule_set_awake(SharedSchedule *schedule)
 bool
 schedule_leave(SharedSchedule *schedule)
 {
-	/*
-	 * a process that pushes something after this lowers it, and wakes the
-	 * launcher
-	 */
+	/* a process that pushes after this lowers it and wakes the launcher */
 	pg_atomic_write_u64(&schedule->wake_at, SCHEDULE_NEVER);
 	pg_memory_barrier();
 	return !schedule_is_empty(schedule);

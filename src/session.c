@@ -327,8 +327,7 @@ session_set_connected(void)
 	clock_make_alarm(alarm_went_off);
 
 	/*
-	 * be the owner, even if settings of the role or the database set another
-	 * one
+	 * be the owner, even if a setting of its own or the database's is a role
 	 */
 	SetConfigOption("role", "none", PGC_USERSET, PGC_S_OVERRIDE);
 	session_owner = GetSessionUserId();

@@ -22,8 +22,8 @@
 /*
  * A description of the key columns, and of every row type that occurs in them.
  * It is a sequence of bytes without holes, so two shapes are equal if their
- * bytes are. Shapes are not compared by a hash, because users who create types
- * could search for two with the same hash.
+ * bytes are.  Shapes are not compared by a hash, because users who create
+ * types could search for two with the same hash.
  */
 typedef struct KeyShape
 {

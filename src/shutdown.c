@@ -125,8 +125,8 @@ shutdown_count_sessions(Oid dboid)
 
 /*
  * Wait until no process is left that could count or flush, and save
- * everything. The caller is the launcher, or acts as the launcher, and exits
- * afterwards. Raises an error if the counts cannot be saved; then they are
+ * everything.  The caller is the launcher, or acts as the launcher, and exits
+ * afterwards.  Raises an error if the counts cannot be saved; then they are
  * lost.
  *
  * The postmaster waits for sessions without a limit, and so do we.  Workers

@@ -334,7 +334,7 @@ memory_eighths(int eighths)
 
 /*
  * Do the keys of all buffers use so much memory that they must be flushed
- * early? Takes no lock.
+ * early?  Takes no lock.
  */
 bool
 table_memory_is_short(void)

@@ -58,7 +58,7 @@ typedef struct WorkerState
 	ClockTime	last_work;		/* when something was last flushed */
 	bool		had_turn;		/* it has flushed something */
 	bool		announced;		/* wake_at is correct for the next worker */
-	uint64		drain_seen;		/* the last ticket of a drain that was noticed */
+	uint64		drain_seen;		/* the last drain ticket noticed */
 
 	/* memory */
 	bool		short_of_memory;	/* free keys as soon as they are idle */
