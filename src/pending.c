@@ -704,8 +704,9 @@ pending_scan_key(SbBuffer *buffer, const KeyBytes *bytes, uint64 scan,
 }
 
 /*
- * Call the visitor for each of the transaction's keys for which
- * pending_scan_key() was not called.
+ * Call the visitor for each key that the transaction has incremented in the
+ * buffer, under its present shape, and that pending_scan_key() has not
+ * returned.
  */
 void
 pending_scan_rest(SbBuffer *buffer, uint64 scan, PendingVisitor visit,
