@@ -121,6 +121,20 @@ CREATE FOREIGN TABLE pairs (a int NOT NULL, b text, count bigint NOT NULL DEFAUL
 SELECT sb_increment(ROW(7, 'en'), 3, 'pairs'), sb_flush(ROW(7, 'en'), 'pairs');
 SELECT wait_until($$ (SELECT total = 3 FROM stored WHERE key = '7en') $$);
 
+-- What is due stays due when the interval is made longer: it was asked for.
+CREATE FOREIGN TABLE waiting (key text NOT NULL, count bigint NOT NULL DEFAULT 1)
+  SERVER statbuffer OPTIONS (handler 'store_waiting', interval '1h');
+SELECT sb_increment('asked for', 4, 'waiting');
+SELECT sb_drain('waiting', '100ms');
+BEGIN;
+CREATE FUNCTION store_waiting(key text, counter bigint) RETURNS void LANGUAGE sql
+AS $$ INSERT INTO stored VALUES (key, counter) $$;
+ALTER FOREIGN TABLE waiting OPTIONS (SET interval '2h');
+COMMIT;
+SELECT wait_until($$ (SELECT total = 4 FROM stored WHERE key = 'asked for') $$);
+
+DROP FOREIGN TABLE waiting;
+DROP FUNCTION store_waiting(text, bigint);
 DROP FOREIGN TABLE buf, pairs;
 DROP FUNCTION store(text, bigint), store(int, text, bigint);
 DROP TABLE stored;

@@ -20,13 +20,13 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
-/* after freeing this many keys, empty blocks are given back to the system */
+/* after freeing this many keys, return empty blocks to the system */
 #define TRIM_MIN_KEYS		1000
 
-/* the longest error text that is kept for a key */
+/* maximum size of the error text that is kept for a key */
 #define ERROR_MAX_SIZE		256
 
-/* A key's last attempt failed. */
+/* Note that a key's last attempt failed. */
 static inline void
 note_failure(SharedBuffer *buffer, SharedCounter *counter)
 {
@@ -37,7 +37,7 @@ note_failure(SharedBuffer *buffer, SharedCounter *counter)
 	registry_count(buffer, STAT_FAILURES, 1);
 }
 
-/* A key is no longer one of several that may be to blame. */
+/* A key is no longer a suspect. */
 static inline void
 clear_suspect(SharedCounter *counter)
 {
@@ -46,8 +46,8 @@ clear_suspect(SharedCounter *counter)
 }
 
 /*
- * Make room for batches of so many keys.  Raises an error when memory is out;
- * then there is no room.  The batch is empty.
+ * Allocate space for batches of `size' keys.  Raises an error if memory is
+ * out; then there is no space.  The batch must be empty.
  */
 void
 batch_set_size(CounterBatch *batch, int size)
@@ -66,9 +66,11 @@ batch_set_size(CounterBatch *batch, int size)
 }
 
 /*
- * Move a counter's count in flight, and note it in an item.  From here on the
- * order matters: whoever adds after the time is gone schedules the key anew;
- * what was added before is in the count when we take it.
+ * Move a counter's count in flight, and note it in an item.
+ *
+ * The order matters: a process that adds after `counted_at' was set to 0
+ * schedules the key anew, and what was added before that is in the count that
+ * we take.
  */
 static void
 take_counter(BatchItem *item, CounterRef ref, ClockTime now)
@@ -89,7 +91,10 @@ take_counter(BatchItem *item, CounterRef ref, ClockTime now)
 	item->retry_at = 0;
 }
 
-/* A key has nothing counted, so nothing waits for it and nothing is wrong. */
+/*
+ * A key has nothing counted: clear its flags and failures, and note it as
+ * idle.
+ */
 static void
 clear_idle(SharedBuffer *buffer, SharedCounter *counter, ClockTime since)
 {
@@ -100,14 +105,16 @@ clear_idle(SharedBuffer *buffer, SharedCounter *counter, ClockTime since)
 }
 
 /*
- * Take due keys into an empty batch, as many as there is room for; returns how
- * many.
+ * Take due keys into an empty batch, up to its size.  Returns their number.
  *
- * Keys that failed before come alone, or with `mix_failing' like all others.
- * Keys of a batch that failed, one of which is to blame, come only with their
- * like, and no more than `suspect_limit' of them.
+ * Keys that failed before are taken alone, or with `mix_failing' like all
+ * others.  Suspects, which are keys of a failed batch of which one is to
+ * blame, are only taken together with other suspects, up to `suspect_limit' of
+ * them.  Keys that cannot be read under the table's shape are scheduled for
+ * `unreadable_retry_at'.
  *
- * The caller is in a transaction whose callbacks commit or restore the batch.
+ * The caller is the buffer's worker, in a transaction whose callbacks commit
+ * or restore the batch.
  */
 int
 batch_take(CounterBatch *batch, const CounterTable *table, ClockTime now,
@@ -138,14 +145,15 @@ batch_take(CounterBatch *batch, const CounterTable *table, ClockTime now,
 			break;
 		}
 
-		/* cleared, and counted anew meanwhile */
+		/* cleared, and counted anew since: no drain is for that */
 		if (!schedule_is_due(schedule, counter))
 		{
+			requests_clear_drain(&buffer->requests, counter);
 			schedule_add(schedule, ref);
 			continue;
 		}
 
-		/* nothing is added to these any more */
+		/* nothing can be added to such keys any more */
 		if (!table_can_read(table, counter) &&
 			pg_atomic_read_u64(&counter->count) != 0)
 		{
@@ -179,7 +187,7 @@ batch_take(CounterBatch *batch, const CounterTable *table, ClockTime now,
 	return batch->ntaken;
 }
 
-/* An item is in flight no more: `back' is what of its count goes back. */
+/* End an item's time in flight.  `back' is what returns to the count. */
 static void
 finish_in_flight(SharedCounter *counter, int64 back)
 {
@@ -191,7 +199,7 @@ finish_in_flight(SharedCounter *counter, int64 back)
 }
 
 /*
- * The batch is stored: called when its transaction has committed.  Takes no
+ * The batch was stored: called when its transaction has committed.  Takes no
  * lock, cannot fail.
  */
 void
@@ -223,14 +231,14 @@ batch_commit(CounterBatch *batch)
 	pg_atomic_write_u64(&buffer->totals.last_flush,
 						(uint64) GetCurrentTimestamp());
 
-	/* whoever waits for a drain must find the sums as they are now */
+	/* after the sums, which sessions that wait for a drain will read */
 	for (int i = 0; i < batch->nitems; i++)
 		if (batch->items[i].count != 0)
 			requests_clear_drain(&buffer->requests, batch->items[i].ref.counter);
 	batch->nitems = 0;
 }
 
-/* Give the count of one item back to its counter, and schedule it. */
+/* Return the count of an item to its counter, and schedule the counter. */
 static void
 restore_item(SharedBuffer *buffer, BatchItem *item)
 {
@@ -247,15 +255,16 @@ restore_item(SharedBuffer *buffer, BatchItem *item)
 		if (item->outcome == BATCH_SUSPECT)
 			counter_set_flag(counter, COUNTER_SUSPECT);
 
-		/* it may have been taken before it was due */
+		/* due now even if it was taken before it was due */
 		counted_at = Min(item->counted_at,
 						 schedule_due_now(&buffer->schedule, counter));
 	}
 
 	/*
 	 * Another process may have scheduled the key anew, for what was added
-	 * since it was taken.  Then it is on the inbox, and is sorted in by the
-	 * time that it has when the inbox is worked off: this one.
+	 * since it was taken.  Then it is on the inbox.  When the worker sorts
+	 * the inbox in, it uses the time that the counter has by then: the one
+	 * that we set here.
 	 */
 	finish_in_flight(counter, item->count);
 	pg_atomic_write_u64(&counter->counted_at, (uint64) Max(counted_at, 1));
@@ -268,9 +277,9 @@ restore_item(SharedBuffer *buffer, BatchItem *item)
 }
 
 /*
- * The batch is not stored: called when its transaction has rolled back, or
- * when the process ends.  Does to each item what its outcome says.  Takes no
- * lock, cannot fail: adding to the list of due keys looks only at counters
+ * The batch was not stored: called when its transaction has rolled back, also
+ * when the process ends.  Treats each item according to its outcome.  Takes no
+ * lock, cannot fail: adding to the list of due keys only accesses counters
  * that this process has mapped.
  */
 void
@@ -282,7 +291,7 @@ batch_restore(CounterBatch *batch)
 	if (batch->nitems == 0)
 		return;
 
-	/* backwards, so that those due first are first again */
+	/* backwards, so that keys that were due first are first again */
 	for (int i = batch->nitems - 1; i >= 0; i--)
 	{
 		BatchItem  *item = &batch->items[i];
@@ -314,7 +323,8 @@ batch_restore(CounterBatch *batch)
 }
 
 /*
- * Take an item out of the batch: it is due again, before all others.
+ * Remove an item from the batch.  It is due again, before all others.  Takes
+ * no lock, cannot fail.
  */
 void
 batch_pass_over(CounterBatch *batch, int i)
@@ -328,9 +338,9 @@ batch_pass_over(CounterBatch *batch, int i)
 }
 
 /*
- * After a batch has ended: keep the error message for the items that failed,
- * and free those of the items that did not.  When memory is out, the messages
- * that were kept before stay.
+ * Tidy up after a batch: store the error message for the items that failed,
+ * and free the messages of the items that did not.  If memory is out, the
+ * previous messages stay.  Takes SharedTable.lock.
  */
 void
 batch_tidy(CounterBatch *batch, int nitems, const char *message)
@@ -381,8 +391,9 @@ batch_tidy(CounterBatch *batch, int nitems, const char *message)
 }
 
 /*
- * Free the counters that are empty, unused, and were taken last before
- * `idle_before'.  The others that are empty are noted to be idle anew.
+ * Free the counters that are empty, not pinned, and were last taken before
+ * `idle_before'.  Other empty ones are noted as idle again.  Scans the whole
+ * table, with its partitions locked exclusively.
  */
 void
 batch_reap(SharedBuffer *buffer, const CounterTable *table,
@@ -399,7 +410,7 @@ batch_reap(SharedBuffer *buffer, const CounterTable *table,
 		SharedCounter *counter = ref.counter;
 		uint32		pins = pg_atomic_read_u32(&counter->pins);
 
-		/* pins are made under the partition's lock, which we have */
+		/* counters are pinned under the partition's lock, which we hold */
 		if ((pins & COUNTER_LINKED) != 0 ||
 			pg_atomic_read_u64(&counter->count) != 0 ||
 			pg_atomic_read_u64(&counter->in_flight) != 0)
@@ -418,9 +429,8 @@ batch_reap(SharedBuffer *buffer, const CounterTable *table,
 }
 
 /*
- * Remove the shapes that no key has any more, and the keys that nothing is
- * counted for.  The caller holds AccessExclusiveLock on the relation.  Looks at
- * every key.
+ * Remove the shapes that no key has any more, and the idle keys.  The caller
+ * holds AccessExclusiveLock on the relation.  Scans the whole table.
  */
 void
 batch_remove_shapes(SharedBuffer *buffer, ClockTime now)

@@ -16,7 +16,7 @@
 typedef enum BatchOutcome
 {
 	BATCH_AGAIN,				/* it is due again, before all others */
-	BATCH_SUSPECT,				/* the same, and it may be to blame */
+	BATCH_SUSPECT,				/* likewise, and it may be to blame */
 	BATCH_BACK_OFF,				/* it failed: due again at retry_at */
 	BATCH_DISCARD				/* it failed: its count is discarded */
 } BatchOutcome;
@@ -25,7 +25,7 @@ typedef enum BatchOutcome
 typedef struct BatchItem
 {
 	CounterRef	ref;
-	int64		count;			/* 0: passed over */
+	int64		count;			/* 0: removed by batch_pass_over() */
 	ClockTime	counted_at;
 	ClockTime	taken_at;
 	BatchOutcome outcome;		/* if the transaction is rolled back */
@@ -33,8 +33,9 @@ typedef struct BatchItem
 } BatchItem;
 
 /*
- * What a worker has taken, until its transaction ends.  The items stay readable
- * until the next take; `nitems' is the number of them that are in flight.
+ * The counts that a worker has taken, until its transaction ends.  The items
+ * stay readable until the next take; `nitems' is the number of those in
+ * flight.
  */
 typedef struct CounterBatch
 {
@@ -45,14 +46,14 @@ typedef struct CounterBatch
 	int64		discarded;		/* sum of the counts that were discarded */
 	int			nunreadable;	/* due keys of another shape */
 
-	/* of the last take */
+	/* about the last take */
 	int			ntaken;
 	bool		had_suspects;
 	bool		had_failing;	/* there were keys that had failed before */
 
-	/* how many keys that may be to blame come together: see batch_take() */
+	/* how many suspects are taken together: see batch_take() */
 	int			suspect_limit;
-	bool		mix_failing;	/* keys that failed before come with others */
+	bool		mix_failing;	/* take keys that failed before with others */
 } CounterBatch;
 
 extern void batch_set_size(CounterBatch *batch, int size);

@@ -4,8 +4,8 @@
  *	  What a buffer is: shape, options, owner.
  *
  * A buffer is a foreign table of our foreign-data wrapper.  This room reads
- * its definition from the catalogs, keeps it for the backend, and rereads it
- * when the relation cache says that it may have changed.
+ * its definition from the catalogs, caches it in the backend, and rereads it
+ * after a relation cache invalidation.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -45,7 +45,7 @@
 
 static HTAB *buffers = NULL;
 
-/* the one that was looked for last; NULL: none */
+/* result of the last lookup, or NULL */
 static SbBuffer *recent = NULL;
 
 uint64		buffer_generation = 1;
@@ -53,15 +53,15 @@ uint64		buffer_generation = 1;
 /* has the transaction opened a buffer? */
 static bool any_opened = false;
 
-/* was there ever a buffer with row types in its keys? */
+/* has any buffer ever had row types in its keys? */
 static bool any_row_types = false;
 
-/* with so many, look for those whose relations are gone */
+/* from this many entries on, remove those whose relations are gone */
 #define FORGET_MIN			32
 
 static long forget_at = FORGET_MIN;
 
-/* of all buffers, so that no two shapes have the same */
+/* source of BufferShape.version, for all buffers */
 static uint64 last_version = 0;
 
 /* ------------------------------------------------------------------------
@@ -69,7 +69,7 @@ static uint64 last_version = 0;
  * ------------------------------------------------------------------------
  */
 
-/* What this backend knows of a relation; NULL: nothing. */
+/* Look up a relation's cache entry, or NULL. */
 static SbBuffer *
 find_buffer(Oid relid)
 {
@@ -85,7 +85,7 @@ invalidate_buffer(SbBuffer *buffer)
 	buffer->incrementer = InvalidOid;
 }
 
-/* Is that the relation of a row type that keys of the buffer contain? */
+/* Is this the relation of a row type that occurs in the buffer's keys? */
 static bool
 has_row_type(SbBuffer *buffer, Oid relid)
 {
@@ -96,7 +96,10 @@ has_row_type(SbBuffer *buffer, Oid relid)
 	return false;
 }
 
-/* A relation was altered, or with InvalidOid, any may have been. */
+/*
+ * Relation cache callback: a relation was altered, or with InvalidOid, any may
+ * have been.
+ */
 static void
 invalidate(Datum arg, Oid relid)
 {
@@ -119,7 +122,7 @@ invalidate(Datum arg, Oid relid)
 			invalidate_buffer(buffer);
 }
 
-/* A role was altered, or what it is a member of. */
+/* Syscache callback: a role or its memberships were altered. */
 static void
 invalidate_roles(Datum arg, int cacheid, uint32 hashvalue)
 {
@@ -132,14 +135,19 @@ invalidate_roles(Datum arg, int cacheid, uint32 hashvalue)
 		buffer->incrementer = InvalidOid;
 }
 
-/* A type, cast or function was altered, with which keys are converted. */
+/*
+ * Syscache callback: a type, cast or function that key conversions may use was
+ * altered.
+ */
 static void
 invalidate_conversions(Datum arg, int cacheid, uint32 hashvalue)
 {
 	buffer_generation++;
 }
 
-/* Foreign tables may be buffers that were none, or the other way round. */
+/*
+ * Syscache callback: foreign tables may have become buffers, or ceased to be.
+ */
 static void
 invalidate_wrappers(Datum arg, int cacheid, uint32 hashvalue)
 {
@@ -147,8 +155,9 @@ invalidate_wrappers(Datum arg, int cacheid, uint32 hashvalue)
 }
 
 /*
- * May the user increment?  True when that was found out and nothing has been
- * altered since; else ask the catalogs, and tell buffer_note_incrementer().
+ * Is the user known to have the INSERT privilege?  True if an earlier check
+ * succeeded and nothing has been altered since.  Otherwise the caller must
+ * check the catalogs, and pass the result to buffer_note_incrementer().
  */
 bool
 buffer_is_incrementer(Oid relid, Oid userid)
@@ -159,8 +168,8 @@ buffer_is_incrementer(Oid relid, Oid userid)
 }
 
 /*
- * The user may, unless something was altered since that was asked, when
- * buffer_generation was `asked'.
+ * Remember that the user has the INSERT privilege, unless something has been
+ * altered since the check began, when buffer_generation was `asked'.
  */
 void
 buffer_note_incrementer(SbBuffer *buffer, Oid userid, uint64 asked)
@@ -169,7 +178,7 @@ buffer_note_incrementer(SbBuffer *buffer, Oid userid, uint64 asked)
 		buffer->incrementer = userid;
 }
 
-/* Raises an error if there is no such relation. */
+/* Get a relation's name.  Raises an error if there is no such relation. */
 static char *
 relation_name(Oid relid)
 {
@@ -183,11 +192,12 @@ relation_name(Oid relid)
 }
 
 /*
- * Raise PostgreSQL's own error if the current user lacks a privilege.
+ * Raise PostgreSQL's own error if the current user lacks a privilege on a
+ * relation, or if there is no such relation.
  *
- * Call it before the relation is locked, so that nobody can lock a relation
- * without a right to it.  The privileges are those of now, also in a transaction
- * that began before they were altered.
+ * Call this before locking the relation, so that users cannot lock relations
+ * on which they have no privileges.  Checks the present privileges, even in a
+ * transaction that began before they were altered.
  */
 void
 buffer_check_privilege(Oid relid, AclMode mode)
@@ -203,7 +213,7 @@ buffer_check_privilege(Oid relid, AclMode mode)
 					   name);
 }
 
-/* The same if the current user does not own the relation. */
+/* Likewise, if the current user does not own the relation. */
 void
 buffer_check_owner(Oid relid)
 {
@@ -216,7 +226,7 @@ buffer_check_owner(Oid relid)
 					   get_relkind_objtype(get_rel_relkind(relid)), name);
 }
 
-/* The next transaction has not opened a buffer. */
+/* Transaction callback: the next transaction has not opened a buffer. */
 static void
 forget_opened(XactEvent event, void *arg)
 {
@@ -225,7 +235,7 @@ forget_opened(XactEvent event, void *arg)
 		any_opened = false;
 }
 
-/* Set up this room, when the module is loaded. */
+/* Set up this room.  Called once, when the module is loaded. */
 void
 buffer_init(void)
 {
@@ -241,7 +251,7 @@ buffer_init(void)
 	CacheRegisterSyscacheCallback(AUTHOID, invalidate_roles, (Datum) 0);
 	CacheRegisterSyscacheCallback(AUTHMEMROLEMEM, invalidate_roles, (Datum) 0);
 
-	/* its owner is a member of pg_database_owner */
+	/* the database's owner is a member of pg_database_owner */
 	CacheRegisterSyscacheCallback(DATABASEOID, invalidate_roles, (Datum) 0);
 	CacheRegisterSyscacheCallback(TYPEOID, invalidate_conversions, (Datum) 0);
 	CacheRegisterSyscacheCallback(PROCOID, invalidate_conversions, (Datum) 0);
@@ -255,9 +265,10 @@ buffer_init(void)
 }
 
 /*
- * Which commands can change a buffer: a callback of the foreign-data wrapper.
- * It is here because a foreign table whose wrapper has this callback is a
- * buffer.
+ * FDW callback IsForeignRelUpdatable: a buffer accepts only INSERT.
+ *
+ * It is in this file because the pointer identifies our wrapper: a foreign
+ * table is a buffer if its wrapper has this callback.
  */
 int
 buffer_updatable(Relation rel)
@@ -265,14 +276,14 @@ buffer_updatable(Relation rel)
 	return 1 << CMD_INSERT;
 }
 
-/* Is a foreign table a buffer? */
+/* Is this foreign table a buffer? */
 static bool
 is_buffer(Relation rel)
 {
 	Oid			serverid = GetForeignServerIdByRelId(RelationGetRelid(rel));
 	Oid			fdwid = GetForeignServer(serverid)->fdwid;
 
-	/* one without a handler would be an error below */
+	/* GetFdwRoutineForRelation() would raise an error */
 	if (!OidIsValid(GetForeignDataWrapper(fdwid)->fdwhandler))
 		return false;
 	return GetFdwRoutineForRelation(rel, false)->IsForeignRelUpdatable == buffer_updatable;
@@ -289,7 +300,10 @@ report_wrong_shape(Relation rel, const char *detail)
 			 errhint("A buffer has one or more key columns of any type, and last a column of type bigint for the count.")));
 }
 
-/* Read the shape of a relation; raises an error when it is not a buffer's. */
+/*
+ * Build the shape of a relation.  Raises an error if it does not have the
+ * columns of a buffer.
+ */
 static BufferShape *
 read_shape(Relation rel)
 {
@@ -327,9 +341,9 @@ read_shape(Relation rel)
 		TupleDescCopyEntry(desc, i + 1, reldesc, attnos[i]);
 
 		/*
-		 * For us alone: null may have been counted before it was no longer
-		 * allowed, so the server, which reads its compact copy of this, must
-		 * go on looking for nulls.
+		 * Only for key_form().  The server, which looks at its compact copy
+		 * of the attribute, must still expect nulls: some may have been
+		 * counted before the column became NOT NULL.
 		 */
 		TupleDescAttr(desc, i)->attnotnull = att->attnotnull;
 	}
@@ -350,7 +364,7 @@ read_shape(Relation rel)
 	return shape;
 }
 
-/* What names the lock on a relation, which may be a shared catalog. */
+/* Set the tag of the lock on a relation, which may be a shared catalog. */
 void
 buffer_set_relation_tag(LOCKTAG *tag, Oid relid)
 {
@@ -360,9 +374,10 @@ buffer_set_relation_tag(LOCKTAG *tag, Oid relid)
 }
 
 /*
- * What names the gate: the lock under which a worker flushes, from before it
- * locks the relation.  sb_start() and sb_stop() take it to keep the worker from
- * beginning anything before the option is set.
+ * Set the tag of a buffer's gate.  A worker holds this lock, in ShareLock,
+ * during each flush, and takes it before it locks the relation.  sb_start()
+ * and sb_stop() take it in ExclusiveLock, to keep the worker from starting
+ * anything before the option "stopped" is set.
  */
 void
 buffer_set_gate_tag(LOCKTAG *tag, Oid relid)
@@ -373,8 +388,8 @@ buffer_set_gate_tag(LOCKTAG *tag, Oid relid)
 }
 
 /*
- * Lock the row types of a shape.  Returns whether the transaction had not
- * locked one of them before, and so may have learnt of changes.
+ * Lock the row types of a shape.  Returns whether any of them was not locked
+ * by the transaction before, in which case the shape may be out of date.
  */
 static bool
 lock_row_types(const BufferShape *shape, BufferLocker lock)
@@ -393,8 +408,8 @@ lock_row_types(const BufferShape *shape, BufferLocker lock)
 }
 
 /*
- * Read the shape of a relation, with its row types locked.  The result is in a
- * context of its own below the current one.
+ * Build the shape of a relation, with its row types locked.  The result is in
+ * a memory context of its own below the current one.
  */
 static BufferShape *
 read_and_lock_shape(Relation rel, BufferLocker lock)
@@ -410,7 +425,7 @@ read_and_lock_shape(Relation rel, BufferLocker lock)
 		MemoryContextSwitchTo(oldcontext);
 		shape->context = context;
 
-		/* they may have been altered before we had the lock */
+		/* a row type may have been altered before we locked it */
 		if (!lock_row_types(shape, lock))
 			return shape;
 		MemoryContextDelete(context);
@@ -418,8 +433,8 @@ read_and_lock_shape(Relation rel, BufferLocker lock)
 }
 
 /*
- * Are keys formed and read in the same way, so that at most the names and NOT
- * NULL of columns differ?
+ * Are keys formed and read in the same way under both shapes?  If so, at most
+ * the names and NOT NULL constraints of the columns differ.
  */
 static bool
 same_shape(const BufferShape *a, const BufferShape *b)
@@ -441,8 +456,8 @@ same_shape(const BufferShape *a, const BufferShape *b)
 }
 
 /*
- * What nobody needs from the next transaction on.  It may be in use until
- * then, by a scan or by a call that runs code of users.
+ * Delete a memory context at the end of the transaction.  A scan, or a call
+ * that runs user code, may be using it until then.
  */
 static void
 retire(MemoryContext context)
@@ -452,8 +467,8 @@ retire(MemoryContext context)
 }
 
 /*
- * Read the definition of a relation that is locked.  `lock' is how to lock its
- * row types.
+ * Read the definition of a relation, which the caller has locked, into its
+ * cache entry.  `lock' is used to lock its row types.
  */
 static void
 build(SbBuffer *buffer, Relation rel, BufferLocker lock)
@@ -465,7 +480,7 @@ build(SbBuffer *buffer, Relation rel, BufferLocker lock)
 	BufferOptions options;
 	uint64		asked;
 
-	/* whatever fails on the way, the old definition is intact */
+	/* if anything here fails, the old definition stays intact */
 	shape = read_and_lock_shape(rel, lock);
 	asked = buffer_generation;
 	options_context = AllocSetContextCreate(CurrentMemoryContext,
@@ -477,7 +492,7 @@ build(SbBuffer *buffer, Relation rel, BufferLocker lock)
 
 	if (buffer->shape != NULL && same_shape(buffer->shape, shape))
 	{
-		/* a scan or a call may be in the middle of using it */
+		/* keep the old shape, which a scan or a call may be using */
 		for (int i = 0; i < shape->desc->natts; i++)
 		{
 			Form_pg_attribute att = TupleDescAttr(buffer->shape->desc, i);
@@ -505,17 +520,18 @@ build(SbBuffer *buffer, Relation rel, BufferLocker lock)
 	buffer->owner = rel->rd_rel->relowner;
 	buffer->created = rel->rd_createSubid != InvalidSubTransactionId;
 
-	/* the shared part is found, and its shape checked, anew */
+	/* find the shared part again, and look up its number for the shape */
 	buffer->shared = NULL;
 
-	/* what was altered meanwhile is to be read again */
+	/* if something was altered meanwhile, read it again next time */
 	buffer->valid = buffer_generation == asked;
 }
 
 /*
- * Forget the definitions of relations that are gone, or a session that makes
- * and drops buffers would grow without end.  Called before the transaction
- * opens its first buffer, as nothing may be freed that it uses.
+ * Remove the cache entries of relations that are gone.  Otherwise a session
+ * that keeps creating and dropping buffers would grow without bound.  Called
+ * before the transaction opens its first buffer, so that nothing in use is
+ * freed.
  */
 static void
 forget_dropped(void)
@@ -525,7 +541,7 @@ forget_dropped(void)
 	List	   *relids = NIL;
 	ListCell   *lc;
 
-	/* looking at catalogs may call invalidate(), so first the candidates */
+	/* collect the candidates first: catalog lookups may call invalidate() */
 	hash_seq_init(&status, buffers);
 	while ((buffer = hash_seq_search(&status)) != NULL)
 		if (!buffer->valid && buffer->pending == NULL)
@@ -550,15 +566,16 @@ forget_dropped(void)
 	}
 	list_free(relids);
 
-	/* the effort stays in proportion to the buffers that were opened */
+	/* keep the cost proportional to the number of buffers opened */
 	forget_at = Max(FORGET_MIN, 2 * hash_get_num_entries(buffers));
 }
 
 /*
- * Get what is known of a relation as a buffer.  The caller has locked it, to
- * the end of the transaction.  Its row types are locked here, with `lock'.
+ * Open a buffer whose relation the caller has locked to the end of the
+ * transaction.  Locks its row types with `lock'.
  *
- * Raises an error when the relation is gone or is not a buffer.
+ * Raises an error if the relation is gone or is not a buffer, or in a parallel
+ * worker.
  */
 SbBuffer *
 buffer_open_locked(Oid relid, BufferLocker lock)
@@ -567,9 +584,10 @@ buffer_open_locked(Oid relid, BufferLocker lock)
 	Relation	rel;
 
 	/*
-	 * What a parallel worker adds would be gone with it, and what the
-	 * transaction has added is in the leader's memory.  Our functions don't
-	 * get here, unless by one that is declared to be parallel safe.
+	 * What a parallel worker adds would be lost when it exits, and what the
+	 * transaction has added so far is in the leader's memory.  Our functions
+	 * only get here in a parallel worker if they are called by a function
+	 * that is wrongly marked as parallel safe.
 	 */
 	if (IsParallelWorker())
 		ereport(ERROR,
@@ -617,26 +635,29 @@ buffer_open_locked(Oid relid, BufferLocker lock)
 }
 
 /*
- * Lock a relation and get what is known of it as a buffer.  The lock is kept
- * to the end of the transaction; with NoLock the caller has one.
+ * Lock a relation and open it as a buffer.  The lock is held to the end of the
+ * transaction.  With NoLock, the caller must already hold one.
  *
- * Raises an error when the relation is gone or is not a buffer.
+ * Raises an error if the relation is gone or is not a buffer, or in a parallel
+ * worker.
  */
 SbBuffer *
 buffer_open(Oid relid, LOCKMODE lockmode)
 {
-	/* this also takes in what others have changed */
+	/* this also accepts invalidation messages */
 	if (lockmode != NoLock)
 		LockRelationOid(relid, lockmode);
 	return buffer_open_locked(relid, LockRelationOid);
 }
 
 /*
- * Before code of users runs that must not alter an open buffer or its row
- * types meanwhile: other sessions are kept from that by locks, but this one is
- * not.  Ends with buffer_end_use(), or when the transaction is rolled back.
- * The row types are locked once more, because the locks that are there may
- * belong to a cursor that goes away before.
+ * Keep this session from altering an open buffer or its row types while user
+ * code runs.  Locks keep other sessions from doing so, but not this one; open
+ * relations do.  Call buffer_end_use() afterwards, unless the (sub)transaction
+ * is rolled back.
+ *
+ * The row types are locked again, because the existing locks may belong to a
+ * cursor that is closed earlier.
  */
 void
 buffer_begin_use(SbBuffer *buffer, BufferUse *use)
@@ -653,6 +674,7 @@ buffer_begin_use(SbBuffer *buffer, BufferUse *use)
 										  AccessShareLock);
 }
 
+/* End what buffer_begin_use() has begun.  Keeps the locks. */
 void
 buffer_end_use(BufferUse *use)
 {
@@ -664,9 +686,10 @@ buffer_end_use(BufferUse *use)
 }
 
 /*
- * For a transaction that has the relation locked and may have altered it
- * itself: read the definition again if so.  Returns false when the
- * transaction has dropped the relation.
+ * Reread the definition if the transaction, which holds a lock on the
+ * relation, may have altered it.  Returns false if it has dropped the
+ * relation.  Raises an error if the relation no longer has the columns of a
+ * buffer.
  */
 bool
 buffer_revalidate(SbBuffer *buffer)
@@ -684,8 +707,8 @@ buffer_revalidate(SbBuffer *buffer)
 }
 
 /*
- * Raise an error when the buffer does not have that shape any more, because
- * the transaction has altered its columns, or dropped their types.
+ * Raise an error if the buffer no longer has the given shape because the
+ * transaction has altered its columns, or dropped their types.
  */
 void
 buffer_check_shape(SbBuffer *buffer, const BufferShape *shape)
@@ -700,7 +723,7 @@ buffer_check_shape(SbBuffer *buffer, const BufferShape *shape)
 			 errhint("Change the columns in a transaction of its own.")));
 }
 
-/* What shared memory needs of the definition. */
+/* Extract from the definition what shared memory keeps. */
 void
 buffer_get_settings(const SbBuffer *buffer, BufferSettings *settings)
 {
@@ -711,7 +734,10 @@ buffer_get_settings(const SbBuffer *buffer, BufferSettings *settings)
 	settings->jitter = (int64) buffer->options.jitter * 1000;
 }
 
-/* There is no room for a shape: have the worker make some, if it can. */
+/*
+ * Raise the error that there is no room for another shape.  Ask the worker to
+ * make room, if it can.
+ */
 static void
 report_too_many_shapes(SbBuffer *buffer)
 {
@@ -727,13 +753,13 @@ report_too_many_shapes(SbBuffer *buffer)
 }
 
 /*
- * Find the shared part of an open buffer, or with `create' make it; NULL if
- * there is none.
+ * Find the shared part of an open buffer, or create it if `create' is set;
+ * NULL if there is none.
  *
- * What this session knows of the definition is put into force, unless it has
- * altered it itself and may yet roll back.  Only a session that is about to
- * count (`create') knows the whole of it: sb_start() and sb_stop() do not wait
- * for sessions that only read.
+ * Also puts this session's view of the definition into force, unless the
+ * transaction has altered the buffer and may yet roll back.  Only a session
+ * that is about to count (`create') knows the whole definition: sb_start() and
+ * sb_stop() do not wait for sessions that only read.
  */
 static SharedBuffer *
 find_shared(SbBuffer *buffer, bool create)
@@ -764,14 +790,14 @@ find_shared(SbBuffer *buffer, bool create)
 }
 
 /*
- * Find the shared part of an open buffer, or with `create' make it, and the
- * number of its shape.  Returns false when there is none.  It may be that no
- * number can be had for the shape: then the table's is TABLE_SHAPES.
+ * Find the shared part of an open buffer, or create it if `create' is set, and
+ * the number of its shape.  Returns false if there is none.  If there is no
+ * number for the shape, the table's is TABLE_SHAPES.
  */
 static bool
 attach(SbBuffer *buffer, bool create)
 {
-	/* the saved file may bring shapes that we have not seen */
+	/* loading the saved file may have added shapes */
 	if (buffer->shared != NULL &&
 		buffer->table.number == buffer->shared->table.number &&
 		buffer->table.shapes_number == buffer->shared->table.shapes_number &&
@@ -785,15 +811,15 @@ attach(SbBuffer *buffer, bool create)
 		if (shared == NULL)
 			return false;
 
-		/* it may be another one, for another relation of the same OID */
+		/* it may belong to another relation with the same OID */
 		if (buffer->table_of != shared)
 			table_detach(&buffer->table);
 		buffer->table_of = shared;
 	}
 
 	/*
-	 * The relation's lock keeps those with another idea of the shape or the
-	 * owner out.
+	 * The lock on the relation keeps out sessions that see another shape or
+	 * owner.
 	 */
 	table_find_shape(&buffer->table_of->table, buffer->shape->keys, create,
 					 &buffer->table);
@@ -803,12 +829,13 @@ attach(SbBuffer *buffer, bool create)
 }
 
 /*
- * Find the shared part of an open buffer.  With `create' it is made when it
- * isn't there, to count in it; otherwise the caller wants to know what is
- * counted, which may yet have to be loaded, and returns false when there is
- * nothing.
+ * Attach to the shared part of an open buffer.  With `create', for callers
+ * that are about to count, it is created if necessary.  Without, for callers
+ * that want to see what is counted, this waits for saved counts to be loaded,
+ * and returns false if there is nothing.
  *
- * Raises an error when memory is out, or the columns were altered too often.
+ * Raises an error if memory is out, or with `create' if the columns were
+ * altered too often.
  */
 bool
 buffer_attach(SbBuffer *buffer, bool create)
@@ -823,7 +850,7 @@ buffer_attach(SbBuffer *buffer, bool create)
 }
 
 /*
- * The same for the buffer's worker, which has to go on when there are too many
+ * Likewise, for the buffer's worker, which must continue if there are too many
  * shapes: it flushes the keys that have them.
  */
 void
@@ -833,8 +860,8 @@ buffer_attach_worker(SbBuffer *buffer)
 }
 
 /*
- * Has the transaction altered columns of a relation, other than by the
- * (sub)transaction `creator'?
+ * Has the transaction altered columns of a relation, not counting those made
+ * by the (sub)transaction `creator'?
  */
 static bool
 has_altered_columns(Oid relid, TransactionId creator)
@@ -856,9 +883,9 @@ has_altered_columns(Oid relid, TransactionId creator)
 }
 
 /*
- * For what is published before the transaction commits: raise an error when
- * the key columns that it sees may be rolled back.  Keys would be held of a
- * shape that the buffer never had for anybody else.
+ * Raise an error if the key columns that the transaction sees may be rolled
+ * back.  Called before counts are published ahead of the commit: otherwise
+ * keys would be held with a shape that no other session ever sees.
  */
 void
 buffer_check_settled(SbBuffer *buffer)
@@ -867,11 +894,11 @@ buffer_check_settled(SbBuffer *buffer)
 	HeapTuple	tuple;
 	bool		altered;
 
-	/* who has written nothing has altered nothing */
+	/* a transaction without an XID has altered nothing */
 	if (!TransactionIdIsValid(GetTopTransactionIdIfAny()))
 		return;
 
-	/* a buffer goes away with the (sub)transaction that has created it */
+	/* if its creation is rolled back, so is the whole buffer */
 	tuple = SearchSysCache2(ATTNUM, ObjectIdGetDatum(buffer->relid),
 							Int16GetDatum(TableOidAttributeNumber));
 	if (HeapTupleIsValid(tuple))
@@ -891,7 +918,7 @@ buffer_check_settled(SbBuffer *buffer)
 				 errhint("Commit first, or use sb_increment().")));
 }
 
-/* Raise an error when the buffer does not take increments. */
+/* Raise an error if the buffer does not accept increments. */
 void
 buffer_check_running(SbBuffer *buffer)
 {

@@ -23,35 +23,35 @@
 struct PendingBuffer;
 
 /*
- * How keys of a buffer are formed and read.  It does not change once it is
- * made, but for the names of columns and whether they are NOT NULL.  When the
- * buffer gets another one, the old one stays to the end of the transaction,
- * for those who work with it while code of users runs; whoever keeps something
- * longer that was made for a shape compares `version'.
+ * How the keys of a buffer are formed and read.  Once built, a shape does not
+ * change, except for the names of columns and whether they are NOT NULL.  When
+ * the buffer gets another shape, the old one is kept to the end of the
+ * transaction, for callers that are using it while user code runs.  Code that
+ * keeps something made for a shape for longer must compare `version'.
  */
 typedef struct BufferShape
 {
-	uint64		version;		/* no two have the same in a process */
-	MemoryContext context;		/* it lives in */
+	uint64		version;		/* unique within the process */
+	MemoryContext context;		/* that holds this struct */
 	TupleDesc	desc;			/* the key columns */
-	AttrNumber *key_attnos;		/* where they are in the relation */
+	AttrNumber *key_attnos;		/* their numbers in the relation */
 	AttrNumber	count_attno;
 	bool		is_text;		/* key_is_one_text() */
-	KeyShape   *keys;			/* by which keys are the same, and can be read */
+	KeyShape   *keys;			/* decides which keys are equal, and readable */
 
-	/* the relations of the row types that occur in the keys */
+	/* relations of the row types that occur in the keys */
 	int			nrow_types;
 	Oid		   *row_types;
 } BufferShape;
 
 /*
- * A buffer as this backend knows it.  What is in it is good from
- * buffer_open() to the end of the transaction, or until the transaction
- * itself alters the relation, which clears `valid'.  The struct stays to the
- * end of the transaction in any case, and as long as the relation does.
+ * A buffer as this backend knows it.  The contents are valid from
+ * buffer_open() to the end of the transaction, or until the transaction itself
+ * alters the relation, which clears `valid'.  The struct itself lives as long
+ * as the relation, and in any case to the end of the transaction.
  *
- * From buffer_open() on, the relation is locked, and the relations of its row
- * types in AccessShareLock: other sessions cannot alter them.
+ * After buffer_open(), the relation is locked, and the relations of its row
+ * types are locked in AccessShareLock, so other sessions cannot alter them.
  */
 typedef struct SbBuffer
 {
@@ -64,24 +64,24 @@ typedef struct SbBuffer
 	BufferShape *shape;			/* NULL: not read yet */
 	BufferOptions options;
 
-	/* a user who may increment; InvalidOid: not known */
+	/* a user known to have the INSERT privilege, or InvalidOid */
 	Oid			incrementer;
 
-	/* the shared part, once it is attached to */
+	/* the shared part, once attached */
 	SharedBuffer *shared;
 	CounterTable table;
-	SharedBuffer *table_of;		/* to which the table belongs */
+	SharedBuffer *table_of;		/* the owner of `table' */
 
-	/* for pending.c: what the transaction has added; NULL outside */
+	/* pending.c: what the transaction has added, or NULL */
 	struct PendingBuffer *pending;
-	struct PendingBuffer *pending_space;	/* kept for the next one */
+	struct PendingBuffer *pending_space;	/* reused */
 
 	MemoryContext options_context;
 } SbBuffer;
 
 /*
- * While code of users runs that could alter what is in use: what keeps this
- * session from doing so, as a scan of a table does.
+ * Open relations that keep this session from altering a buffer while user code
+ * runs, as an open scan does for a table.
  */
 typedef struct BufferUse
 {
@@ -94,17 +94,19 @@ typedef struct BufferUse
 typedef void (*BufferLocker) (Oid relid, LOCKMODE lockmode);
 
 /*
- * Changes whenever what was found out before may not hold any more: a
- * relation, type, function, cast, role or privilege was altered, or a
- * subtransaction was rolled back.  Whoever keeps anything from one call to the
- * next, keeps this number with it.
+ * Changes whenever cached information may have become invalid: a relation,
+ * type, function, cast, role or privilege was altered, or a subtransaction was
+ * rolled back.  Anything that is cached from one call to the next must be
+ * stored along with this number, and discarded when it differs.
  */
 extern uint64 buffer_generation;
 
 /*
- * Before what was found out in an earlier call is used again: take in what
- * other sessions have altered or revoked.  A statement may run for long, and
- * PostgreSQL itself looks only when a statement or a lock begins.
+ * Accept invalidation messages, so that cached information is not used after
+ * other sessions have altered or revoked something.  Call this before using
+ * anything cached by an earlier call: a statement may run for a long time, and
+ * PostgreSQL itself accepts messages only at the start of a statement or when
+ * it takes a lock.
  */
 static inline void
 buffer_accept_changes(void)

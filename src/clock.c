@@ -1,11 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * clock.c
- *	  An alarm by the clock that nobody can set.
+ *	  An alarm that uses the monotonic clock.
  *
- * PostgreSQL's own timeouts go by the system's clock: while that is behind
- * where it was when one was enabled, it does not come.  An alarm is a signal of
- * its own, SIGUSR2, which PostgreSQL does not use in background workers.
+ * PostgreSQL's own timeouts use the system clock: if that is set back after a
+ * timeout was enabled, the timeout is late.  Our alarm uses a signal of its
+ * own, SIGUSR2, which PostgreSQL does not use in background workers.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -20,7 +20,10 @@
 static timer_t alarm_timer;
 static volatile ClockTime alarm_at = 0;
 
-/* To be called once in a process, which is a background worker. */
+/*
+ * Create the alarm and set its handler.  Must be called once, in a background
+ * worker.  Raises an error if the system has no timer left.
+ */
 void
 clock_make_alarm(pqsigfunc handler)
 {
@@ -36,11 +39,12 @@ clock_make_alarm(pqsigfunc handler)
 }
 
 /*
- * See to it that the alarm goes off at `when', or earlier.  There is one alarm:
- * its handler finds out what it is for, and calls this again.
+ * Set the alarm to go off at `when', or earlier.  There is only one alarm: its
+ * handler determines what is due, and calls this again.  Safe in signal
+ * handlers, cannot fail.
  *
- * An alarm that nobody needs any more is not taken back.  So who sets one again
- * and again, and is done in time, makes few system calls.
+ * An alarm that is no longer needed is not cancelled.  So a process that sets
+ * one again and again, and always finishes in time, makes few system calls.
  */
 void
 clock_alarm_by(ClockTime when)

@@ -1,11 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * clock.h
- *	  The clock that nobody can set, and an alarm by it.
+ *	  The monotonic clock, and an alarm that uses it.
  *
- * Whatever is measured, waited for or put off goes by this clock: when the
- * system's clock is set back or forward, nothing comes late or early.  The
- * system's clock is only read to show a time, or to write it to a file.
+ * We use this clock for all measurements, timeouts and delays, so that nothing
+ * happens late or early when the system clock is set.  The system clock is only
+ * read to show a time, or to write it to a file.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -19,23 +19,30 @@
 #include "utils/timestamp.h"
 
 /*
- * A time in microseconds.  It means the same to all processes for as long as
- * the machine runs, and so for as long as shared memory lives.  0 is no time.
+ * A time in microseconds.  It has the same meaning in all processes as long as
+ * the machine runs, and thus as long as shared memory exists.  0 means no
+ * time.
  */
 typedef int64 ClockTime;
 
 /*
- * Times count from a thousand years before the machine was started.  So the
- * longest interval before any time is still a time, and 0 is long past.
+ * Times are relative to a thousand years before the machine was started.  So
+ * subtracting the longest interval still gives a valid time, and 0 is long
+ * past.
  */
 #define CLOCK_START		(INT64CONST(365000) * USECS_PER_DAY)
 
-/* of a processor's counter, which counts some 1 to 5 in a nanosecond */
+/*
+ * in ticks of the processor's timestamp counter, which has 1 to 5 in a
+ * nanosecond
+ */
 #define CLOCK_MOMENT_TICKS	50000
 
 /*
- * Not instr_time: that may be a processor's own counter, which is for what one
- * process measures.
+ * Get the present time.
+ *
+ * This does not use instr_time, which may be a processor's timestamp counter
+ * and is only meant for measurements within a process.
  */
 static inline ClockTime
 clock_now(void)
@@ -47,13 +54,14 @@ clock_now(void)
 		now.tv_nsec / 1000;
 }
 
+/* Add milliseconds to a time. */
 static inline ClockTime
 clock_add(ClockTime time, int64 msecs)
 {
 	return time + msecs * 1000;
 }
 
-/* Is it so many milliseconds or more since then? */
+/* Have at least `msecs' passed since then? */
 static inline bool
 clock_passed(ClockTime since, ClockTime now, int64 msecs)
 {
@@ -61,8 +69,9 @@ clock_passed(ClockTime since, ClockTime now, int64 msecs)
 }
 
 /*
- * How long WaitLatch() must wait for a time, in milliseconds: rounded up, and in
- * steps that a long can hold everywhere.
+ * Get the timeout for WaitLatch(), in milliseconds, to wait until a time.  It
+ * is rounded up, and limited to what fits in a long everywhere, so the caller
+ * must check the time and wait again.
  */
 static inline long
 clock_get_timeout(ClockTime when, ClockTime now)
@@ -73,7 +82,7 @@ clock_get_timeout(ClockTime when, ClockTime now)
 }
 
 /*
- * A delay that doubles with each of `times' failures, from `msecs' up to
+ * Exponential backoff: double `msecs' once for each of `times' failures, up to
  * `most'.
  */
 static inline int64
@@ -85,8 +94,8 @@ clock_double(int64 msecs, int times, int64 most)
 }
 
 /*
- * What is to be added to a time to have it as a timestamp, as the system's
- * clock is set just now.
+ * Get the offset to add to a ClockTime to convert it to a TimestampTz, as the
+ * system clock is set at the moment.
  */
 static inline int64
 clock_to_timestamp(void)
@@ -97,10 +106,12 @@ clock_to_timestamp(void)
 }
 
 /*
- * Is it worth looking again at what only others change?  True unless this
- * processor was here a moment ago, which is some ten microseconds.  That takes
- * a few instructions where the processor has a counter to be read, whose speed
- * and starting point do not matter.  Elsewhere it is always true.
+ * Is it worth checking again for changes by other processes?
+ *
+ * Returns false if the last call that returned true was a moment ago, which is
+ * some ten microseconds.  That takes a few instructions if the processor has a
+ * timestamp counter, whose speed and starting point do not matter.  Elsewhere
+ * it always returns true.
  */
 static inline bool
 clock_moment_passed(uint64 *last)

@@ -1,9 +1,9 @@
 /*-------------------------------------------------------------------------
  *
  * compat.h
- *	  What differs between the PostgreSQL versions that are supported.
+ *	  Differences between the supported PostgreSQL versions.
  *
- * The only file that looks at PG_VERSION_NUM.
+ * This is the only file that checks PG_VERSION_NUM.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -50,10 +50,10 @@
 #endif
 
 /*
- * What the server looks up by its name, and nothing else, is to be seen from
- * outside of the library: others that are loaded into the process may have the
- * same names.  16 has its headers mark all that, but before they say nothing
- * with a compiler that exports whatever is not hidden.
+ * Export only the symbols that the server looks up by name: other libraries in
+ * the process may define the same names.  16 and later mark these symbols in
+ * the server's headers.  Before that, the headers' PGDLLEXPORT is empty on
+ * platforms where compilers export everything that is not hidden.
  */
 #if PG_VERSION_NUM < 160000 && !defined(WIN32) && !defined(__CYGWIN__)
 #undef PGDLLEXPORT
@@ -64,7 +64,7 @@
 	extern PGDLLEXPORT Datum funcname(PG_FUNCTION_ARGS); \
 	PG_FUNCTION_INFO_V1(funcname)
 
-/* 18 lets a library tell its name and version: pg_get_loaded_modules() */
+/* 18: a library has a name and a version; see pg_get_loaded_modules() */
 #if PG_VERSION_NUM >= 180000
 #define COMPAT_MODULE_MAGIC(module_name, module_version) \
 	PG_MODULE_MAGIC_EXT(.name = module_name, .version = module_version)
@@ -74,11 +74,11 @@
 #endif
 
 /*
- * Shared memory that all processes find by its name, made by the first one to
- * ask for it.  17 has dynamic segments for that.  Before, it comes from the
- * main segment: who is preloaded reserves room there, from
- * shmem_request_hook, and otherwise it is taken from what the server keeps in
- * reserve.
+ * Shared memory that all processes find by its name, created by the first one
+ * that asks for it.  17 has dynamic segments for that.  Before that, it comes
+ * from the main segment: a preloaded library reserves space there in
+ * shmem_request_hook; otherwise it is taken from the space that the server
+ * keeps in reserve.
  */
 #if PG_VERSION_NUM >= 170000
 #define COMPAT_MAIN_SEGMENT		false
@@ -87,7 +87,7 @@
 #endif
 
 #if PG_VERSION_NUM >= 190000
-/* 19 passes an argument on, which is the function for the memory alone */
+/* 19 passes an argument to the callback: our callback without one */
 static inline void
 compat_init_memory(void *memory, void *arg)
 {
@@ -97,6 +97,7 @@ compat_init_memory(void *memory, void *arg)
 }
 #endif
 
+/* Find shared memory by its name, or create it and call `init' */
 static inline void *
 compat_shared_memory(const char *name, Size size, void (*init) (void *memory))
 {
@@ -118,8 +119,8 @@ compat_shared_memory(const char *name, Size size, void (*init) (void *memory))
 }
 
 /*
- * Tranches of LWLocks: 19 keeps their names in shared memory, from where every
- * process knows them.  Before, each process has to be told.
+ * Tranches of LWLocks.  19 keeps their names in shared memory.  Before that,
+ * each process must register them.
  */
 static inline int
 compat_new_tranche(const char *name)
@@ -132,6 +133,7 @@ compat_new_tranche(const char *name)
 #endif
 }
 
+/* Register a tranche's name in this process, if that is necessary */
 static inline void
 compat_name_tranche(int tranche, const char *name)
 {
@@ -143,14 +145,14 @@ compat_name_tranche(int tranche, const char *name)
 #endif
 }
 
-/* 17 lets a dshash copy keys with a function of its own */
+/* 17: a dshash table has a function that copies keys */
 #if PG_VERSION_NUM >= 170000
 #define COMPAT_DSHASH_COPY_MEMCPY	.copy_function = dshash_memcpy,
 #else
 #define COMPAT_DSHASH_COPY_MEMCPY
 #endif
 
-/* 17 tells how much memory a DSA area has mapped from the system */
+/* 17 tells how much memory a DSA area has taken from the system */
 #if PG_VERSION_NUM >= 170000
 #define COMPAT_AREA_SIZE_KNOWN		true
 #define compat_area_size(area)		dsa_get_total_size(area)
@@ -159,7 +161,7 @@ compat_name_tranche(int tranche, const char *name)
 #define compat_area_size(area)		((size_t) 0)
 #endif
 
-/* Before 17 a background worker can't connect as a role without LOGIN */
+/* 17: a background worker may connect as a role without LOGIN */
 #if PG_VERSION_NUM >= 170000
 #define COMPAT_WORKER_FLAGS		BGWORKER_BYPASS_ROLELOGINCHECK
 #define COMPAT_OWNER_NEEDS_LOGIN	false
@@ -169,8 +171,8 @@ compat_name_tranche(int tranche, const char *name)
 #endif
 
 /*
- * 19 terminates background workers that allow it when somebody needs their
- * database alone.
+ * 19: background workers that allow it are terminated if a statement needs
+ * exclusive use of their database
  */
 #if PG_VERSION_NUM >= 190000
 #define COMPAT_WORKER_INTERRUPTIBLE	BGWORKER_INTERRUPTIBLE
@@ -179,8 +181,8 @@ compat_name_tranche(int tranche, const char *name)
 #endif
 
 /*
- * Signal handlers have a second argument in 19, which tells who sent the
- * signal, and there the type of SIG_IGN is not theirs.
+ * 19: signal handlers have a second argument, with information about the
+ * sender, and SIG_IGN does not have their type
  */
 #if PG_VERSION_NUM >= 190000
 #define COMPAT_PASS_SIGNAL_ARGS	postgres_signal_arg, pg_siginfo
@@ -190,10 +192,9 @@ compat_name_tranche(int tranche, const char *name)
 #endif
 
 /*
- * In 19 who makes a descriptor column by column has to say when it is whole.
- * The server relies on it where tuples are taken apart.  Only one that was
- * built with assertions notices when nobody has said so; ours notice it with
- * any server.
+ * 19: code that builds a tuple descriptor column by column must finalize it.
+ * The server relies on that when it deforms tuples, but checks it only if it
+ * was built with assertions; COMPAT_IS_FINALIZED checks it with any server.
  */
 #if PG_VERSION_NUM >= 190000
 #define COMPAT_IS_FINALIZED(desc)	((desc)->firstNonCachedOffsetAttr >= 0)
@@ -202,12 +203,12 @@ compat_name_tranche(int tranche, const char *name)
 #define TupleDescFinalize(desc)	((void) (desc))
 #endif
 
-/* 18 has generated columns that are not stored */
+/* 18: there are generated columns that are not stored */
 #ifndef ATTRIBUTE_GENERATED_VIRTUAL
 #define ATTRIBUTE_GENERATED_VIRTUAL	'v'
 #endif
 
-/* Wait events of our own exist since 17 */
+/* 17: extensions can define wait events */
 static inline uint32
 compat_wait_event(const char *name)
 {
@@ -219,7 +220,7 @@ compat_wait_event(const char *name)
 #endif
 }
 
-/* What the server knows of its processes, counted from 1 */
+/* Get the status of a process by its index, which starts from 1 */
 static inline PgBackendStatus *
 compat_backend_status(int i)
 {
@@ -232,6 +233,7 @@ compat_backend_status(int i)
 	return local != NULL ? &local->backendStatus : NULL;
 }
 
+/* 16: takes a context for soft errors */
 static inline List *
 compat_qualified_name_list(const char *name)
 {
@@ -242,7 +244,7 @@ compat_qualified_name_list(const char *name)
 #endif
 }
 
-/* 19 can tell why no function was found */
+/* 19: also returns why no function was found */
 static inline FuncDetailCode
 compat_func_get_detail(List *names, int nargs, Oid *types, Oid *funcid,
 					   Oid *rettype, bool *retset, int *nvargs, Oid *vatype,
@@ -261,6 +263,7 @@ compat_func_get_detail(List *names, int nargs, Oid *types, Oid *funcid,
 #endif
 }
 
+/* 17 and 18 added arguments */
 static inline ForeignPath *
 compat_create_foreignscan_path(PlannerInfo *root, RelOptInfo *rel,
 							   double rows, Cost startup_cost,
@@ -281,7 +284,9 @@ compat_create_foreignscan_path(PlannerInfo *root, RelOptInfo *rel,
 #endif
 }
 
-/* Whose privileges count for what a statement changes in a relation */
+/*
+ * Get the user whose privileges count for a statement's changes to a relation
+ */
 static inline Oid
 compat_result_user(ResultRelInfo *rinfo, EState *estate)
 {
@@ -298,7 +303,7 @@ compat_result_user(ResultRelInfo *rinfo, EState *estate)
 #endif
 }
 
-/* 17 can look for stronger locks, too */
+/* 17: can also look for stronger locks */
 static inline bool
 compat_lock_held(const LOCKTAG *tag, LOCKMODE lockmode)
 {
@@ -311,9 +316,9 @@ compat_lock_held(const LOCKTAG *tag, LOCKMODE lockmode)
 
 /*
  * The minor releases of November 2026 (15.20, 17.12, 18.6 and their siblings)
- * mark rows that are values, and give them a version of their row type, which
- * is checked when they are taken apart.  Make one look as those before did,
- * which are taken as they are.
+ * mark rows that are values, and store a version of the row type in them,
+ * which is checked when they are deformed.  Make a row look as in earlier
+ * releases; such rows are accepted without the check.
  */
 static inline void
 compat_clear_row_version(HeapTupleHeader row)
@@ -326,7 +331,7 @@ compat_clear_row_version(HeapTupleHeader row)
 #endif
 }
 
-/* Where a setting has the value from that RESET gives it */
+/* Get the source of the value to which RESET resets a setting */
 static inline GucSource
 compat_reset_source(const char *name)
 {
@@ -343,7 +348,7 @@ compat_reset_source(const char *name)
 #endif
 }
 
-/* 16 has one set of functions for the privileges on all kinds of objects */
+/* 16: the same functions check privileges on all kinds of objects */
 static inline bool
 compat_may_execute(Oid funcid, Oid role)
 {
@@ -377,9 +382,11 @@ compat_owns_relation(Oid relid, Oid role)
 }
 
 /*
- * Can a role act as another one, as a member of it?  In 16 a membership may
- * give nothing but the right to pass it on, and who may create roles has such
- * a one in those that he has created.  A superuser is no member by itself.
+ * Can a role act as another one because it is a member of it?
+ *
+ * In 16 a membership may confer nothing but ADMIN OPTION: a user with
+ * CREATEROLE gets such a membership in each role that he creates.  A superuser
+ * is not considered a member of every role.
  */
 static inline bool
 compat_is_member(Oid member, Oid role)

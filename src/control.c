@@ -3,7 +3,7 @@
  * control.c
  *	  SQL functions that drain, start and stop a buffer.
  *
- * How sb_stop() leaves nothing behind is described in doc/internals.md.
+ * doc/internals.md describes how sb_stop() leaves nothing behind.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -65,14 +65,23 @@ COMPAT_FUNCTION_INFO_V1(sb_start);
 COMPAT_FUNCTION_INFO_V1(sb_stop);
 
 /*
- * Starting and stopping a buffer exclude each other.  Starting keeps neither
- * workers nor increments out, stopping only increments: a worker's
- * RowShareLock does not conflict with STOP_LOCK, the RowExclusiveLock of
- * whoever counts does.
+ * Starting and stopping a buffer exclude each other.  Starting blocks neither
+ * workers nor increments.  Stopping blocks only increments: STOP_LOCK
+ * conflicts with the RowExclusiveLock of increments, but not with a worker's
+ * RowShareLock.
  */
 #define CONTROL_LOCK		ShareUpdateExclusiveLock
 #define STOP_LOCK			ShareRowExclusiveLock
 
+/*
+ * sb_drain(buffer regclass, timeout interval): flush everything published so
+ * far, and wait for it.  Returns false if that takes longer than `timeout';
+ * null means no limit.
+ *
+ * The caller must own the buffer.  Takes RowShareLock on it, which is released
+ * while waiting: see drain_wait().  Raises an error if the buffer is stopped,
+ * or if the worker waits for this transaction, directly or not.
+ */
 Datum
 sb_drain(PG_FUNCTION_ARGS)
 {
@@ -146,8 +155,8 @@ execute(const char *statement)
 }
 
 /*
- * The server that came with the extension, whatever it is called by now.  Users
- * may have made others.
+ * Get the name of the foreign server that belongs to the extension, which may
+ * have been renamed.  Users may have created others.
  */
 static char *
 extension_server(Oid funcid)
@@ -183,8 +192,8 @@ extension_server(Oid funcid)
 }
 
 /*
- * Make the default buffer, with the function handle_flush() that the caller
- * would call.
+ * Create the default buffer.  Its handler is the function handle_flush() on
+ * the caller's search path.
  */
 static Oid
 create_default_buffer(FunctionCallInfo fcinfo)
@@ -211,13 +220,14 @@ create_default_buffer(FunctionCallInfo fcinfo)
 }
 
 /*
- * Set or clear the option "stopped".  The caller has CONTROL_LOCK or
+ * Set or clear the option "stopped".  The caller holds CONTROL_LOCK or
  * STOP_LOCK.
  *
- * What ALTER FOREIGN TABLE does, but for the lock.  AccessExclusiveLock would
- * have to wait for whoever only looks at the buffer, and who may be about to
- * count and so wait for us.  It is not needed: whoever counts has taken his
- * lock before we had ours, or sees the option once he has it.
+ * This does what ALTER FOREIGN TABLE does, except for its AccessExclusiveLock.
+ * That would have to wait for transactions that have only read the buffer, and
+ * that may go on to count and thus wait for us.  It is not needed: a
+ * transaction that counts has either locked the buffer before we have, or sees
+ * the option once it has the lock.
  */
 static void
 set_stopped(SbBuffer *buffer, bool stopped)
@@ -235,7 +245,7 @@ set_stopped(SbBuffer *buffer, bool stopped)
 	Datum		options;
 	ListCell   *lc;
 
-	/* whether an option is there decides how it has to be set */
+	/* SET, ADD and DROP depend on whether the option is there */
 	foreach(lc, table->options)
 		given |= strcmp(lfirst_node(DefElem, lc)->defname, "stopped") == 0;
 	if (!stopped && !given)
@@ -271,7 +281,7 @@ set_stopped(SbBuffer *buffer, bool stopped)
 	CommandCounterIncrement();
 }
 
-/* Raise an error when no worker could connect as the buffer's owner. */
+/* Raise an error if no worker could connect as the buffer's owner. */
 static void
 check_owner_can_connect(SbBuffer *buffer)
 {
@@ -325,7 +335,7 @@ start_buffer(FunctionCallInfo fcinfo)
 	{
 		LOCKTAG		gate;
 
-		/* a worker that comes before we commit waits here */
+		/* a worker that starts before we commit must wait at the gate */
 		buffer_set_gate_tag(&gate, relid);
 		(void) LockAcquire(&gate, ExclusiveLock, false, false);
 		set_stopped(buffer, false);
@@ -339,8 +349,15 @@ start_buffer(FunctionCallInfo fcinfo)
 }
 
 /*
- * Its locks last as long as what it does, which is as long as the
- * transaction, also if it is called by a cursor: see pending_open().
+ * sb_start(buffer regclass): check that a buffer's worker can work, and start
+ * the buffer if it is stopped.  With null, creates the default buffer if there
+ * is none.
+ *
+ * The caller must own the buffer.  Takes CONTROL_LOCK on it and, if it is
+ * stopped, its gate.  The locks last as long as what it does, which is as long
+ * as the (sub)transaction, even if it is called by a cursor: see
+ * lock_for_transaction() in pending.c.  Raises an error if the handler cannot
+ * be called or the owner cannot connect.
  */
 Datum
 sb_start(PG_FUNCTION_ARGS)
@@ -353,7 +370,10 @@ sb_start(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-/* The worker need not make way any more, however that has ended. */
+/*
+ * The worker need not cancel its work any more: we have the gate, or have
+ * given up.
+ */
 static void
 cancel_halt(int code, Datum arg)
 {
@@ -363,8 +383,8 @@ cancel_halt(int code, Datum arg)
 }
 
 /*
- * Have the worker end what it does, and keep it from beginning anything until
- * the transaction ends.  The caller has STOP_LOCK.
+ * Make the worker cancel its transaction, and keep it from starting another
+ * one until this transaction ends.  The caller holds STOP_LOCK.
  */
 static void
 shut_gate(SharedBuffer *shared)
@@ -381,7 +401,10 @@ shut_gate(SharedBuffer *shared)
 	cancel_halt(0, PointerGetDatum(shared));
 }
 
-/* What a buffer holds that is not stored; false when there is nothing. */
+/*
+ * Get what a buffer holds that is not stored yet.  Returns false if there is
+ * nothing.
+ */
 static bool
 find_left(SbBuffer *buffer, uint64 *nkeys, int64 *sum)
 {
@@ -392,7 +415,7 @@ find_left(SbBuffer *buffer, uint64 *nkeys, int64 *sum)
 	return *nkeys > 0;
 }
 
-/* Tell what an sb_stop() leaves in the buffer. */
+/* Send the client a NOTICE of what sb_stop() leaves in the buffer. */
 static void
 report_left(SbBuffer *buffer)
 {
@@ -422,8 +445,8 @@ report_left(SbBuffer *buffer)
 }
 
 /*
- * Flush a buffer and stop it.  The steps, and why nothing is left behind, are
- * told in doc/internals.md.
+ * Flush a buffer and stop it.  doc/internals.md explains the steps, and why
+ * nothing is left behind.
  */
 static void
 stop_buffer(FunctionCallInfo fcinfo)
@@ -440,7 +463,7 @@ stop_buffer(FunctionCallInfo fcinfo)
 	if (buffer->options.stopped)
 		return;
 
-	/* most of it while increments go on; the rest of the time is for the rest */
+	/* flush most keys while increments continue, in up to half of the time */
 	if (!drain_is_locked_out_by_us(buffer))
 	{
 		ClockTime	start = clock_now();
@@ -456,7 +479,7 @@ stop_buffer(FunctionCallInfo fcinfo)
 		int64		left;
 		DrainState	state;
 
-		/* waits for those who have counted; that takes the time it takes */
+		/* wait, without a limit, for transactions that have counted */
 		LockRelationOid(relid, STOP_LOCK);
 		buffer_check_owner(relid);
 		buffer = buffer_open(relid, NoLock);
@@ -473,7 +496,9 @@ stop_buffer(FunctionCallInfo fcinfo)
 		if (state != DRAIN_DEADLOCK)
 			break;
 
-		/* let those through that the handler waits for, and begin again */
+		/*
+		 * Let the sessions proceed that the handler waits for, and try again.
+		 */
 		UnlockRelationOid(relid, STOP_LOCK);
 	}
 
@@ -484,8 +509,12 @@ stop_buffer(FunctionCallInfo fcinfo)
 }
 
 /*
- * Its locks last as long as what it does, which is as long as the
- * transaction, also if it is called by a cursor: see pending_open().
+ * sb_stop(buffer regclass): flush a buffer, for as long as its option
+ * "shutdown" allows, and stop it.  Reports what could not be flushed.
+ *
+ * The caller must own the buffer.  Takes STOP_LOCK on it, and its gate, both to
+ * the end of the (sub)transaction, as in sb_start().  Waits for transactions
+ * that have counted in the buffer.
  */
 Datum
 sb_stop(PG_FUNCTION_ARGS)

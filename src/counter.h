@@ -17,7 +17,9 @@
 #include "storage/s_lock.h"
 #include "utils/dsa.h"
 
-/* SharedCounter.pins: flags above, the number of pins below */
+/*
+ * SharedCounter.pins: flags in the high bits, the number of pins in the others
+ */
 #define COUNTER_LINKED		((uint32) 1 << 31)	/* on a list of the schedule */
 #define COUNTER_DRAIN		((uint32) 1 << 30)	/* (w) a drain waits for it */
 #define COUNTER_SUSPECT		((uint32) 1 << 29)	/* (w) was in a batch that
@@ -28,23 +30,25 @@
 /*
  * The count of one key.
  *
- * Found through the buffer's table, and kept alive by the lock of the table's
- * partition, by a pin, or by being the worker: only the worker frees counters,
- * only those that are not pinned, not linked and empty, and under that lock.
+ * A counter is found through the buffer's table, and kept alive by the lock of
+ * the table's partition, by a pin, or by being the worker: only the worker
+ * frees counters, only those that are not pinned, not linked and empty, and
+ * only under that lock.
  *
- * `counted_at' is 0 if nothing was counted since the count was taken last.
+ * `counted_at' is 0 if nothing was counted since the count was last taken.
  * Otherwise it is the time of the first increment since then, plus the jitter,
- * and the flush is due an interval later; for a failing key it is the time of
- * the next attempt.  Whoever changes it from 0 must also link the counter.  The
- * worker sets it to 0 before it takes the count, so that what is added
- * afterwards is scheduled anew.
+ * and the key is due an interval later; for a failing key it is the time of
+ * the next attempt.  A process that changes it from 0 must also link the
+ * counter.  The worker sets it to 0 before it takes the count, so that
+ * anything added afterwards is scheduled anew.
  *
  * `count' and `in_flight' are read together, by counter_read().  Only the
  * worker moves anything between them, and `changecount' is odd while it does.
  *
- * What the worker has taken is in its batch until its transaction ends: the
- * transaction's callbacks commit or restore it, whichever way it ends.  A
- * process that is killed in between takes the whole of shared memory with it.
+ * The count that the worker has taken is in its batch until its transaction
+ * ends: the transaction's callbacks commit or restore it, whichever way it
+ * ends.  If a process is killed in between, the server reinitializes shared
+ * memory.
  *
  * Fields marked (w) are written by the buffer's worker only.
  */
@@ -74,13 +78,17 @@ typedef struct CounterRef
 	dsa_pointer self;
 } CounterRef;
 
-/* Maps the counter's segment, which raises an error when that fails. */
+/*
+ * Get a counter's address; NULL for InvalidDsaPointer.  Raises an error if its
+ * segment cannot be mapped.
+ */
 static inline SharedCounter *
 counter_at(dsa_pointer pointer)
 {
 	return dsa_get_address(shared_area, pointer);
 }
 
+/* The same, with the pointer. */
 static inline CounterRef
 counter_ref(dsa_pointer pointer)
 {
@@ -89,7 +97,10 @@ counter_ref(dsa_pointer pointer)
 	return ref;
 }
 
-/* (w) Before and after anything is moved between `count' and `in_flight'. */
+/*
+ * (w) Call these before and after moving anything between `count' and
+ * `in_flight'.
+ */
 static inline void
 counter_begin_change(SharedCounter *counter)
 {
@@ -104,7 +115,7 @@ counter_end_change(SharedCounter *counter)
 	counter->changecount++;
 }
 
-/* Read `count' and `in_flight' as they stood at one moment. */
+/* Read `count' and `in_flight' consistently. */
 static inline void
 counter_read(SharedCounter *counter, int64 *count, int64 *in_flight)
 {
@@ -124,7 +135,10 @@ counter_read(SharedCounter *counter, int64 *count, int64 *in_flight)
 	}
 }
 
-/* Set the LINKED bit; returns whether the caller has to put it on a list. */
+/*
+ * Set the LINKED bit.  Returns whether the caller must put the counter on a
+ * list.
+ */
 static inline bool
 counter_link(SharedCounter *counter)
 {

@@ -35,9 +35,9 @@ StaticAssertDecl(MAX_BACKENDS < COUNTER_PINS,
  */
 
 /*
- * After counters were pinned and before anything is added to them: raise an
- * error if the counts are being saved, because the server stops.  The pins
- * stay, for the caller's transaction to release.
+ * Raise an error if the counts are being saved because the server is stopping.
+ * Must be called after counters were pinned and before anything is added to
+ * them.  The pins stay, for the caller's transaction to release.
  */
 void
 counters_check_open(void)
@@ -56,7 +56,10 @@ release_pin(CounterPin *pin)
 	pin->ref.counter = NULL;
 }
 
-/* Put a counter that was just linked on the inbox, for a time. */
+/*
+ * Put a counter that was just linked on the inbox, and wake the worker if it
+ * sleeps beyond `due_at'.
+ */
 static void
 push(SharedBuffer *buffer, CounterRef ref, ClockTime due_at)
 {
@@ -77,7 +80,7 @@ counters_unpin(SharedBuffer *buffer, CounterPin *pin)
 		return;
 
 	/*
-	 * A counter that nothing was ever added to is on no list, and its worker
+	 * A counter that nothing was ever added to is on no list, and the worker
 	 * does not know of it.  (One that was emptied has a time in `next'.) Link
 	 * it without a time, so that the worker finds it to be idle.
 	 */
@@ -89,8 +92,8 @@ counters_unpin(SharedBuffer *buffer, CounterPin *pin)
 }
 
 /*
- * Can `delta' be added, whatever the moderate deltas are that others may have
- * checked and not added yet?  A large one must not take the count beyond
+ * Can `delta' be added, even if all others that have pinned the counter are
+ * going to add a moderate delta?  A large delta must not take the count beyond
  * `most', or must at least bring it nearer to 0.
  */
 static bool
@@ -110,11 +113,11 @@ fits(int64 count, int64 delta, int64 most, uint32 others)
 		 (count < 0 ? sum > count && sum < 0 : sum < count && sum > 0));
 }
 
-/* A delta does not fit. */
+/* Raise the error that a delta does not fit. */
 static void
 report_no_room(int64 held, int64 delta)
 {
-	/* those who may not read counts have only moderate deltas */
+	/* users without the SELECT privilege can only add moderate deltas */
 	if (count_is_within(delta, MODERATE_DELTA))
 		ereport(ERROR,
 				(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
@@ -129,19 +132,20 @@ report_no_room(int64 held, int64 delta)
 }
 
 /*
- * Find or make the counter of a key and pin it, after making sure that `delta'
- * can be added to it, and if that is large, that it takes the count to `most'
- * at most.  Whatever can fail, fails here.
+ * Find or create the counter of a key and pin it, and check that `delta' can
+ * be added to it.  If `delta' is large, it must not take the count beyond
+ * `most'.  Everything that can fail, fails here.
  *
  * The caller must call counters_add() or counters_unpin() in any case.  On
- * error nothing is pinned.
+ * error nothing is pinned.  May take the lock REGISTRY_LOCK_LARGE, to the end
+ * of the transaction.
  *
- * A moderate delta that finds a moderate count need not know what others are
- * about to add: deltas like it, of all backends together, are less than
- * MODERATE_COUNT / 2, and at most one large one, which is no more than
- * LARGE_COUNT.  All others take turns: they hold a lock from before the check
+ * A moderate delta that finds a moderate count can be added without knowing
+ * what others are about to add: such deltas, of all backends together, are
+ * less than MODERATE_COUNT / 2, and there is at most one large one, of up to
+ * LARGE_COUNT. All others take turns: they hold a lock from before the check
  * until the transaction ends.  So large increments wait for each other, and
- * moderate ones only if the count is already beyond what is moderate.
+ * moderate ones only if the count is no longer moderate.
  */
 void
 counters_pin(SharedBuffer *buffer, const CounterTable *table, const KeyBytes *key,
@@ -165,7 +169,7 @@ counters_pin(SharedBuffer *buffer, const CounterTable *table, const KeyBytes *ke
 		pin->ref = table_pin_or_create(&buffer->table, table, key);
 		pin->locked = locked;
 
-		/* the pin, an atomic operation, came before these */
+		/* reading after pinning: the pin, an atomic operation, orders this */
 		counter_read(pin->ref.counter, &count, &in_flight);
 		if (likely(moderate &&
 				   count_is_within(count, MODERATE_COUNT) &&
@@ -189,8 +193,8 @@ counters_pin(SharedBuffer *buffer, const CounterTable *table, const KeyBytes *ke
 }
 
 /*
- * As counters_pin(), for what is added at once.  Also raises the error of
- * counters_check_open(); on error nothing is pinned.
+ * Like counters_pin(), for an increment outside of the transaction.  Also
+ * raises the error of counters_check_open(); on error nothing is pinned.
  */
 void
 counters_pin_now(SharedBuffer *buffer, const CounterTable *table,
@@ -205,8 +209,8 @@ counters_pin_now(SharedBuffer *buffer, const CounterTable *table,
 }
 
 /*
- * A large delta was added before the transaction's end: it is in the count,
- * and nobody has to wait for it any more.
+ * Release the lock that counters_pin() took, after the delta was added: it is
+ * in the count now, so nobody has to wait for it.
  */
 void
 counters_end_turn(SharedBuffer *buffer)
@@ -223,9 +227,9 @@ counters_end_turn(SharedBuffer *buffer)
  */
 
 /*
- * If much is counted for a scheduled key, have it flushed before it is due, so
- * that there is room for the increments of others.  That does not help a key
- * that cannot be flushed.
+ * If a scheduled key has a large count, request an early flush, so that there
+ * is room for the increments of others.  That would not help a key that cannot
+ * be flushed.
  */
 static inline void
 flush_if_large(SharedBuffer *buffer, SharedCounter *counter)
@@ -238,8 +242,8 @@ flush_if_large(SharedBuffer *buffer, SharedCounter *counter)
 }
 
 /*
- * Schedule a counter that something was added to, unless another process just
- * has.  `counted_at' is the time of the increment, plus the jitter.
+ * Schedule a counter that something was added to, unless another process has
+ * just done so.  `counted_at' is the time of the increment, plus the jitter.
  */
 static void
 schedule_counter(SharedBuffer *buffer, CounterRef ref, ClockTime counted_at)
@@ -256,7 +260,10 @@ schedule_counter(SharedBuffer *buffer, CounterRef ref, ClockTime counted_at)
 		registry_wake(buffer);
 }
 
-/* When a key counts as counted that is first counted now: with the jitter. */
+/*
+ * Get `counted_at' for a key that is first counted now: the time plus the
+ * jitter.
+ */
 static ClockTime
 count_time(SharedBuffer *buffer, ClockTime now)
 {
@@ -268,10 +275,10 @@ count_time(SharedBuffer *buffer, ClockTime now)
 }
 
 /*
- * Add to a pinned counter, schedule it if it was idle, and unpin it.  If a lot
- * is counted, the buffer is asked to flush early.  `now' is 0 until the time is
- * needed, which it is not for a counter that is scheduled already; then it is
- * read, for the next calls, too.
+ * Add to a pinned counter, schedule it if it was idle, and unpin it.  If its
+ * count becomes large, request an early flush.  `now' must be 0 in the first
+ * of a series of calls; it is set when the time is needed, which it is not for
+ * counters that are already scheduled.
  *
  * Takes no lock, cannot fail.  The lock that goes with a large delta is
  * released with the transaction's other locks, later, or by
@@ -295,7 +302,7 @@ counters_add(SharedBuffer *buffer, CounterPin *pin, int64 delta,
 	release_pin(pin);
 }
 
-/* The same for what was counted before, at `counted_at'. */
+/* Likewise, for a saved count that was counted at `counted_at'. */
 void
 counters_add_loaded(SharedBuffer *buffer, CounterPin *pin, int64 delta,
 					ClockTime counted_at)
@@ -310,8 +317,8 @@ counters_add_loaded(SharedBuffer *buffer, CounterPin *pin, int64 delta,
 }
 
 /*
- * Ask the worker for a key's flush.  Nothing happens if the buffer does not
- * hold the key.  May raise an error.  The caller wakes the worker.
+ * Ask the worker to flush a key.  Does nothing if the buffer does not hold the
+ * key.  May raise an error.  The caller wakes the worker.
  */
 void
 counters_request_flush(SharedBuffer *buffer, const CounterTable *table,
@@ -320,7 +327,7 @@ counters_request_flush(SharedBuffer *buffer, const CounterTable *table,
 	dsa_pointer request = requests_allocate_flush();
 	CounterRef	ref;
 
-	/* when memory is out, a flush is just what helps: flush all */
+	/* if memory is out, flushing everything helps */
 	if (!DsaPointerIsValid(request))
 	{
 		requests_ask(&buffer->requests, REQUEST_FLUSH_ALL);
@@ -340,12 +347,13 @@ counters_request_flush(SharedBuffer *buffer, const CounterTable *table,
 
 /*
  * Pin every counter of a buffer, for TRUNCATE.  Returns an array in the
- * current memory context.
+ * current memory context.  Raises an error if memory is out; then nothing is
+ * pinned.
  *
- * The caller holds AccessExclusiveLock on the relation, and nothing that was
- * saved is still to be loaded, so nobody adds keys and the worker takes
- * nothing.  The array must be there, and everything mapped, before the first
- * pin: from there to the return nothing may fail.
+ * The caller holds AccessExclusiveLock on the relation, and all saved counts
+ * are loaded, so no process adds keys or takes counts.  The array must be
+ * allocated, and everything mapped, before the first pin: from then on nothing
+ * may fail.
  */
 CounterPin *
 counters_pin_all(const CounterTable *table, int *npins)
@@ -397,9 +405,9 @@ counters_clear(SharedBuffer *buffer, CounterPin *pin)
 }
 
 /*
- * Wait until nobody holds a pin on any counter, now that the registry is
- * closed.  Returns false when that takes too long.  Requests are dropped: they
- * hold pins, and a transaction that commits may still make some.
+ * Wait until no counter is pinned.  The caller has claimed the buffer and
+ * closed the registry.  Returns false if that takes too long.  Also drops
+ * requests: they hold pins, and a committing transaction may still make some.
  */
 bool
 counters_wait_unpinned(SharedBuffer *buffer, const CounterTable *table,
@@ -419,7 +427,10 @@ counters_wait_unpinned(SharedBuffer *buffer, const CounterTable *table,
 			pinned = counter_has_flag(ref.counter, COUNTER_PINS);
 		table_end_scan(&scan);
 
-		/* whoever has one may need the partition's lock to get to the end */
+		/*
+		 * Sleep without a lock: the process with the pin may need the
+		 * partition's lock.
+		 */
 		if (!pinned || clock_now() >= until)
 			break;
 		pg_usleep(1000);

@@ -13,30 +13,31 @@
 #include "registry.h"
 
 /*
- * Concurrent transactions each make sure beforehand that what they add stays
- * in bigint's range, and none of them sees what the others are about to add.
- * That is sound without further ado while deltas and counts are moderate:
- * even as many backends as PostgreSQL can have do not get from one limit to
- * the end of the range.  Others go by turns; see counters_pin().
+ * Each transaction checks beforehand that what it adds stays in bigint's
+ * range, but does not see what concurrent transactions are about to add.  That
+ * is safe while deltas and counts are moderate: even the maximum number of
+ * backends cannot get from one limit to the end of the range.  Others take
+ * turns; see counters_pin().
  *
- * Larger deltas do not take a key beyond LARGE_COUNT, so that no increment of
- * a moderate delta fails or waits for them; and a key that has more than that
- * is flushed early.
+ * Larger deltas may not take a key beyond LARGE_COUNT, so that no increment
+ * with a moderate delta fails or waits because of them.  A key beyond
+ * LARGE_COUNT is flushed early.
  */
 #define MODERATE_DELTA		(INT64CONST(1) << 40)
 #define LARGE_COUNT			(INT64CONST(1) << 61)
 #define MODERATE_COUNT		(INT64CONST(1) << 62)
 
+/* Is |value| <= limit? */
 static inline bool
 count_is_within(int64 value, int64 limit)
 {
 	return (uint64) value + (uint64) limit <= 2 * (uint64) limit;
 }
 
-/* A backend's hold on a counter: what it needs to add without failing. */
+/* A pinned counter, to which a backend can add without failing. */
 typedef struct CounterPin
 {
-	CounterRef	ref;			/* without a counter: not held */
+	CounterRef	ref;			/* no counter: not pinned */
 	bool		locked;			/* its transaction takes a turn */
 } CounterPin;
 

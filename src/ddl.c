@@ -1,14 +1,15 @@
 /*-------------------------------------------------------------------------
  *
  * ddl.c
- *	  Statements that concern our workers: hooks on what is altered or dropped.
+ *	  Hooks on DDL that concerns our workers.
  *
- * A buffer that was altered or dropped: its worker looks at the definition when
- * the transaction has committed.  A database that a statement needs alone: the
- * workers of our buffers leave it first, and stay away as long as it takes.
+ * If a buffer was altered or dropped, its worker rereads the definition once
+ * the transaction has committed.  If a statement needs exclusive use of a
+ * database, our workers leave the database first, and stay out until the
+ * statement is done.
  *
- * A session that has not loaded the library tells nobody.  Workers notice what
- * it has done when they next flush, or before they leave.
+ * A session that has not loaded the library notifies nobody.  Workers notice
+ * its changes when they next flush, or before they leave.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -31,18 +32,19 @@
 #include "utils/memutils.h"
 #include "utils/syscache.h"
 
-/* how long DROP DATABASE and the like keep workers out, at the most */
+/* how long DROP DATABASE and the like keep workers out, at most */
 #define EVICTION_MSECS			60000
 
-/* how long they wait for workers to leave */
+/* how long they wait for workers to leave, at most */
 #define EVICTION_WAIT_MSECS		5000
 
-/* Buffers that the transaction has altered or dropped. */
+/* A buffer that the transaction has altered or dropped. */
 typedef struct ChangedBuffer
 {
 	SharedBuffer *shared;
-	int			level;			/* of the subtransaction that did it */
-	Oid			owner;			/* as it is when the transaction commits */
+	int			level;			/* nesting level of the subtransaction that
+								 * did it */
+	Oid			owner;			/* the owner at commit */
 	bool		made;			/* the transaction has made the shared part */
 } ChangedBuffer;
 
@@ -101,13 +103,13 @@ ddl_note_made(SharedBuffer *shared)
 }
 
 /*
- * Called for every object that is altered or dropped.  When it is a buffer,
- * its worker is told at the end of the transaction.
+ * Note that an object was altered or dropped.  If it is a buffer, its worker
+ * is notified at the end of the transaction.
  *
- * Altering or dropping has taken AccessExclusiveLock on the relation, or, for
- * sb_start() and sb_stop(), a lock on it and the worker's gate.  So the buffer
- * stays until then; and the worker, which must pass the gate and lock the
- * relation to look at it, sees what was committed.
+ * The statement has taken AccessExclusiveLock on the relation, or in
+ * sb_start() and sb_stop(), a lock on it and the worker's gate.  So the
+ * SharedBuffer stays until then.  The worker must pass the gate and lock the
+ * relation before it looks at the definition, so it sees what was committed.
  */
 static void
 note_change(Oid classId, Oid objectId)
@@ -126,7 +128,10 @@ note_change(Oid classId, Oid objectId)
 	add_changed(shared, false);
 }
 
-/* Has the transaction altered the buffer?  It may yet roll back. */
+/*
+ * Has the transaction altered or dropped the buffer?  If so, it may yet roll
+ * back.
+ */
 bool
 ddl_has_altered(SharedBuffer *shared)
 {
@@ -176,7 +181,7 @@ xact_callback(XactEvent event, void *arg)
 		case XACT_EVENT_PREPARE:
 
 			/*
-			 * Who looks at a buffer that was changed by a prepared
+			 * A process that looks at a buffer that was changed by a prepared
 			 * transaction waits for its lock, until it is committed or rolled
 			 * back.
 			 */
@@ -184,7 +189,7 @@ xact_callback(XactEvent event, void *arg)
 			{
 				ChangedBuffer *entry = lfirst(lc);
 
-				/* the launcher cannot look for itself, and may be waiting */
+				/* the launcher cannot look up the owner itself */
 				if (OidIsValid(entry->owner))
 					registry_set_owner(entry->shared, entry->owner);
 				registry_start_after(entry->shared, 0);
@@ -202,7 +207,10 @@ xact_callback(XactEvent event, void *arg)
 	}
 }
 
-/* Who rolled back may not have the lock any more. */
+/*
+ * Forget changes by subtransactions that are rolled back: they release their
+ * locks.
+ */
 static void
 subxact_callback(SubXactEvent event, SubTransactionId subid,
 				 SubTransactionId parent_subid, void *arg)
@@ -229,7 +237,7 @@ subxact_callback(SubXactEvent event, SubTransactionId subid,
 	}
 }
 
-/* Workers see at once what becomes of their buffers. */
+/* Object access hook. */
 static void
 object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId,
 			  void *arg)
@@ -246,8 +254,9 @@ object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId,
  */
 
 /*
- * Keep workers out of a database until then; a time in the past lets them in
- * again.
+ * Keep workers out of a database until the given time, or if it is 0, let them
+ * in again.  If there are too many evictions, this replaces the one that ends
+ * first.  Takes SharedControl.lock.
  */
 static void
 set_eviction(Oid dboid, ClockTime until)
@@ -271,7 +280,10 @@ set_eviction(Oid dboid, ClockTime until)
 	LWLockRelease(&shared_control->lock);
 }
 
-/* Until when workers must keep out of a database; 0 for not at all. */
+/*
+ * Get the time until which workers must stay out of a database, or 0 if they
+ * need not.  Takes SharedControl.lock.
+ */
 ClockTime
 ddl_evicted_until(Oid dboid)
 {
@@ -285,7 +297,10 @@ ddl_evicted_until(Oid dboid)
 	return until > clock_now() ? until : 0;
 }
 
-/* Is there a worker in the database? */
+/*
+ * Does any buffer of the database have a worker?  Locks partitions of the
+ * registry.
+ */
 static bool
 has_workers(Oid dboid)
 {
@@ -301,9 +316,9 @@ has_workers(Oid dboid)
 }
 
 /*
- * Ask the workers of a database to leave, and to keep out until
- * admit() is called.  If `wait', waits until they are gone, but not
- * for long: a handler may be at work.
+ * Ask the workers of a database to leave, and to stay out until admit() is
+ * called.  With `wait', waits until they are gone, up to EVICTION_WAIT_MSECS:
+ * a handler may be running.
  */
 static void
 evict(Oid dboid, bool wait)
@@ -337,7 +352,7 @@ admit(Oid dboid)
 		return;
 	set_eviction(dboid, 0);
 
-	/* that also has the launcher find out whether it is gone */
+	/* this also makes the launcher check whether the database is gone */
 	registry_begin_scan(&scan);
 	while ((buffer = registry_next(&scan)) != NULL)
 		if (buffer->key.dboid == dboid)
@@ -347,9 +362,8 @@ admit(Oid dboid)
 }
 
 /*
- * The database that a statement needs for itself, without other processes
- * connected to it; InvalidOid for none.  `force' is set when it terminates
- * them.
+ * Get the database that a statement needs exclusive use of, or InvalidOid.
+ * Sets `force' if the statement terminates other processes in it.
  */
 static Oid
 database_wanted_alone(Node *statement, bool *force)
@@ -399,6 +413,10 @@ database_wanted_alone(Node *statement, bool *force)
 	return InvalidOid;
 }
 
+/*
+ * Utility hook: evict workers while a statement needs exclusive use of a
+ * database.
+ */
 static void
 process_utility(PlannedStmt *pstmt, const char *query_string,
 				bool read_only_tree, ProcessUtilityContext context,
@@ -410,7 +428,7 @@ process_utility(PlannedStmt *pstmt, const char *query_string,
 	bool		force;
 	Oid			dboid = database_wanted_alone(pstmt->utilityStmt, &force);
 
-	/* nobody who may not do it must have workers leave for it */
+	/* do not evict workers for users who may not run the statement */
 	if (!OidIsValid(dboid) || dboid == MyDatabaseId ||
 		!compat_owns_database(dboid, GetUserId()))
 	{
@@ -432,7 +450,7 @@ process_utility(PlannedStmt *pstmt, const char *query_string,
 	PG_END_TRY();
 }
 
-/* Set up this room, when the module is loaded. */
+/* Set up this room.  Called once, when the module is loaded. */
 void
 ddl_init(void)
 {

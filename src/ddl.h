@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * ddl.h
- *	  Statements that concern our workers.
+ *	  Hooks on DDL that concerns our workers.
  *
  * Copyright (c) 2026, statbuffer developers
  *

@@ -4,8 +4,8 @@
  *	  Waiting for a flush of everything that was published.
  *
  * A session asks for a drain and waits for the worker: see SharedDrain.  As it
- * does not wait for a lock, no deadlock detector sees it; this room finds out
- * whether the worker waits for the session in turn.
+ * does not wait for a lock, the deadlock detector does not see it.  So this
+ * file checks whether the worker waits for the session in turn.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -25,7 +25,10 @@
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 
-/* How a drain stands, and which process is the worker; 0: none. */
+/*
+ * Get the state of a drain, and the PID of the worker, or 0.  Locks the
+ * registry's partition.  Raises an error if the buffer is gone.
+ */
 static DrainState
 look_at_drain(const SharedBufferKey *key, uint64 ticket, pid_t *worker_pid)
 {
@@ -47,7 +50,10 @@ look_at_drain(const SharedBufferKey *key, uint64 ticket, pid_t *worker_pid)
 	return state;
 }
 
-/* Has the transaction a lock on the relation, of that mode or a stronger one? */
+/*
+ * Does the transaction hold a lock on the relation, of that mode or a stronger
+ * one?
+ */
 static bool
 has_locked(Oid relid, LOCKMODE weakest)
 {
@@ -61,8 +67,8 @@ has_locked(Oid relid, LOCKMODE weakest)
 }
 
 /*
- * Does the transaction keep the worker out?  It has altered or truncated the
- * buffer, or stopped it.
+ * Does this transaction itself keep the worker out, because it has altered,
+ * truncated or stopped the buffer?
  */
 bool
 drain_is_locked_out_by_us(SbBuffer *buffer)
@@ -79,8 +85,8 @@ drain_is_locked_out_by_us(SbBuffer *buffer)
 }
 
 /*
- * Does a process wait for a lock of ours, or for somebody who does?  Looks at
- * all locks of the server, so it is not to be called often.
+ * Does a process wait, directly or not, for a lock that this process holds?
+ * Checks all locks of the server, so it must not be called often.
  */
 static bool
 waits_for_us(int pid)
@@ -106,21 +112,21 @@ waits_for_us(int pid)
 	return false;
 }
 
-/* A session that waits. */
+/* The state of a session that waits for a drain. */
 typedef struct DrainWait
 {
 	SharedBufferKey key;
 	uint64		ticket;
-	bool		locked;			/* has locks that are in the way of others */
+	bool		locked;			/* holds locks that may block others */
 	ClockTime	start;
 	int64		timeout;		/* milliseconds; negative: no limit */
-	ClockTime	blocked_since;	/* 0: is not */
-	ClockTime	looked_at;		/* when we looked who waits for us */
+	ClockTime	blocked_since;	/* 0 if it is not blocked */
+	ClockTime	looked_at;		/* time of the last deadlock check */
 } DrainWait;
 
 /*
- * Look how a drain stands.  Returns DRAIN_WAITING if it makes sense to wait on,
- * for up to `msecs'.
+ * Check the state of a drain.  Returns DRAIN_WAITING if the session should go
+ * on waiting, for up to `msecs'.
  */
 static DrainState
 check_wait(DrainWait *wait, int64 *msecs)
@@ -141,7 +147,7 @@ check_wait(DrainWait *wait, int64 *msecs)
 		*msecs = Min(left, *msecs);
 	}
 
-	/* it may just have been started again */
+	/* it may have been restarted since */
 	if (state == DRAIN_STOPPED)
 	{
 		bool		stopped = buffer_open(wait->key.relid, RowShareLock)->options.stopped;
@@ -151,7 +157,7 @@ check_wait(DrainWait *wait, int64 *msecs)
 			return DRAIN_STOPPED;
 	}
 
-	/* a session that locks it for a moment is not to blame */
+	/* ignore sessions that lock it only for a moment */
 	if (state != DRAIN_BLOCKED || !wait->locked)
 		wait->blocked_since = 0;
 	else if (wait->blocked_since == 0)
@@ -159,7 +165,7 @@ check_wait(DrainWait *wait, int64 *msecs)
 	else if (clock_passed(wait->blocked_since, now, DeadlockTimeout))
 		return DRAIN_BLOCKED;
 
-	/* no deadlock detector sees that we wait, so look who waits for us */
+	/* the deadlock detector does not see our wait, so check for it here */
 	if (clock_passed(wait->looked_at, now, DeadlockTimeout))
 	{
 		wait->looked_at = now;
@@ -183,19 +189,22 @@ check_not_ours(SbBuffer *buffer)
 }
 
 /*
- * Have everything flushed that was published so far, and wait until it is, for
- * up to `timeout' milliseconds; negative: no limit.
+ * Flush everything that was published so far, and wait for it, for up to
+ * `timeout' milliseconds; negative means no limit.
  *
- * The caller has opened the buffer with RowShareLock, which is released for the
- * wait.  Otherwise, a session that wants to alter the buffer would wait for us,
- * the worker for that session, and we for the worker; and because we do not wait
- * for a lock, no deadlock detector would notice.  If the transaction has other
- * locks on the buffer, DRAIN_BLOCKED says that this has happened, and
- * DRAIN_DEADLOCK that the handler waits for us.
+ * The caller has opened the buffer with RowShareLock, which is released for
+ * the wait.  Otherwise, a session that wants to alter the buffer would wait
+ * for us, the worker for that session, and we for the worker; and because we
+ * do not wait for a lock, the deadlock detector would not notice.  If the
+ * transaction has other locks on the buffer, DRAIN_BLOCKED means that this has
+ * happened, and DRAIN_DEADLOCK means that the handler waits for us.
  *
- * With `stopping' the caller has STOP_LOCK, which is kept: nobody publishes
- * anything meanwhile.  Then DRAIN_DEADLOCK says that the handler waits for a
- * session that is about to count.
+ * With `stopping', the caller holds STOP_LOCK, which is kept: no session
+ * publishes anything meanwhile.  Then DRAIN_DEADLOCK means that the handler
+ * waits for a session that is about to count.
+ *
+ * Raises an error if the transaction itself keeps the worker out, in the
+ * buffer's own handler, and if the buffer is gone.
  */
 DrainState
 drain_wait(SbBuffer *buffer, int64 timeout, bool stopping)
@@ -211,7 +220,7 @@ drain_wait(SbBuffer *buffer, int64 timeout, bool stopping)
 
 	check_not_ours(buffer);
 
-	/* what is not loaded yet cannot be flushed */
+	/* saved counts must be loaded before they can be flushed */
 	loaded = launch_await_load();
 	if (!buffer_attach(buffer, false))
 		return loaded ? DRAIN_DONE : DRAIN_TIMED_OUT;
@@ -230,7 +239,7 @@ drain_wait(SbBuffer *buffer, int64 timeout, bool stopping)
 	if (!stopping)
 		UnlockRelationOid(wait.key.relid, RowShareLock);
 
-	/* row types of keys stay locked, as they may be others' */
+	/* keep the locks on row types, which other code may rely on */
 	wait.locked = !stopping &&
 		(has_locked(wait.key.relid, AccessShareLock) ||
 		 buffer->shape->nrow_types > 0);

@@ -12,13 +12,14 @@
 
 #include "buffer.h"
 
-/* How a drain stands, or has ended. */
+/* The state of a drain, or its result. */
 typedef enum DrainState
 {
 	DRAIN_WAITING,
 	DRAIN_DONE,
 	DRAIN_TIMED_OUT,
-	DRAIN_STOPPED,				/* no worker comes while it is stopped */
+	DRAIN_STOPPED,				/* the buffer is stopped, so there is no
+								 * worker */
 	DRAIN_BLOCKED,				/* the worker cannot lock the relation */
 	DRAIN_DEADLOCK				/* the worker waits for this transaction */
 } DrainState;

@@ -3,9 +3,14 @@
  * fdw.c
  *	  The foreign table: scan, insert, truncate.
  *
- * A scan copies what it needs before it returns the first row, because it can
- * hold no lock of the counters between rows.  Rows are the keys with something
- * counted and not yet stored, what the transaction itself has added included.
+ * A scan copies all rows before it returns the first, because it cannot hold
+ * the locks of the table of counters between rows.  The rows are the keys with
+ * a count that is not stored yet, including what the transaction itself has
+ * added.
+ *
+ * Functions that are assigned in statbuffer_fdw_handler() implement the FDW
+ * callback that their comment names; "FDW Callback Routines" in PostgreSQL's
+ * documentation says when they are called.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -37,7 +42,7 @@
 
 COMPAT_FUNCTION_INFO_V1(statbuffer_fdw_handler);
 
-/* Rows of a scan are copied into blocks of so many bytes, or more. */
+/* size of the blocks into which the rows of a scan are copied */
 #define SCAN_BLOCK_SIZE		(256 * 1024)
 
 typedef struct ScanRow
@@ -57,16 +62,16 @@ typedef struct ScanBlock
 typedef struct BufferScan
 {
 	SbBuffer   *buffer;
-	const BufferShape *shape;	/* that the rows are of */
+	const BufferShape *shape;	/* of the rows */
 	BufferUse	use;
 	bool		filled;
 	MemoryContext context;		/* of the rows */
-	MemoryContext row_context;	/* of the row that was returned last */
+	MemoryContext row_context;	/* of the row last returned */
 	ScanBlock  *first;
 	ScanBlock  *last;
 	uint64		nrows;
 
-	/* what comes next */
+	/* position of the next row */
 	ScanBlock  *block;
 	Size		offset;
 } BufferScan;
@@ -88,6 +93,10 @@ typedef struct BufferInsert
  * ------------------------------------------------------------------------
  */
 
+/*
+ * GetForeignRelSize: estimate the number of rows from the number of keys held.
+ * Takes AccessShareLock on the buffer.
+ */
 static void
 get_rel_size(PlannerInfo *root, RelOptInfo *rel, Oid relid)
 {
@@ -102,10 +111,11 @@ get_rel_size(PlannerInfo *root, RelOptInfo *rel, Oid relid)
 													 0, JOIN_INNER, NULL));
 }
 
+/* GetForeignPaths: there is only one path, a full scan. */
 static void
 get_paths(PlannerInfo *root, RelOptInfo *rel, Oid relid)
 {
-	/* everything is copied before the first row comes */
+	/* all rows are copied before the first is returned */
 	Cost		startup = cpu_operator_cost * rel->tuples;
 	Cost		total = startup + (cpu_tuple_cost +
 								   rel->baserestrictcost.per_tuple) * rel->tuples;
@@ -115,6 +125,7 @@ get_paths(PlannerInfo *root, RelOptInfo *rel, Oid relid)
 														  total));
 }
 
+/* GetForeignPlan: the executor checks all conditions. */
 static ForeignScan *
 get_plan(PlannerInfo *root, RelOptInfo *rel, Oid relid,
 		 ForeignPath *best_path, List *tlist, List *scan_clauses,
@@ -124,6 +135,10 @@ get_plan(PlannerInfo *root, RelOptInfo *rel, Oid relid,
 							rel->relid, NIL, NIL, NIL, NIL, outer_plan);
 }
 
+/*
+ * BeginForeignScan: open the buffer, but copy nothing yet.  Takes
+ * AccessShareLock on the buffer.
+ */
 static void
 begin_scan(ForeignScanState *node, int eflags)
 {
@@ -143,11 +158,12 @@ begin_scan(ForeignScanState *node, int eflags)
 											   "statbuffer scan row",
 											   ALLOCSET_DEFAULT_SIZES);
 
-	/* until the scan ends, as the rows are of the types as they are now */
+	/* keep the types as they are until the scan ends */
 	buffer_begin_use(state->buffer, &state->use);
 	node->fdw_state = state;
 }
 
+/* Append a row to the scan, unless its count is 0. */
 static void
 add_row(BufferScan *state, const char *key, uint16 keylen, int64 count)
 {
@@ -178,19 +194,21 @@ add_row(BufferScan *state, const char *key, uint16 keylen, int64 count)
 	state->nrows++;
 }
 
+/* Copy a shared key: a CounterVisitor. */
 static void
 visit_counter(const CounterInfo *info, void *arg)
 {
 	add_row(arg, info->key, info->keylen, info->count + info->in_flight);
 }
 
+/* Copy a key of the transaction: a PendingVisitor. */
 static void
 visit_pending(const KeyBytes *key, int64 delta, void *arg)
 {
 	add_row(arg, key->data, key->len, delta);
 }
 
-/* Put the transaction's own increments on top of the rows. */
+/* Add the transaction's own increments to the rows. */
 static void
 add_pending(BufferScan *state)
 {
@@ -218,8 +236,9 @@ add_pending(BufferScan *state)
 }
 
 /*
- * Copy the keys and counts.  What is planned and begun may be run only after
- * the buffer's columns have gone with their types.
+ * Copy the keys and counts.  Raises an error if the transaction has altered
+ * the key columns since the scan began.  The scan may be planned and started,
+ * but only run after the buffer's columns were dropped with their types.
  */
 static void
 fill(BufferScan *state)
@@ -238,6 +257,7 @@ fill(BufferScan *state)
 	state->offset = 0;
 }
 
+/* IterateForeignScan: return the next row.  The first call copies them all. */
 static TupleTableSlot *
 iterate_scan(ForeignScanState *node)
 {
@@ -267,7 +287,7 @@ iterate_scan(ForeignScanState *node)
 		state->offset += MAXALIGN(offsetof(ScanRow, key) +
 								  KEY_LENGTH(row->keylen));
 
-		/* the transaction has undone what others have counted */
+		/* skip keys whose sum with our own increments is 0 */
 	} while (row->count == 0);
 
 	MemoryContextReset(state->row_context);
@@ -289,16 +309,20 @@ iterate_scan(ForeignScanState *node)
 	return ExecStoreVirtualTuple(slot);
 }
 
+/*
+ * ReScanForeignScan: return the same rows again, because a statement sees one
+ * state of the buffer.
+ */
 static void
 rescan(ForeignScanState *node)
 {
 	BufferScan *state = node->fdw_state;
 
-	/* the same rows again: a statement sees one state of the buffer */
 	state->block = state->first;
 	state->offset = 0;
 }
 
+/* EndForeignScan: free the rows. */
 static void
 end_scan(ForeignScanState *node)
 {
@@ -312,6 +336,7 @@ end_scan(ForeignScanState *node)
 	}
 }
 
+/* ExplainForeignScan: with ANALYZE, show how many keys were copied. */
 static void
 explain_scan(ForeignScanState *node, ExplainState *es)
 {
@@ -327,7 +352,7 @@ explain_scan(ForeignScanState *node, ExplainState *es)
  * ------------------------------------------------------------------------
  */
 
-/* Open the buffer to count in it, and make room for its keys' columns. */
+/* Open the buffer for counting, and allocate space for the key columns. */
 static void
 open_for_insert(BufferInsert *state, Oid relid)
 {
@@ -340,6 +365,11 @@ open_for_insert(BufferInsert *state, Oid relid)
 	state->isnull = repalloc(state->isnull, natts * sizeof(bool));
 }
 
+/*
+ * BeginForeignInsert: open the buffer for INSERT, COPY, or rows that are
+ * routed to a partition.  Takes RowExclusiveLock on the buffer.  Raises an
+ * error if it is stopped.
+ */
 static void
 begin_insert(ModifyTableState *mtstate, ResultRelInfo *rinfo)
 {
@@ -354,6 +384,7 @@ begin_insert(ModifyTableState *mtstate, ResultRelInfo *rinfo)
 	rinfo->ri_FdwState = state;
 }
 
+/* BeginForeignModify: open the buffer, unless this is EXPLAIN. */
 static void
 begin_modify(ModifyTableState *mtstate, ResultRelInfo *rinfo,
 			 List *fdw_private, int subplan_index, int eflags)
@@ -363,9 +394,12 @@ begin_modify(ModifyTableState *mtstate, ResultRelInfo *rinfo,
 }
 
 /*
- * Where the count column was left out, the default was that of the relation
- * that the statement names.  Of another server's foreign table, or of a
- * partitioned table, that may be none though the buffer itself has one.
+ * Raise the error that the count is null.
+ *
+ * If the statement has left out the count column, the default comes from the
+ * relation that the statement names.  If that is a foreign table of another
+ * server or a partitioned table, it may have none even though the buffer has
+ * one.
  */
 static void
 report_null_count(TupleDesc desc, SbBuffer *buffer)
@@ -381,6 +415,10 @@ report_null_count(TupleDesc desc, SbBuffer *buffer)
 			 errhint("Give the column DEFAULT 1, or specify a count.")));
 }
 
+/*
+ * ExecForeignInsert: add a row's count to its key, as sb_increment() does.
+ * Raises the errors of key_form() and pending_add(), or if the count is null.
+ */
 static TupleTableSlot *
 insert_row(EState *estate, ResultRelInfo *rinfo, TupleTableSlot *slot,
 		   TupleTableSlot *plan_slot)
@@ -417,6 +455,7 @@ insert_row(EState *estate, ResultRelInfo *rinfo, TupleTableSlot *slot,
 	return slot;
 }
 
+/* ExplainForeignModify: show what an INSERT does. */
 static void
 explain_modify(ModifyTableState *mtstate, ResultRelInfo *rinfo,
 			   List *fdw_private, int subplan_index, ExplainState *es)
@@ -424,6 +463,10 @@ explain_modify(ModifyTableState *mtstate, ResultRelInfo *rinfo,
 	ExplainPropertyText("Statbuffer", "increments, published at commit", es);
 }
 
+/*
+ * ExecForeignTruncate: discard what buffers hold, when the transaction
+ * commits.  Core has checked privileges and taken AccessExclusiveLock.
+ */
 static void
 truncate_buffers(List *rels, DropBehavior behavior, bool restart_seqs)
 {
@@ -439,6 +482,10 @@ truncate_buffers(List *rels, DropBehavior behavior, bool restart_seqs)
  * ------------------------------------------------------------------------
  */
 
+/*
+ * statbuffer_fdw_handler(): the handler function of the foreign-data wrapper.
+ * Returns its callbacks.
+ */
 Datum
 statbuffer_fdw_handler(PG_FUNCTION_ARGS)
 {
@@ -464,8 +511,8 @@ statbuffer_fdw_handler(PG_FUNCTION_ARGS)
 }
 
 /*
- * Has a statement used foreign tables that are no buffers?  To be asked before
- * the executor ends.
+ * Has a statement used foreign tables that are not buffers?  Must be called
+ * before the executor ends.
  */
 bool
 fdw_others_used(EState *estate)

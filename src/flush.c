@@ -1,19 +1,19 @@
 /*-------------------------------------------------------------------------
  *
  * flush.c
- *	  One flush: from what is due to what is stored.
+ *	  One flush: from due keys to stored counts.
  *
- * Takes a batch of due keys, hands them to the sink, and commits.  Knows the
- * buffer's definition as it is at that moment, and decides what becomes of what
- * fails.
+ * A flush takes a batch of due keys, delivers it to the sink, and commits.
+ * Before that it rereads the buffer's definition if it has changed.  This file
+ * also decides what happens to keys that fail.
  *
  * A batch belongs to a transaction from the moment it is taken.  The
- * transaction's callbacks commit or restore it, where no interrupt can come
- * between; so nothing is lost or stored twice however the transaction ends.
+ * transaction's callbacks commit or restore it, while interrupts are held.  So
+ * no count is lost or stored twice, however the transaction ends.
  *
- * When a batch fails, what was taken is due again at once.  If it is not
- * known which key was to blame, all are suspects: they come in batches of
- * their own, of half as many, until the one that fails is alone.  It backs
+ * If a batch fails, its keys are due again at once.  If it is not known which
+ * key is to blame, all of them are suspects: they are retried in batches of
+ * their own, of half the size, until the one that fails is alone.  It backs
  * off, and the others are stored.
  *
  * Only a worker calls these functions, for its one buffer.
@@ -42,7 +42,7 @@
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
-/* the first attempts of a failing key come at the same pace */
+/* backoff is constant for this many attempts */
 #define STEADY_ATTEMPTS			3
 #define BACKOFF_MAX_MSECS		60000
 
@@ -50,31 +50,31 @@
 #define UNKNOWN_BACKOFF_MSECS	1000
 
 /*
- * Up to this many deadlocks and serialization failures in a row are no failure
- * yet.  The first is followed by a pause of a millisecond, each other one by a
- * pause twice as long.
+ * Up to this many deadlocks and serialization failures in a row do not count
+ * as failures.  The first is followed by a pause of a millisecond, each other
+ * one by a pause twice as long.
  */
 #define CONFLICTS_MAX			10
 
 /*
- * What was cancelled is tried again after this time, or the buffer's backoff
- * if that is less.  After this many in a row a cancel is a failure like any
- * other: it may be the handler that does it.
+ * A flush that was cancelled is retried after this time, or the buffer's
+ * backoff if that is less.  After this many in a row, a cancel is a failure
+ * like any other: it may be the handler that does it.
  */
 #define CANCEL_PAUSE_MSECS		1000
 #define CANCELS_MAX				3
 
 /*
- * The pause before we look again for a relation that is gone, as long as
- * somebody still has a lock on it.
+ * The pause before we check again whether we can remove a buffer whose
+ * relation is gone, while another session still has a lock on it.
  */
 #define GONE_PAUSE_MSECS		100
 
-/* a lasting failure is logged again after this; another one after that */
+/* the same failure is logged again after this; a different one after that */
 #define LOG_AGAIN_MSECS			60000
 #define LOG_OTHER_MSECS			1000
 
-/* What is done in one transaction. */
+/* The work of one transaction: see attempt(). */
 typedef void (*FlushStep) (FlushState *flush, ClockTime now);
 
 /* ------------------------------------------------------------------------
@@ -82,7 +82,7 @@ typedef void (*FlushStep) (FlushState *flush, ClockTime now);
  * ------------------------------------------------------------------------
  */
 
-/* How long to wait after a failure, if that is all that is to be considered. */
+/* Get the base of the backoff, in milliseconds. */
 static int
 get_backoff(FlushState *flush)
 {
@@ -102,8 +102,8 @@ retry_time(FlushState *flush, int failures)
 }
 
 /*
- * Log a failure, unless one was logged a while ago, by whichever worker of the
- * buffer.
+ * Log a failure, unless this or another worker of the buffer has logged one a
+ * while ago.
  */
 static void
 log_failure(FlushState *flush, ErrorData *edata, int nkeys)
@@ -144,8 +144,9 @@ log_failure(FlushState *flush, ErrorData *edata, int nkeys)
 }
 
 /*
- * Log what was discarded.  What is not logged because something was logged a
- * while ago is logged later, at the latest when the worker leaves (`at_once').
+ * Log the sum of the counts that were discarded, unless one was logged a while
+ * ago.  Then it is logged later, at the latest when the worker leaves
+ * (`at_once').
  */
 void
 flush_log_discarded(FlushState *flush, bool at_once)
@@ -172,8 +173,9 @@ flush_log_discarded(FlushState *flush, bool at_once)
 }
 
 /*
- * Before the transaction is rolled back: decide what becomes of each key of the
- * batch.  Returns whether a key has failed, and the failure is to be reported.
+ * Before the transaction is rolled back: decide what happens to each key of
+ * the batch.  Returns whether a key has failed, and the failure must be
+ * reported.
  */
 static bool
 classify_failure(FlushState *flush, ErrorData *edata)
@@ -184,9 +186,9 @@ classify_failure(FlushState *flush, ErrorData *edata)
 	int			nfailed = 0;
 
 	/*
-	 * A conflict with others is no failure, for a while.  The other process
-	 * has been woken by now, but may not have been given a processor: it must
-	 * have time to take the lock that we are about to take again.
+	 * A conflict with others does not count as a failure, up to a limit.  The
+	 * other process has been woken by now, but may not be running yet: it
+	 * must have time to take the lock that we are about to take again.
 	 */
 	if (ERRCODE_TO_CATEGORY(edata->sqlerrcode) == ERRCODE_TRANSACTION_ROLLBACK &&
 		flush->conflicts < CONFLICTS_MAX)
@@ -207,7 +209,7 @@ classify_failure(FlushState *flush, ErrorData *edata)
 	}
 	else
 	{
-		/* not known which: the one that it was will fail again, alone */
+		/* it is not known which one: it will fail again, in the end alone */
 		for (int i = 0; i < batch->nitems; i++)
 			if (batch->items[i].count != 0)
 				batch->items[i].outcome = BATCH_SUSPECT;
@@ -227,8 +229,8 @@ classify_failure(FlushState *flush, ErrorData *edata)
 }
 
 /*
- * In PG_CATCH: take the error, and roll the transaction back.  Returns the
- * error if it is to be reported, and with how many keys it came.
+ * In PG_CATCH: copy the error, and roll the transaction back.  Returns the
+ * error if it must be reported, and the number of keys in the batch.
  */
 static ErrorData *
 roll_back(FlushState *flush, int *nitems)
@@ -268,7 +270,10 @@ roll_back(FlushState *flush, int *nitems)
 	return report ? edata : NULL;
 }
 
-/* After a transaction has failed with `nitems' keys: record it, and log it. */
+/*
+ * After a transaction with `nitems' keys has failed: record the failure and
+ * log it.
+ */
 static void
 report_failure(FlushState *flush, ErrorData *edata, int nitems)
 {
@@ -277,7 +282,7 @@ report_failure(FlushState *flush, ErrorData *edata, int nitems)
 
 	if (nitems == 0)
 	{
-		/* not a key but the buffer itself fails */
+		/* the buffer itself has failed, not a key */
 		flush->shared->flush.breakdowns++;
 		flush->paused_until = retry_time(flush, flush->shared->flush.breakdowns);
 		registry_count(flush->shared, STAT_FAILURES, 1);
@@ -305,8 +310,8 @@ xact_callback(XactEvent event, void *arg)
 }
 
 /*
- * Do a step in a transaction.  An error that it raises is reported, and false
- * is returned.
+ * Do a step in a transaction.  If it raises an error, this reports it and
+ * returns false.
  */
 static bool
 attempt(FlushState *flush, FlushStep step, ClockTime now, bool cancellable)
@@ -343,15 +348,16 @@ attempt(FlushState *flush, FlushStep step, ClockTime now, bool cancellable)
  */
 
 /*
- * What is flushed; a BufferLocker has no argument for it.  Set while a step
- * opens the definition.
+ * The buffer being opened, for lock_relation(): a BufferLocker has no argument
+ * for it.
  */
 static SharedRequests *locking_requests = NULL;
 
 /*
- * Lock the buffer's relation, or that of a row type of its keys: a BufferLocker.
- * If another session has locked it, or waits to, those who wait for a drain are
- * woken: that session may be waiting for one of them.
+ * Lock the buffer's relation, or that of a row type of its keys: a
+ * BufferLocker.  If another session has locked it, or waits to, the sessions
+ * that wait for a drain are woken: that session may be waiting for one of
+ * them.
  */
 static void
 lock_relation(Oid relid, LOCKMODE lockmode)
@@ -364,9 +370,9 @@ lock_relation(Oid relid, LOCKMODE lockmode)
 }
 
 /*
- * Before a flush locks the relation: give way to an sb_stop() or sb_start().
- * A worker that waits here has no lock that would be in the way of the
- * transaction that it waits for.
+ * Wait at the gate for sb_stop() or sb_start().  A flush does this before it
+ * locks the relation, so that a worker that waits here has no lock that could
+ * block the transaction that it waits for.
  */
 static void
 pass_gate(FlushState *flush)
@@ -382,9 +388,10 @@ pass_gate(FlushState *flush)
 }
 
 /*
- * The relation is gone: free the buffer.  A session that still counts in it,
- * or has created it and not committed, has a lock, if not always the one that
- * is expected: see pending_open().
+ * The relation is gone: remove the buffer, unless another session has a lock
+ * on it.  A session that still counts in the buffer, or has created it and not
+ * committed, has one, though not always in the expected way: see
+ * lock_for_transaction() in pending.c.
  */
 static void
 drop_buffer(FlushState *flush)
@@ -401,8 +408,8 @@ drop_buffer(FlushState *flush)
 }
 
 /*
- * Is the process still one that may run the handler?  If not, it must not go on
- * with the rights that it has.
+ * May this process still run the handler?  If not, it must not continue with
+ * the rights that it has.
  */
 static bool
 is_owner(FlushState *flush, Oid known_owner)
@@ -410,13 +417,13 @@ is_owner(FlushState *flush, Oid known_owner)
 	if (flush->buffer->owner == GetSessionUserId())
 		return session_is_valid();
 
-	/* if only now the owner is known, the owner's worker can come at once */
+	/* if only now the owner is known, let its worker start at once */
 	if (flush->buffer->owner != known_owner)
 		registry_start_after(flush->shared, 0);
 	return false;
 }
 
-/* Put the options into force that the worker and the schedule go by. */
+/* Apply the options that the worker and the schedule use. */
 static void
 apply_definition(FlushState *flush)
 {
@@ -426,11 +433,11 @@ apply_definition(FlushState *flush)
 
 	session_set_shutdown(buffer->options.shutdown);
 
-	/* keys that are scheduled follow a new interval */
+	/* a new interval also applies to scheduled keys */
 	schedule_set_interval(&shared->schedule,
 						  (int64) buffer->options.interval * 1000, now);
 
-	/* and those that did not fit the key columns may fit them now */
+	/* keys that did not fit the key columns may fit them now */
 	if (shared->flush.seen_shape != buffer->table.shape ||
 		shared->flush.seen_shapes != buffer->table.shapes_number)
 	{
@@ -442,8 +449,9 @@ apply_definition(FlushState *flush)
 }
 
 /*
- * Within a transaction: pass the gate, lock the relation, and see what has
- * changed.  Returns false if there is nothing to flush, or not by this process.
+ * Within a transaction: pass the gate, lock the relation in RowShareLock, and
+ * open the definition.  Returns false if there is nothing to flush, or not by
+ * this process.
  *
  * Raises an error if the buffer cannot work as it is defined.
  */
@@ -504,9 +512,10 @@ check_definition(FlushState *flush, ClockTime now)
 }
 
 /*
- * Look at the definition, outside of a flush.  If a new session of the owner
- * would look for the handler elsewhere than this one does, which has the
- * settings that it began with, another worker takes its place.
+ * Check the definition, outside of a flush.  If a new session of the owner
+ * would look for the handler elsewhere than this one, which has the settings
+ * with which it started, the worker leaves and another one takes its place.
+ * Reports errors instead of raising them.
  */
 void
 flush_check_definition(FlushState *flush)
@@ -530,7 +539,8 @@ compare_flush_keys(const void *a, const void *b, void *order)
 }
 
 /*
- * Sort the batch by key, and merge keys that their types call equal.
+ * Sort the batch by key, and merge keys that are equal by the order of their
+ * types.
  */
 static void
 arrange_batch(FlushState *flush)
@@ -567,7 +577,7 @@ arrange_batch(FlushState *flush)
 		{
 			int64		sum;
 
-			/* what doesn't fit in one call is left for the next batch */
+			/* leave what does not fit in one call for the next batch */
 			if (pg_add_s64_overflow(last->key.count, next.key.count, &sum))
 				batch_pass_over(&flush->batch, next.first_item);
 			else
@@ -580,7 +590,7 @@ arrange_batch(FlushState *flush)
 		sorted[nkeys++] = next;
 	}
 
-	/* counts that add up to nothing are done with */
+	/* there is nothing to store for counts that add up to 0 */
 	flush->nkeys = 0;
 	flush->sink_keys = palloc_extended(n * sizeof(SinkKey), MCXT_ALLOC_HUGE);
 	for (int i = 0; i < nkeys; i++)
@@ -592,7 +602,7 @@ arrange_batch(FlushState *flush)
 	}
 }
 
-/* Before the sink stores keys: a SinkProgress. */
+/* Called by the sink before it stores keys: a SinkProgress. */
 static void
 begin_call(int first_key, int nkeys, void *arg)
 {
@@ -604,7 +614,7 @@ begin_call(int first_key, int nkeys, void *arg)
 	registry_count(flush->shared, STAT_HANDLER_CALLS, 1);
 }
 
-/* Hand the batch over to the sink. */
+/* Deliver the batch to the sink. */
 static void
 deliver(FlushState *flush)
 {
@@ -638,7 +648,7 @@ take_and_deliver(FlushState *flush, ClockTime now)
 	if (!open_definition(flush))
 		return;
 
-	/* the handler can do anything, but not alter what is in use */
+	/* keep the handler from altering the buffer and its row types */
 	buffer_begin_use(flush->buffer, &use);
 	PushActiveSnapshot(GetTransactionSnapshot());
 	MemoryContextSwitchTo(flush->context);
@@ -662,7 +672,7 @@ drop_temporary(FlushState *flush, ClockTime now)
 	PopActiveSnapshot();
 }
 
-/* Clear away what the handler has left in the session. */
+/* Undo what the handler has changed in the session. */
 static void
 reset_session(FlushState *flush)
 {
@@ -671,8 +681,8 @@ reset_session(FlushState *flush)
 }
 
 /*
- * Flush up to a batch of due keys in one transaction.  Does not raise errors
- * of what the user's function and definitions may do.
+ * Flush up to a batch of due keys in one transaction.  Reports errors of user
+ * code and definitions instead of raising them.
  */
 void
 flush_batch(FlushState *flush, ClockTime now)
@@ -712,7 +722,7 @@ flush_batch(FlushState *flush, ClockTime now)
  */
 
 /*
- * The process has claimed a buffer, and is its worker.  To be called before
+ * The process has claimed a buffer, and is its worker.  Must be called before
  * it connects to the database.
  */
 void
@@ -725,7 +735,7 @@ flush_begin(FlushState *flush, SharedBuffer *shared)
 	session_begin(shared);
 }
 
-/* The process is connected. */
+/* The process has connected.  Must be called once. */
 void
 flush_set_connected(FlushState *flush)
 {
@@ -737,8 +747,8 @@ flush_set_connected(FlushState *flush)
 }
 
 /*
- * The process ends, and has rolled back what it did: it does not touch the
- * buffer any more.
+ * The process ends, and has rolled back its transaction.  It does not access
+ * the buffer after this.
  */
 void
 flush_end(FlushState *flush)

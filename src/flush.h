@@ -14,7 +14,10 @@
 #include "buffer.h"
 #include "sink.h"
 
-/* A key that is handed over, with the items of the batch that were merged. */
+/*
+ * A key that is delivered to the sink, with the items of the batch that were
+ * merged into it.
+ */
 typedef struct FlushKey
 {
 	SinkKey		key;
@@ -22,34 +25,34 @@ typedef struct FlushKey
 	int			nitems;
 } FlushKey;
 
-/* What a worker process flushes, and where that stands. */
+/* The state of a worker's flushes. */
 typedef struct FlushState
 {
 	Oid			relid;
-	SharedBuffer *shared;		/* NULL: it is not ours any more */
-	SbBuffer   *buffer;			/* NULL: the definition was not read yet */
-	bool		leaving;		/* the worker's main loop ends */
-	ClockTime	paused_until;	/* the buffer fails, or is in others' way */
+	SharedBuffer *shared;		/* NULL if it is no longer ours */
+	SbBuffer   *buffer;			/* NULL if the definition was not read yet */
+	bool		leaving;		/* the worker's main loop must end */
+	ClockTime	paused_until;	/* the buffer fails, or blocks others */
 
-	/* for one transaction */
+	/* reset for each transaction */
 	MemoryContext context;		/* reset before each */
 	CounterBatch batch;
-	SinkKey    *sink_keys;		/* the keys as they are handed over */
+	SinkKey    *sink_keys;		/* the keys as the sink gets them */
 	FlushKey   *keys;			/* the same, with their items */
 	int			nkeys;
-	int		   *items;			/* numbers of items of the batch */
-	int			current_key;	/* the first one that the sink is storing; -1:
+	int		   *items;			/* indexes in the batch */
+	int			current_key;	/* first key that the sink is storing; -1:
 								 * none */
-	int			current_nkeys;	/* how many it stores at once */
-	bool		preparing;		/* the sink has not got anything yet */
+	int			current_nkeys;	/* number of keys that it stores at once */
+	bool		preparing;		/* the sink has not got any key yet */
 
-	/* from transaction to transaction */
+	/* kept from transaction to transaction */
 	int			conflicts;		/* deadlocks and the like, in a row */
 	int			cancels;		/* in a row */
 
-	/* the log of what was discarded */
+	/* logging of discarded counts */
 	ClockTime	discarded_logged_at;	/* 0: never */
-	uint64		discarded;		/* sum since then */
+	uint64		discarded;		/* sum since discarded_logged_at */
 	bool		any_discarded;
 } FlushState;
 

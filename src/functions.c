@@ -1,8 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * functions.c
- *	  SQL functions: read the arguments, check privileges, and call the room
- *	  that does it.
+ *	  SQL functions that increment, read and flush keys.
+ *
+ * They read the arguments, check privileges, and call the room that does the
+ * work.  Functions that drain, start and stop a buffer are in control.c.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -64,20 +66,21 @@ COMPAT_FUNCTION_INFO_V1(sb_flush);
 COMPAT_FUNCTION_INFO_V1(sb_flush_all);
 
 /*
- * What a function with a key argument keeps from call to call, in fn_extra:
- * so a statement that counts a lot of keys pays once for what is the same.
+ * What a function with a key argument caches in fn_extra from call to call, so
+ * that a statement that counts many keys looks up only once what is the same
+ * for all of them.
  */
 typedef struct CallCache
 {
-	PendingTarget target;		/* `last' only if the key was of type text */
+	PendingTarget target;		/* `last' is only set for keys of type text */
 	bool		by_default;		/* the buffer argument was null */
 
-	Oid			argtype;		/* of the key; this is constant */
+	Oid			argtype;		/* type of the key argument; constant */
 
-	/* how to read keys, and when and for which shape that was found out */
+	/* the reader of keys, and for which generation and shape it was made */
 	uint64		reader_generation;
 	uint64		reader_version;
-	KeyReader  *reader;			/* NULL: not yet */
+	KeyReader  *reader;			/* NULL if not made yet */
 	MemoryContext reader_context;
 	Datum	   *values;
 	bool	   *isnull;
@@ -88,7 +91,10 @@ typedef struct CallCache
  * ------------------------------------------------------------------------
  */
 
-/* The default buffer; InvalidOid when there is none. */
+/*
+ * Get the OID of the default buffer, or InvalidOid if there is none.  Looks in
+ * the schema of the called function.  Takes no lock.
+ */
 Oid
 function_default_buffer(FunctionCallInfo fcinfo)
 {
@@ -96,7 +102,11 @@ function_default_buffer(FunctionCallInfo fcinfo)
 							 get_func_namespace(fcinfo->flinfo->fn_oid));
 }
 
-/* The buffer that an argument says; raises an error if there is none. */
+/*
+ * Get the OID of the buffer that an argument names: the default buffer if it
+ * is null.  Raises an error if it is null and there is no default buffer.
+ * Does not check that the relation exists or is a buffer, and takes no lock.
+ */
 Oid
 function_buffer_argument(FunctionCallInfo fcinfo, int argno)
 {
@@ -130,14 +140,17 @@ get_cache(FunctionCallInfo fcinfo)
 	return cache;
 }
 
-/* Are the keys of the call's and the buffer's type text, and need no reader? */
+/*
+ * Are both the key argument and the buffer's key of type text, so that no
+ * reader is needed?
+ */
 static inline bool
 takes_text(CallCache *cache, const BufferShape *shape)
 {
 	return cache->argtype == TEXTOID && shape->is_text;
 }
 
-/* See that there is a reader for keys of the shape. */
+/* Ensure that the cache has a reader for keys of the shape. */
 static void
 prepare_reader(FunctionCallInfo fcinfo, CallCache *cache, SbBuffer *buffer,
 			   const BufferShape *shape)
@@ -169,8 +182,8 @@ prepare_reader(FunctionCallInfo fcinfo, CallCache *cache, SbBuffer *buffer,
 }
 
 /*
- * Read the key argument into its stored form.  Returns the shape that it is
- * formed under.  Casts and input functions may run, and do anything.
+ * Read the key argument into its stored form.  Returns the shape under which
+ * it was formed.  May run casts and input functions, which can do anything.
  */
 static const BufferShape *
 read_key(FunctionCallInfo fcinfo, CallCache *cache, SbBuffer *buffer,
@@ -204,7 +217,7 @@ read_key(FunctionCallInfo fcinfo, CallCache *cache, SbBuffer *buffer,
  * ------------------------------------------------------------------------
  */
 
-/* Is the buffer that the cache knows still the one, and still open? */
+/* Is the cached buffer the one that the arguments name, and still open? */
 static inline bool
 cache_is_good(FunctionCallInfo fcinfo, CallCache *cache)
 {
@@ -221,8 +234,8 @@ open_for_increment(FunctionCallInfo fcinfo, CallCache *cache)
 }
 
 /*
- * Count what the fast path in increment() cannot.  `is_open' tells that the
- * cache's buffer is the one, and open.
+ * Count what the fast path in increment() does not handle.  `is_open' is the
+ * result of cache_is_good().
  */
 static pg_noinline void
 increment_key(FunctionCallInfo fcinfo, bool async, bool is_open)
@@ -249,7 +262,7 @@ increment_key(FunctionCallInfo fcinfo, bool async, bool is_open)
 		return;
 	}
 
-	/* a subtransaction may have been rolled back, and a lock with it */
+	/* reopen it if code that ran has rolled back what had locked it */
 	if (cache->target.generation != buffer_generation)
 		open_for_increment(fcinfo, cache);
 	last = pending_add(cache->target.buffer, shape, &key, count, cache->target.userid);
@@ -257,8 +270,8 @@ increment_key(FunctionCallInfo fcinfo, bool async, bool is_open)
 }
 
 /*
- * Count.  The usual case comes first: nothing has changed since the last call,
- * and the key is the same text.
+ * Count.  Checks first for the most common case: nothing has changed since the
+ * last call, and the key is the same text.
  */
 static pg_attribute_always_inline void
 increment(FunctionCallInfo fcinfo, bool async)
@@ -276,6 +289,18 @@ increment(FunctionCallInfo fcinfo, bool async)
 		increment_key(fcinfo, async, is_open);
 }
 
+/*
+ * sb_increment(key, count bigint, buffer regclass): add to a key, as part of
+ * the transaction.  There is one SQL function for keys of type text and one
+ * for all other types; the same is true of the other functions that have a
+ * key.
+ *
+ * Requires the INSERT privilege, and SELECT as well to add more than
+ * MODERATE_DELTA.  Takes RowExclusiveLock on the buffer, to the end of the
+ * (sub)transaction.  Raises an error if the buffer is stopped; what depends on
+ * the shared count, such as its range and the memory for the key, is only
+ * checked at commit.
+ */
 Datum
 sb_increment(PG_FUNCTION_ARGS)
 {
@@ -283,6 +308,13 @@ sb_increment(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
+/*
+ * sb_async_increment(key, count bigint, buffer regclass): add to a key
+ * immediately, whatever becomes of the transaction.
+ *
+ * Privileges and locks are those of sb_increment().  Raises all errors
+ * immediately, and also if the transaction has altered the buffer's columns.
+ */
 Datum
 sb_async_increment(PG_FUNCTION_ARGS)
 {
@@ -296,8 +328,8 @@ sb_async_increment(PG_FUNCTION_ARGS)
  */
 
 /*
- * After a key was read: is its shape still that of the buffer?  Code that ran
- * may have dropped a type with its column.
+ * Is the shape under which a key was read still that of the buffer?  Code that
+ * ran may have dropped a type, and the column with it.
  */
 static bool
 key_is_current(SbBuffer *buffer, const BufferShape *shape)
@@ -306,6 +338,13 @@ key_is_current(SbBuffer *buffer, const BufferShape *shape)
 		shape_equal(buffer->shape->keys, shape->keys);
 }
 
+/*
+ * sb_count(key, buffer regclass): what is counted for a key and not yet
+ * stored, including what the transaction itself has added; null if the buffer
+ * does not hold the key.
+ *
+ * Requires the SELECT privilege.  Takes AccessShareLock on the buffer.
+ */
 Datum
 sb_count(PG_FUNCTION_ARGS)
 {
@@ -334,7 +373,7 @@ sb_count(PG_FUNCTION_ARGS)
 													  Int64GetDatum(delta))));
 }
 
-/* Raise an error if there can be no worker. */
+/* Raise an error during recovery, when there can be no worker. */
 void
 function_check_not_standby(void)
 {
@@ -345,6 +384,14 @@ function_check_not_standby(void)
 				 errhint("Connect to the primary server.")));
 }
 
+/*
+ * sb_flush(key, buffer regclass): ask the worker to flush a key at once,
+ * without waiting for it.  What the transaction itself has added is flushed
+ * when it commits.
+ *
+ * The caller must own the buffer.  Takes RowShareLock on it.  Raises an error
+ * if the buffer is stopped.
+ */
 Datum
 sb_flush(PG_FUNCTION_ARGS)
 {
@@ -372,6 +419,7 @@ sb_flush(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
+/* sb_flush_all(buffer regclass): like sb_flush(), for all keys of a buffer. */
 Datum
 sb_flush_all(PG_FUNCTION_ARGS)
 {

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * functions.h
- *	  What SQL functions have in common.
+ *	  Helpers shared by the files with SQL functions.
  *
  * Copyright (c) 2026, statbuffer developers
  *

@@ -2,12 +2,12 @@
  *
  * key.c
  *	  A key's stored form: from datums to bytes and back, conversion of
- *	  arguments, text for people, and the order of keys.
+ *	  arguments, text output, and the order of keys.
  *
  * The stored form is the data part of a heap tuple of the key columns, with
  * every value flat and uncompressed, so that equal input gives equal bytes.
- * If there are nulls, their bitmap stands before it, padded to MAXALIGN, and
- * the length has KEY_HAS_NULLS set.
+ * If there are nulls, their bitmap precedes it, padded to MAXALIGN, and the
+ * length has KEY_HAS_NULLS set.
  *
  * This room knows nothing of buffers or shared memory.
  *
@@ -35,10 +35,10 @@
 #include "utils/sortsupport.h"
 #include "utils/typcache.h"
 
-/* How a value of one type becomes a value of a key column. */
+/* Converts a value of one type to a value of a key column. */
 typedef struct KeyCast
 {
-	ExprState  *state;			/* NULL: as it is */
+	ExprState  *state;			/* NULL if the value needs no conversion */
 	ExprContext *econtext;
 } KeyCast;
 
@@ -46,28 +46,28 @@ struct KeyReader
 {
 	TupleDesc	desc;
 	const char *relname;
-	MemoryContext context;		/* what the casts of fields live in */
+	MemoryContext context;		/* for the casts of a row's fields */
 	Oid			argtype;
-	bool		is_row;			/* the fields are the key columns */
+	bool		is_row;			/* a row, whose fields are the key columns */
 
-	/* text is read by the column's input function */
+	/* text, which the column's input function reads */
 	bool		is_text;
 	FmgrInfo	input;
 	Oid			ioparam;
 
 	/*
-	 * The casts of the columns.  Those of a row's fields are for fields of
-	 * these types, which are compared with each row's: a row type can be
-	 * altered from one call to the next.
+	 * The casts of the columns.  Those for the fields of a row are valid for
+	 * fields of types `argtypes', which must be compared with the types of
+	 * each row: a row type may be altered from one call to the next.
 	 */
-	bool		has_casts;		/* for a row: they are made */
+	bool		has_casts;		/* for a row: the casts are valid */
 	Oid		   *argtypes;
 	KeyCast    *casts;
 };
 
 typedef struct KeyOrderColumn
 {
-	SortSupportData sort;		/* comparator NULL: by the bytes */
+	SortSupportData sort;		/* comparator NULL: compare bytes */
 	bool		byval;
 	int16		len;
 } KeyOrderColumn;
@@ -83,7 +83,7 @@ struct KeyOrder
  * ------------------------------------------------------------------------
  */
 
-/* The hash of a stored form. */
+/* Compute the hash of a stored form. */
 uint32
 key_hash(const char *data, uint16 len)
 {
@@ -112,7 +112,10 @@ report_too_long(Size size)
 
 static Datum flatten(Form_pg_attribute att, Datum value, bool to_store);
 
-/* All row types, and arrays of them, have this alignment, and few others. */
+/*
+ * Can values of this type contain rows?  All row types, and arrays of them,
+ * have this alignment, and few other types do.
+ */
 static inline bool
 may_have_rows(Form_pg_attribute att)
 {
@@ -120,14 +123,15 @@ may_have_rows(Form_pg_attribute att)
 }
 
 /*
- * Form a row anew, because one that comes out of a table still has traces of
- * the place where it stood in its header, and its fields may be compressed.
+ * Form a row anew.  A row that comes from a table has the tuple's visibility
+ * information in its header, and its fields may be compressed.
  *
- * To be stored, it is made to look as rows do that have no version of their
- * type: what is counted before the type is altered and what is counted after
- * that is the same key, as long as the shape says so.  What was stored is made
- * a row of the type as it is now, with its version and all fields.  It need
- * not be checked against that version, because the shape is.
+ * With `to_store', the result is made to look like a row without a version of
+ * its row type.  So what is counted before and after the type is altered has
+ * the same key, as long as the shape says so.  Otherwise, a stored row is
+ * turned into a row of the present type, with its version and all fields.  It
+ * need not be checked against that version, because the shape has been
+ * checked.
  */
 static Datum
 normalize_row(Datum value, bool to_store)
@@ -168,7 +172,7 @@ normalize_row(Datum value, bool to_store)
 	return value;
 }
 
-/* The same for an array of rows. */
+/* Likewise, for an array of rows. */
 static Datum
 normalize_array(Datum value, bool to_store)
 {
@@ -189,14 +193,14 @@ normalize_array(Datum value, bool to_store)
 											  TYPALIGN_DOUBLE));
 }
 
-/* A value of a column in the one form that it is stored in, or back. */
+/* Convert a value to the canonical form in which it is stored, or back. */
 static Datum
 flatten(Form_pg_attribute att, Datum value, bool to_store)
 {
 	if (att->attlen != -1)
 		return value;
 
-	/* the short header is used wherever the column's storage allows */
+	/* use a short header if the column's storage allows it */
 	if (att->attstorage == TYPSTORAGE_PLAIN)
 		value = PointerGetDatum(PG_DETOAST_DATUM(value));
 	else
@@ -225,8 +229,8 @@ key_is_one_text(TupleDesc desc)
 }
 
 /*
- * What key_form() does with one column of type text that is not null, in
- * fewer steps.
+ * A faster key_form() for a single column of type text that is not null.
+ * Raises an error if the stored form is too long.
  */
 void
 key_form_text(Datum value, KeySpace *space, KeyBytes *key)
@@ -249,18 +253,19 @@ key_form_text(Datum value, KeySpace *space, KeyBytes *key)
 	}
 
 	/*
-	 * Not memcpy(): knowing how long a key may be, gcc makes that a string
-	 * instruction, which takes longer to start than most keys to copy.
+	 * Use memmove() because gcc, which knows the maximum length of a key,
+	 * turns memcpy() into a string instruction, which takes longer to start
+	 * than copying most keys.
 	 */
 	memmove(space->data + header, VARDATA_ANY(text), len);
 	finish_key(space->data, len + header, key);
 }
 
 /*
- * Make the stored form of a key in `space'.  Modifies `values'.
+ * Form the stored form of a key in `space'.  Modifies `values'.
  *
- * Raises an error when a column that is NOT NULL is null, or the form is too
- * long.
+ * Raises an error if a column that is NOT NULL is null, or if the stored form
+ * is too long.
  */
 void
 key_form(TupleDesc desc, const char *relname, Datum *values, bool *isnull,
@@ -299,7 +304,7 @@ key_form(TupleDesc desc, const char *relname, Datum *values, bool *isnull,
 		report_too_long(size);
 	if (hasnulls)
 		bitmap_size = MAXALIGN(BITMAPLEN(desc->natts));
-	/* there may be padding, but not around a single column */
+	/* clear padding, of which a single column has none */
 	if (hasnulls || desc->natts > 1)
 		memset(space->data, 0, bitmap_size + size);
 	heap_fill_tuple(desc, values, isnull, space->data + bitmap_size, size,
@@ -310,8 +315,8 @@ key_form(TupleDesc desc, const char *relname, Datum *values, bool *isnull,
 }
 
 /*
- * Take a stored form apart, whose shape can be read under that of `desc'.  The
- * datums point into memory of the current context.
+ * Extract the columns from a stored form whose shape can be read under that of
+ * `desc'.  The datums point into memory of the current context.
  */
 void
 key_deform(TupleDesc desc, const char *data, uint16 len, Datum *values,
@@ -353,8 +358,8 @@ key_deform(TupleDesc desc, const char *data, uint16 len, Datum *values,
 }
 
 /*
- * A stored form as text: the column's output, or that of a row of them when
- * there are several.  Returns NULL for a single null.
+ * Convert a stored form to text: the output of the column or, if there are
+ * several, of a row.  Returns NULL for a single null.  Runs output functions.
  */
 text *
 key_out(TupleDesc desc, const char *data, uint16 len)
@@ -390,9 +395,9 @@ key_out(TupleDesc desc, const char *data, uint16 len)
  */
 
 /*
- * The expression that assigns a value of a type, which a placeholder stands
- * for, to a key column; NULL when that is not possible.  The typmod tells what
- * is certain of the value; -1 when nothing is.
+ * Build the expression that assigns a value of a type, for which a placeholder
+ * stands, to a key column.  Returns NULL if that is not possible.  `argtypmod'
+ * is the value's typmod, or -1 if unknown.
  */
 static Node *
 assignment_to(Form_pg_attribute att, Oid argtype, int32 argtypmod)
@@ -429,8 +434,9 @@ assignment_to(Form_pg_attribute att, Oid argtype, int32 argtypmod)
 }
 
 /*
- * Is a value of the type always assigned to a key column in the same way,
- * whatever the session's settings are?  Also if it cannot be assigned at all.
+ * Does the assignment of a value of this type to a key column have the same
+ * result whatever the session's settings are?  Also true if it cannot be
+ * assigned at all.
  */
 bool
 key_assignment_is_immutable(Form_pg_attribute att, Oid argtype,
@@ -439,7 +445,10 @@ key_assignment_is_immutable(Form_pg_attribute att, Oid argtype,
 	return !contain_mutable_functions(assignment_to(att, argtype, argtypmod));
 }
 
-/* Prepare the assignment of a value to a key column; see assignment_to(). */
+/*
+ * Prepare the assignment of a value to a key column.  Raises an error if it is
+ * not possible.  See assignment_to().
+ */
 static void
 make_cast(KeyReader *reader, Form_pg_attribute att, Oid argtype,
 		  int32 argtypmod, KeyCast *cast)
@@ -480,8 +489,8 @@ apply_cast(KeyCast *cast, Datum value, bool *isnull)
 }
 
 /*
- * Prepare to read keys from arguments of a type.  The reader lives in the
- * current memory context.  Raises an error when the type can't be a key.
+ * Create a reader for key arguments of a type, in the current memory context.
+ * Raises an error if the type cannot be converted to a key.
  */
 KeyReader *
 key_reader_make(TupleDesc desc, const char *relname, Oid argtype)
@@ -495,7 +504,10 @@ key_reader_make(TupleDesc desc, const char *relname, Oid argtype)
 	reader->argtypes = palloc0(desc->natts * sizeof(Oid));
 	reader->casts = palloc0(desc->natts * sizeof(KeyCast));
 
-	/* a row is the key columns, unless it is of the only column's own type */
+	/*
+	 * A row stands for the key columns, unless there is only one, of that
+	 * type.
+	 */
 	reader->is_row = type_is_rowtype(argtype) &&
 		!(desc->natts == 1 && argtype == att->atttypid);
 	if (reader->is_row)
@@ -513,7 +525,7 @@ key_reader_make(TupleDesc desc, const char *relname, Oid argtype)
 						desc->natts),
 				 errhint("Give the key as a row: ROW(...).")));
 
-	/* for text itself the input function has nothing to do */
+	/* a key column of type text needs no input function */
 	if (argtype == TEXTOID && att->atttypid != TEXTOID)
 	{
 		Oid			input;
@@ -528,8 +540,8 @@ key_reader_make(TupleDesc desc, const char *relname, Oid argtype)
 }
 
 /*
- * Prepare to assign columns of these types to the key columns, one to one,
- * with key_read_columns().  Otherwise as key_reader_make().
+ * Create a reader that assigns columns of these types to the key columns, one
+ * to one: see key_read_columns().  Otherwise like key_reader_make().
  */
 KeyReader *
 key_reader_make_columns(TupleDesc desc, const char *relname, const Oid *types,
@@ -546,7 +558,7 @@ key_reader_make_columns(TupleDesc desc, const char *relname, const Oid *types,
 	return reader;
 }
 
-/* Does reading run casts or input functions, which can do anything? */
+/* Does the reader run casts or input functions, which can do anything? */
 bool
 key_reader_runs_code(KeyReader *reader)
 {
@@ -559,8 +571,9 @@ key_reader_runs_code(KeyReader *reader)
 }
 
 /*
- * See that there are casts for the fields of a row type.  Raises an error when
- * they are not as many as the key columns, or cannot be assigned to them.
+ * Ensure that there are casts for the fields of a row type.  Raises an error
+ * if their number differs from that of the key columns, or if they cannot be
+ * assigned to them.
  */
 static void
 match_fields(KeyReader *reader, TupleDesc rowdesc)
@@ -590,7 +603,7 @@ match_fields(KeyReader *reader, TupleDesc rowdesc)
 	if (same)
 		return;
 
-	/* rows of another type may come with every call */
+	/* reset memory here: each call may pass rows of another type */
 	reader->has_casts = false;
 	MemoryContextReset(reader->context);
 	oldcontext = MemoryContextSwitchTo(reader->context);
@@ -610,7 +623,7 @@ match_fields(KeyReader *reader, TupleDesc rowdesc)
 	reader->has_casts = true;
 }
 
-/* Take a row apart into key columns. */
+/* Read the fields of a row into the key columns. */
 static void
 read_row(KeyReader *reader, Datum arg, Datum *values, bool *isnull)
 {
@@ -621,7 +634,10 @@ read_row(KeyReader *reader, Datum arg, Datum *values, bool *isnull)
 	bool	   *row_isnull;
 	int			column = 0;
 
-	/* the descriptor stays as it is, whatever the casts do to the type */
+	/*
+	 * The descriptor is refcounted, so it stays valid whatever the casts do
+	 * to the type.
+	 */
 	rowdesc = lookup_rowtype_tupdesc(HeapTupleHeaderGetTypeId(row),
 									 HeapTupleHeaderGetTypMod(row));
 	match_fields(reader, rowdesc);
@@ -647,8 +663,9 @@ read_row(KeyReader *reader, Datum arg, Datum *values, bool *isnull)
 }
 
 /*
- * Read an argument into the key columns.  What the datums point to lasts
- * until the next call.
+ * Read an argument into the key columns.  The datums are valid until the next
+ * call.  Raises an error for a null instead of a row, and the errors of casts
+ * and input functions.
  */
 void
 key_read(KeyReader *reader, Datum arg, bool argnull, Datum *values,
@@ -670,7 +687,7 @@ key_read(KeyReader *reader, Datum arg, bool argnull, Datum *values,
 	{
 		char	   *string = argnull ? NULL : TextDatumGetCString(arg);
 
-		/* domains want to see nulls, too */
+		/* input functions of domains also check nulls */
 		isnull[0] = argnull;
 		values[0] = (Datum) 0;
 		if (!argnull || !reader->input.fn_strict)
@@ -685,8 +702,8 @@ key_read(KeyReader *reader, Datum arg, bool argnull, Datum *values,
 }
 
 /*
- * Turn values of columns into those of the key columns, in place.  What the
- * datums point to lasts until the next call.
+ * Convert values of columns to those of the key columns, in place.  The datums
+ * are valid until the next call.  Raises the errors of casts.
  */
 void
 key_read_columns(KeyReader *reader, Datum *values, bool *isnull)
@@ -701,8 +718,9 @@ key_read_columns(KeyReader *reader, Datum *values, bool *isnull)
  */
 
 /*
- * Find out how keys are ordered: by each column type's own order, which also
- * tells what is equal.  A type without an order is ordered by its bytes.
+ * Determine how keys are ordered: by the default order of each column's type,
+ * which also defines equality.  Types without an order are ordered by their
+ * bytes.  The result is in the current memory context.
  */
 KeyOrder *
 key_order_make(TupleDesc desc)
@@ -744,7 +762,7 @@ compare_images(KeyOrderColumn *column, Datum a, Datum b)
 	return size_a < size_b ? -1 : (size_a > size_b ? 1 : 0);
 }
 
-/* Compare keys by the order of their columns; nulls are equal, and last. */
+/* Compare keys, column by column.  Nulls are equal, and sort last. */
 int
 key_order_compare(KeyOrder *order, Datum *values_a, bool *isnull_a,
 				  Datum *values_b, bool *isnull_b)

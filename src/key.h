@@ -15,17 +15,17 @@
 #include "nodes/execnodes.h"
 #include "fmgr.h"
 
-/* the longest stored form of a key */
+/* maximum size of the stored form of a key */
 #define KEY_MAX_SIZE		2000
 
-/* Room for a stored form, and for the null bitmap before it */
+/* Space for a stored form, and for the null bitmap before it */
 typedef union KeySpace
 {
 	char		data[KEY_MAX_SIZE + 256];
 	int64		force_align;
 } KeySpace;
 
-/* in the length of a stored form: a null bitmap stands before the values */
+/* flag in the length of a stored form: a null bitmap precedes the values */
 #define KEY_HAS_NULLS		0x8000
 #define KEY_LENGTH(len)		((len) & ~KEY_HAS_NULLS)
 
@@ -37,7 +37,7 @@ typedef struct KeyBytes
 } KeyBytes;
 
 /*
- * How to read the argument of an SQL function, or the columns of a table, into
+ * Converts the argument of an SQL function, or the columns of a table, into
  * the columns of a key.
  */
 typedef struct KeyReader KeyReader;
@@ -63,7 +63,7 @@ extern void key_read(KeyReader *reader, Datum arg, bool argnull,
 					 Datum *values, bool *isnull);
 extern void key_read_columns(KeyReader *reader, Datum *values, bool *isnull);
 
-/* A text as it is if it is not compressed or toasted, else detoasted. */
+/* Detoast a text if it is compressed or toasted. */
 static inline struct varlena *
 key_get_text(Datum value)
 {
@@ -74,7 +74,7 @@ key_get_text(Datum value)
 	return text;
 }
 
-/* Is the stored form what key_form_text() would make of the value? */
+/* Is this the stored form that key_form_text() would form from the value? */
 static inline bool
 key_is_text(const char *data, Datum value)
 {
@@ -85,7 +85,7 @@ key_is_text(const char *data, Datum value)
 		memcmp(VARDATA_ANY(data), VARDATA_ANY(text), len) == 0;
 }
 
-/* The order in which the keys of a batch are handed over. */
+/* The order in which the keys of a batch are delivered to the sink. */
 typedef struct KeyOrder KeyOrder;
 
 extern KeyOrder *key_order_make(TupleDesc desc);

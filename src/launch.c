@@ -1,7 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * launch.c
- *	  For processes that need the launcher: start it, wait for what it loads.
+ *	  Starting the launcher, and waiting for it to load saved counts.
+ *
+ * For processes that count, or look at counts.  What the launcher does is in
+ * launcher.c.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -25,7 +28,7 @@
 /* how long to wait for saved counts to be loaded */
 #define LOAD_WAIT_MSECS			10000
 
-/* Describe the launcher to the postmaster. */
+/* Fill in the registration of the launcher. */
 static void
 fill_launcher(BackgroundWorker *worker)
 {
@@ -41,9 +44,12 @@ fill_launcher(BackgroundWorker *worker)
 }
 
 /*
- * Have the launcher start with the server, but not under pg_upgrade: when it
- * starts the old server it has already noted where its transactions end, so none
- * may write.  What is saved stays where it is.
+ * Register the launcher to start with the server.  Called when the library is
+ * preloaded.
+ *
+ * Not under pg_upgrade: when it starts the old server, it has already recorded
+ * where its transactions end, so nothing may write.  Saved counts stay where
+ * they are.
  */
 void
 launch_register(void)
@@ -58,7 +64,8 @@ launch_register(void)
 
 /*
  * Ensure that there is a launcher.  If there cannot be one, that is logged and
- * flushes wait; the next transaction that counts tries again.
+ * flushes wait; the next transaction that counts tries again.  Takes
+ * SharedControl.lock if there is none.
  */
 void
 launch_ensure(void)
@@ -67,7 +74,7 @@ launch_ensure(void)
 	BackgroundWorkerHandle *handle;
 	MemoryContext oldcontext;
 
-	/* a process that counts also has counts saved if there is none */
+	/* a process that counts must also save counts if no launcher does */
 	shutdown_register_exit();
 	if (likely(!launcher_slot_needs_process()))
 		return;
@@ -86,8 +93,8 @@ launch_ensure(void)
 }
 
 /*
- * Register a launcher to take the place of this one.  Returns false if the
- * postmaster has no room for it.
+ * Register another launcher, to take the place of this one.  Returns false if
+ * the postmaster has no slot for it.
  */
 bool
 launch_successor(void)
@@ -99,8 +106,9 @@ launch_successor(void)
 }
 
 /*
- * Wait until what the last shutdown saved is in memory, before the caller looks
- * at counts.  Returns false, after a warning, when that takes too long.
+ * Wait until the counts that were saved at the last shutdown are in memory.
+ * Callers do this before they look at counts.  Returns false, after a warning,
+ * if that takes too long, and on a standby.
  */
 bool
 launch_await_load(void)
@@ -114,7 +122,7 @@ launch_await_load(void)
 	if (likely(!load_is_pending()))
 		return true;
 
-	/* a standby has no launcher, and no counts */
+	/* a standby has no launcher and no counts */
 	if (RecoveryInProgress())
 		return false;
 	registry_attach(true);

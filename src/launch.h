@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * launch.h
- *	  For processes that need the launcher.
+ *	  Starting the launcher, and waiting for it to load saved counts.
  *
  * Copyright (c) 2026, statbuffer developers
  *

@@ -4,14 +4,17 @@
  *	  The process that starts workers for buffers that need one.
  *
  * It is connected to no database and sees only the shared catalogs.  It
- * sleeps until somebody sets its latch: whoever schedules a key of a buffer
- * that has no worker, and every worker that leaves.  Then it looks through
- * the registry, and starts workers for the buffers whose keys come due first,
- * as far as there are slots.  When there are none left, it tells the workers
- * that others wait.
+ * sleeps until its latch is set: by a process that schedules a key of a buffer
+ * without a worker, or by a worker that leaves.  Then it scans the registry,
+ * and starts workers for the buffers whose keys are due first, up to the limit.
+ * If buffers are left over, it sets SharedControl.waiting, so that workers make
+ * way for them.
  *
- * Preloaded, it starts with the server; else the first transaction that
- * counts something registers it.
+ * It also loads the counts that the last shutdown saved, saves counts at the
+ * next one, and triggers early flushes when memory runs short.
+ *
+ * If the library is preloaded, the launcher starts with the server; otherwise
+ * the first transaction that counts registers it.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -48,29 +51,28 @@
 #include "utils/syscache.h"
 #include "worker.h"
 
-
-/* after a worker that didn't come up, or a full table of the postmaster's */
+/* delay after a worker did not come up, or the postmaster had no slot */
 #define START_RETRY_MSECS		1000
 #define START_RETRY_MAX_MSECS	60000
 
-/* what lasts is told in the log so often */
+/* a lasting condition is logged again after this */
 #define LOG_AGAIN_MSECS			600000
 
-/* when there are some for so long, they don't just wait for an idle worker */
+/* buffers that wait for less than this just wait for an idle worker */
 #define LOG_FULL_MSECS			3000
 
+/* while memory runs short, early flushes are requested this often */
+#define EARLY_FLUSH_MSECS		1000
 
-
-/* memory that is short is looked after so often */
-#define RELIEVE_AGAIN_MSECS		1000
-
-/* while it waits to be replaced, the launcher looks for a shutdown so often */
+/*
+ * while it waits to be replaced, the launcher checks for a shutdown this often
+ */
 #define HAND_OVER_LOOK_MSECS	1000
 
-/* after what was saved could not be loaded for now */
+/* delay after loading saved counts has failed */
 #define LOAD_RETRY_MSECS		1000
 
-/* A worker that this process has started and that may still be there. */
+/* A worker that this process has started and that may still be running. */
 typedef struct StartedWorker
 {
 	SharedBufferKey key;
@@ -83,23 +85,14 @@ typedef struct Candidate
 	SharedBufferKey key;
 	Oid			owner;
 	ClockTime	due;
-	ClockTime	not_before;		/* no worker may be started before this */
+	ClockTime	not_before;		/* start no worker before this */
 } Candidate;
 
 static List *started = NIL;
 static ClockTime register_after = 0;
 static int	register_failures = 0;
 
-/* ------------------------------------------------------------------------
- * For other processes
- * ------------------------------------------------------------------------
- */
-
-/* ------------------------------------------------------------------------
- * The launcher
- * ------------------------------------------------------------------------
- */
-
+/* before_shmem_exit callback: cease to be the launcher. */
 static void
 launcher_exit(int code, Datum arg)
 {
@@ -109,9 +102,7 @@ launcher_exit(int code, Datum arg)
 	launcher_slot_release();
 }
 
-/*
- * When to try again after so many failures in a row.
- */
+/* When to try again after this many failures in a row. */
 static ClockTime
 retry_time(int failures)
 {
@@ -120,7 +111,10 @@ retry_time(int failures)
 								  START_RETRY_MAX_MSECS));
 }
 
-/* A worker could not be started, or did not come up. */
+/*
+ * Record that a worker could not be started, or did not come up, and delay the
+ * next attempt.
+ */
 static void
 start_failed(const SharedBufferKey *key, const char *message)
 {
@@ -134,8 +128,9 @@ start_failed(const SharedBufferKey *key, const char *message)
 }
 
 /*
- * Forget the workers that are gone, and note those that did not get as far as
- * their database: it may not allow connections, or the role may not.
+ * Forget workers that have exited.  Record a failure for those that could not
+ * connect: the database may not allow connections, or the role may not
+ * connect.
  */
 static void
 check_started(void)
@@ -166,7 +161,7 @@ check_started(void)
 	}
 }
 
-/* Is a worker on its way that has not claimed its buffer yet? */
+/* Is a worker starting that may not have claimed the buffer yet? */
 static bool
 is_starting(const SharedBufferKey *key)
 {
@@ -182,7 +177,7 @@ is_starting(const SharedBufferKey *key)
 	return false;
 }
 
-/* The database is gone, and so is what was counted there. */
+/* Remove all buffers of a database that is gone. */
 static void
 remove_database(Oid dboid)
 {
@@ -206,7 +201,10 @@ remove_database(Oid dboid)
 	}
 }
 
-/* Free what belongs to databases that were dropped while nobody looked. */
+/*
+ * Remove the buffers of databases that were dropped while there was no
+ * launcher.
+ */
 static void
 remove_gone_databases(void)
 {
@@ -230,10 +228,10 @@ remove_gone_databases(void)
 /*
  * Can a worker be started for a buffer, as far as the shared catalogs tell?
  *
- * Only in the database can it be seen whether the owner that we know of is
- * the owner still, and whether the relation is there: a session without the
- * library tells nobody.  So where no worker can be the owner, one is sent as
- * the bootstrap superuser to have a look.
+ * Whether the owner that we know is still the owner, and whether the relation
+ * still exists, can only be seen in the database: a session without the
+ * library does not notify us.  So if no worker could connect as the owner, we
+ * start one as the bootstrap superuser, only to check that.
  */
 static bool
 check_catalogs(Candidate *candidate)
@@ -270,7 +268,7 @@ check_catalogs(Candidate *candidate)
 	return true;
 }
 
-/* Start a worker.  Returns false when the postmaster has no room for it. */
+/* Start a worker.  Returns false if the postmaster has no slot for it. */
 static bool
 start_worker(Candidate *candidate)
 {
@@ -300,7 +298,7 @@ start_worker(Candidate *candidate)
 					 "worker argument must fit");
 	memcpy(worker.bgw_extra, &argument, sizeof(argument));
 
-	/* so that it is known if it does not get as far as claiming the buffer */
+	/* so that check_started() notices if it does not connect */
 	buffer = registry_lock(&candidate->key);
 	if (buffer == NULL)
 		return true;
@@ -321,12 +319,13 @@ start_worker(Candidate *candidate)
 }
 
 /*
- * Memory is short: have buffers flush what they hold, due or not, and free
- * the keys.  Those that take less than half of the average are left alone,
- * so that many small ones need not have workers.  Returns when to look again.
+ * If memory runs short, request early flushes: buffers flush their keys, due
+ * or not, and free them.  Buffers that use less than half of the average are
+ * skipped, so that many small ones do not all need workers.  Returns when to
+ * check again.
  */
 static ClockTime
-relieve_buffers(void)
+request_early_flushes(void)
 {
 	static ClockTime again = 0;
 	uint64		total = pg_atomic_read_u64(&shared_control->memory.nbytes);
@@ -358,7 +357,7 @@ relieve_buffers(void)
 		registry_ask(buffer, REQUEST_FLUSH_EARLY);
 	}
 	registry_end_scan(&scan);
-	return again = clock_add(now, RELIEVE_AGAIN_MSECS);
+	return again = clock_add(now, EARLY_FLUSH_MSECS);
 }
 
 static int
@@ -371,10 +370,10 @@ compare_candidates(const void *a, const void *b)
 }
 
 /*
- * Tell the log that flushes wait for slots, if that isn't known, and lasts:
- * workers that are idle make way in a moment.  To be called whenever the number
- * of those that wait is known.  Returns when to call it again if it is still
- * the same.
+ * Log that buffers wait for workers, if that lasts (idle workers make way in a
+ * moment) and was not logged a while ago.  Must be called whenever the number
+ * of waiting buffers has been determined.  `postmaster' says that the
+ * postmaster has no slot.  Returns when to call this again if nothing changes.
  */
 static ClockTime
 report_full(int nwaiting, bool postmaster)
@@ -421,7 +420,10 @@ report_full(int nwaiting, bool postmaster)
 	return clock_add(now, LOG_AGAIN_MSECS);
 }
 
-/* Look through the registry for buffers that need a worker. */
+/*
+ * Scan the registry for buffers that need a worker, and sort them by the time
+ * when they need it.  Also count the workers that there are.
+ */
 static Candidate *
 find_candidates(int *ncandidates, int *nworkers)
 {
@@ -454,8 +456,9 @@ find_candidates(int *ncandidates, int *nworkers)
 		candidate->owner = pg_atomic_read_u32(&buffer->settings.owner);
 
 		/*
-		 * Who has just had a slot comes after those that wait since before;
-		 * whoever asks for something is due now.
+		 * A buffer that asks for something is due now.  But one that has just
+		 * had a worker comes after those that have been waiting since before
+		 * that.
 		 */
 		candidate->due = (ClockTime) pg_atomic_read_u64(&buffer->schedule.wake_at);
 		if (buffer->schedule.reap_at != SCHEDULE_NEVER)
@@ -477,9 +480,10 @@ find_candidates(int *ncandidates, int *nworkers)
 }
 
 /*
- * Start the workers that are needed and possible.  Returns when to look
- * again if nothing happens before.  While saved counts are still to be loaded
- * workers take turns, because that takes a buffer without one.
+ * Start the workers that are needed, up to the limit.  Returns when to check
+ * again if nothing happens before.  While saved counts are being loaded
+ * (`loading'), workers take turns, because loading needs buffers without a
+ * worker.
  */
 static ClockTime
 start_workers(bool loading)
@@ -527,7 +531,7 @@ start_workers(bool loading)
 			full = true;
 		}
 
-		/* those that are due wait; the others have time until they are */
+		/* only buffers with due keys count as waiting */
 		if (candidate->due <= now)
 			nwaiting++;
 		else
@@ -545,10 +549,12 @@ start_workers(bool loading)
 }
 
 /*
- * The launcher was told to end.  When the server stops, it saves what is held,
- * and does.  When it alone was told, it is replaced by another one first, so
- * that there is no time at which nobody would save: the server may be stopped
- * before the postmaster starts it again.  Returns when that is not possible.
+ * Handle SIGTERM.  If the server is stopping, save the counts and exit.
+ *
+ * If only the launcher was terminated, wait until another one has taken its
+ * place before exiting.  Otherwise there would be a time without a process
+ * that saves counts: the server may be stopped before the postmaster restarts
+ * the launcher.  Returns if there cannot be another one.
  */
 static void
 end_or_hand_over(void)
@@ -559,7 +565,10 @@ end_or_hand_over(void)
 	{
 		ResetLatch(MyLatch);
 
-		/* before looking: the postmaster writes first and signals then */
+		/*
+		 * Reset the flag before the check: the postmaster writes its lock
+		 * file first and signals then.
+		 */
 		ShutdownRequestPending = false;
 		pg_memory_barrier();
 		if (shutdown_is_server())
@@ -583,7 +592,7 @@ end_or_hand_over(void)
 			proc_exit(0);
 		CHECK_FOR_INTERRUPTS();
 
-		/* looks again by itself: a shutdown would wait for us for ever */
+		/* with a timeout: otherwise a shutdown could wait for us forever */
 		(void) WaitLatch(MyLatch,
 						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 HAND_OVER_LOOK_MSECS,
@@ -596,18 +605,19 @@ end_or_hand_over(void)
 }
 
 /*
- * One turn of the main loop.  Returns when to look again if nothing happens
- * before.
+ * One iteration of the main loop.  Returns when to run the next if nothing
+ * happens before.
  */
 static ClockTime
 look_around(void)
 {
-	static LoadProgress progress = LOAD_BLOCKED;	/* to begin with, try */
+	static LoadProgress progress = LOAD_BLOCKED;	/* so that the first
+													 * iteration tries */
 	static ClockTime load_at = 0;
 	ClockTime	now = clock_now();
-	ClockTime	next = relieve_buffers();
+	ClockTime	next = request_early_flushes();
 
-	/* where the registry is empty, nothing else would */
+	/* if the registry is empty, nothing else does this */
 	shmem_unmap_freed();
 	if (progress == LOAD_BLOCKED ||
 		(progress == LOAD_FAILED && now >= load_at))
@@ -621,7 +631,10 @@ look_around(void)
 	return progress == LOAD_FINISHED ? next : Min(next, load_at);
 }
 
-/* In PG_CATCH: tell the error, and go on as if it had not been. */
+/*
+ * In PG_CATCH: report the error and clean up, so that the main loop can
+ * continue.
+ */
 static void
 recover_from_error(void)
 {
@@ -635,6 +648,7 @@ recover_from_error(void)
 	RESUME_INTERRUPTS();
 }
 
+/* The main function of the launcher process. */
 void
 statbuffer_launcher_main(Datum main_arg)
 {
@@ -642,16 +656,16 @@ statbuffer_launcher_main(Datum main_arg)
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
-	pqsignal(SIGINT, PG_SIG_IGN);	/* there is nothing to cancel */
+	pqsignal(SIGINT, PG_SIG_IGN);	/* nothing to cancel */
 	BackgroundWorkerUnblockSignals();
 
-	/* started again, it would come to the same end */
+	/* the same would happen again, so do not ask to be restarted */
 	if (!shmem_open(LOG))
 		proc_exit(0);
 	registry_attach(true);
 	if (!launcher_slot_claim())
 	{
-		/* there is one: this one is not needed, nor to be restarted */
+		/* there is one already */
 		proc_exit(0);
 	}
 	before_shmem_exit(launcher_exit, (Datum) 0);
@@ -679,7 +693,7 @@ statbuffer_launcher_main(Datum main_arg)
 			shmem_set_limit();
 		}
 
-		/* without a launcher nobody would save what is held */
+		/* survive errors: no other process would save the counts */
 		MemoryContextSwitchTo(context);
 		PG_TRY();
 		{

@@ -1,27 +1,27 @@
 /*-------------------------------------------------------------------------
  *
  * load.c
- *	  Loading the counts that the last shutdown has saved.
+ *	  Loading the counts that were saved at the last shutdown.
  *
- * Each count is to be found in one place at any time: in the file, or in
- * memory.  The file is checked as a whole.  If it is good, it is renamed before
- * anything in it is counted: under the new name nobody reads it after a crash,
- * when some of it may have been flushed already.  (A crash costs what was not
- * yet stored.)  The position up to which it was read is in shared memory, so
- * that another launcher can go on, and so that what was not read when the server
- * stops is copied to the next file.  A file that is not good is set aside under
- * another name, and counting begins without it.
+ * At any time, each count is either in the file or in memory.  The file is
+ * checked as a whole.  If it is valid, it is renamed before anything in it is
+ * counted: under the new name it is not read after a crash, when some of it may
+ * have been flushed already.  (A crash loses counts that are not yet stored.)
+ * The position up to which it was read is in shared memory, so that another
+ * launcher can continue, and so that the rest is copied to the next file if the
+ * server stops.  An invalid file is set aside under another name, and counting
+ * begins without it.
  *
- * Its states, in SharedLoad.state:
+ * The states, in SharedLoad.state:
  *
- *		unknown		nobody has looked whether there is a file
- *		loading		the file has the other name, and is being read
+ *		unknown		no process has checked whether there is a file
+ *		loading		the file has been renamed, and is being read
  *		loaded		everything that was in it is in memory
- *		saved		and everything that is in memory is in a new file
+ *		saved		everything that is in memory has been saved to a new file
  *
- * From unknown it goes to loading, or if there is no file, to loaded; anyone may
- * do the latter.  All else is done by the launcher, or by the process that acts
- * as the launcher.
+ * The state goes from unknown to loading or, if there is no file, to loaded;
+ * any process may do the latter.  All other changes are made by the launcher,
+ * or by the process that acts as the launcher.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -58,7 +58,7 @@ set_state(uint32 state)
 		ConditionVariableBroadcast(&shared_control->load.cv);
 }
 
-/* Only a crash leaves these. */
+/* Remove files that only a crash leaves behind. */
 static void
 remove_remains(void)
 {
@@ -67,9 +67,10 @@ remove_remains(void)
 }
 
 /*
- * If there is a file that can be used, take it over, so that it is to be
- * read.  Returns whether there is something to read.  A process that
- * only copies it leaves it its name, so that it is still there when that fails.
+ * If there is a valid file, take it over, so that it will be read.  Returns
+ * whether there is anything to read.  A process that only copies it (`to_load'
+ * is false) does not rename it, so that it is still there if that fails.
+ * Raises an error if it cannot be renamed.
  */
 static bool
 take_over(bool to_load)
@@ -91,7 +92,7 @@ take_over(bool to_load)
 		return false;
 	}
 
-	/* known before the name is gone: see load_is_pending() */
+	/* set the state before the file is renamed: see load_is_pending() */
 	shared_control->load.section = 0;
 	shared_control->load.offset = sizeof(SavedHeader);
 	if (!to_load)
@@ -102,9 +103,8 @@ take_over(bool to_load)
 		int			save_errno = errno;
 
 		/*
-		 * It may have been renamed and not synced.  Then it is to have the
-		 * old name again, because nobody reads it under the new one if the
-		 * state is as before.
+		 * It may have been renamed but not synced.  Then rename it back,
+		 * because with the previous state it is not read under the new name.
 		 */
 		if (savefile_exists(SAVED_FILE) ||
 			rename(SAVED_LOADING_FILE, SAVED_FILE) == 0)
@@ -119,8 +119,8 @@ take_over(bool to_load)
 }
 
 /*
- * Is there a file that has not, or not wholly, been read?  Called by any
- * process that is attached to SharedControl.
+ * Is there a file that has not been read completely?  Can be called by any
+ * process that is attached to SharedControl.  Takes no lock.
  */
 bool
 load_is_pending(void)
@@ -137,9 +137,9 @@ load_is_pending(void)
 }
 
 /*
- * Is there something that was not loaded, and is to be copied to the next file?
- * Then returns the name of the file, the offset of the section that was being
- * read, or 0, and the offset from which on nothing was read.
+ * Is there anything that was not loaded, and must be copied to the next file?
+ * If so, returns the name of the file, the offset of the section that was
+ * being read, or 0, and the offset of the first record that was not loaded.
  */
 bool
 load_find_rest(const char **name, int64 *section, int64 *offset)
@@ -154,14 +154,14 @@ load_find_rest(const char **name, int64 *section, int64 *offset)
 	return true;
 }
 
-/* Has everything been saved to a new file? */
+/* Has everything been saved to a new file?  For the launcher. */
 bool
 load_is_saved(void)
 {
 	return pg_atomic_read_u32(&shared_control->load.state) == STATE_SAVED;
 }
 
-/* From here on everything is in a new file, or may be. */
+/* Note that everything is in a new file, or may be. */
 void
 load_set_saved(void)
 {
@@ -173,7 +173,7 @@ load_set_saved(void)
  * ------------------------------------------------------------------------
  */
 
-/* Add to a key, as if it had just been committed. */
+/* Add a saved count to its key, as if it had just been committed. */
 static void
 load_key(SharedBuffer *buffer, CounterTable *table,
 		 const SavedSection *section, const SavedKey *saved, const char *data,
@@ -192,19 +192,19 @@ load_key(SharedBuffer *buffer, CounterTable *table,
 	counters_add_loaded(buffer, &pin, saved->count, counted_at);
 }
 
-/* A pass through the file. */
+/* A scan of the file. */
 typedef struct Loading
 {
 	FILE	   *file;
-	int64		to_timestamp;	/* from our clock to that of the file */
+	int64		to_timestamp;	/* from a ClockTime to the file's clock */
 	int64		offset;			/* of the next record */
-	bool		in_section;		/* begins in the middle of a section */
+	bool		in_section;		/* starts in the middle of a section */
 	SavedSection section;
 	SharedBuffer *buffer;		/* claimed; NULL: none */
 	CounterTable table;
 } Loading;
 
-/* Cease to work on a buffer. */
+/* Detach from the buffer, and release it. */
 static void
 leave_buffer(Loading *loading)
 {
@@ -214,9 +214,9 @@ leave_buffer(Loading *loading)
 }
 
 /*
- * Claim the buffer of a section, or make it.  Returns false if it has a worker:
- * only a process that acts as the worker may work in a table without a lock on
- * the relation.
+ * Claim the buffer of a section, and create it if necessary.  Returns false if
+ * it has a worker: only a process that acts as the worker may access a table
+ * without a lock on the relation.
  */
 static bool
 enter_buffer(Loading *loading, const SavedSection *section)
@@ -243,8 +243,8 @@ enter_buffer(Loading *loading, const SavedSection *section)
 }
 
 /*
- * Note that everything before `offset' is loaded.  Between the last change of a
- * counter and this, nothing can fail or be interrupted.
+ * Note that everything before `offset' is loaded.  Nothing may fail or be
+ * interrupted between the last change of a counter and this.
  */
 static void
 set_offset(Loading *loading, int64 offset)
@@ -261,7 +261,7 @@ load_section(Loading *loading, const SavedSection *section)
 		return false;
 	if (loading->in_section)
 	{
-		/* go on where the process before us stopped */
+		/* continue where the previous process stopped */
 		loading->in_section = false;
 		if (fseeko(loading->file, loading->offset, SEEK_SET) != 0)
 			elog(ERROR, "could not seek in file \"%s\"", SAVED_LOADING_FILE);
@@ -274,7 +274,7 @@ load_section(Loading *loading, const SavedSection *section)
 }
 
 /*
- * Load what is left of the file.  Stops when a buffer has a worker, and when the
+ * Load the rest of the file.  Stops if a buffer has a worker, and if the
  * server may be stopping.
  */
 static LoadProgress
@@ -327,7 +327,7 @@ load_records(Loading *loading)
 	return LOAD_FINISHED;
 }
 
-/* Load what there is, as far as that goes. */
+/* Load as much as possible. */
 static LoadProgress
 load_all(Loading *loading)
 {
@@ -343,7 +343,10 @@ load_all(Loading *loading)
 	return progress;
 }
 
-/* Log an error that loading has met, unless one was logged a while ago. */
+/*
+ * Log an error that occurred during loading, unless one was logged a while
+ * ago.
+ */
 static void
 log_error(ErrorData *edata)
 {
@@ -363,9 +366,11 @@ log_error(ErrorData *edata)
 }
 
 /*
- * Load the counts that the last shutdown has saved.  If not all can be loaded
- * now, call it again: if it is blocked, when a worker has left, or if it has
- * failed, later, as memory may be out.  Errors are logged.
+ * Load the counts that were saved at the last shutdown.  If not everything can
+ * be loaded now, call this again: if it is blocked, when a worker has left; if
+ * it has failed, after a while, as memory may be out.
+ *
+ * For the launcher, outside of a transaction.  Errors are logged, not raised.
  */
 LoadProgress
 load_continue(void)
@@ -374,7 +379,7 @@ load_continue(void)
 	Loading		loading = {0};
 	volatile LoadProgress progress = LOAD_FAILED;
 
-	/* a session may have seen that there is no file */
+	/* a session may have found that there is no file */
 	if (pg_atomic_read_u32(&shared_control->load.state) >= STATE_LOADED)
 	{
 		remove_remains();
@@ -387,7 +392,7 @@ load_continue(void)
 		progress = load_all(&loading);
 		if (progress == LOAD_FINISHED)
 		{
-			/* our last claim must not be taken for a worker */
+			/* release our last claim, which must not be taken for a worker */
 			registry_release_all(0);
 			set_state(STATE_LOADED);
 		}

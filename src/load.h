@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * load.h
- *	  Loading the counts that the last shutdown has saved.
+ *	  Loading the counts that were saved at the last shutdown.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -10,7 +10,7 @@
 #ifndef STATBUFFER_LOAD_H
 #define STATBUFFER_LOAD_H
 
-/* How far load_continue() has come. */
+/* The result of load_continue(). */
 typedef enum LoadProgress
 {
 	LOAD_FINISHED,				/* everything is in memory */

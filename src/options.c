@@ -22,7 +22,7 @@
 
 COMPAT_FUNCTION_INFO_V1(statbuffer_fdw_validator);
 
-/* The options, with the field of BufferOptions that each sets. */
+/* Kinds of options, by how their values are parsed. */
 typedef enum OptionKind
 {
 	OPTION_NAME,
@@ -57,6 +57,9 @@ static const OptionDef option_defs[] = {
 	{"stopped", OPTION_BOOL, OPTION_FIELD(stopped), "false", 0, 0},
 };
 
+/*
+ * Parse an option's value into its field.  Raises an error if it is not valid.
+ */
 static void
 set_option(BufferOptions *result, const OptionDef *def, const char *value)
 {
@@ -68,7 +71,7 @@ set_option(BufferOptions *result, const OptionDef *def, const char *value)
 	switch (def->kind)
 	{
 		case OPTION_NAME:
-			/* raises an error for what isn't a name */
+			/* raises an error for an invalid name */
 			names = compat_qualified_name_list(value);
 			if (list_length(names) > 3)
 				ereport(ERROR,
@@ -125,6 +128,7 @@ set_option(BufferOptions *result, const OptionDef *def, const char *value)
 	}
 }
 
+/* The names of all options, for an error message. */
 static const char *
 option_names(void)
 {
@@ -138,9 +142,9 @@ option_names(void)
 }
 
 /*
- * Read the options of a foreign table, with defaults for those that aren't
- * given.  Raises an error for the first that is wrong.  The result's strings
- * are in the current memory context.
+ * Parse the options of a foreign table, with defaults for those that are not
+ * given.  Raises an error for the first invalid one.  The strings of the
+ * result are in the current memory context.
  */
 void
 options_parse(List *options, BufferOptions *result)
@@ -168,7 +172,11 @@ options_parse(List *options, BufferOptions *result)
 	}
 }
 
-/* Check options when they are given: raises an error for one that is wrong. */
+/*
+ * statbuffer_fdw_validator(options text[], catalog oid): the validator
+ * function of the foreign-data wrapper.  Raises an error for the first invalid
+ * option.  Only foreign tables have any.
+ */
 Datum
 statbuffer_fdw_validator(PG_FUNCTION_ARGS)
 {

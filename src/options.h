@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * options.h
- *	  Options of a buffer, and of a server.
+ *	  Options of a buffer.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -12,7 +12,7 @@
 
 #include "nodes/pg_list.h"
 
-/* a day is long enough to wait for something that is running */
+/* upper limit of waiting for running work: a day */
 #define SHUTDOWN_MAX_MSECS	(24 * 60 * 60 * 1000)
 
 typedef struct BufferOptions

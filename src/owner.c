@@ -1,12 +1,13 @@
 /*-------------------------------------------------------------------------
  *
  * owner.c
- *	  Where a session of a buffer's owner looks.
+ *	  The search path of a buffer's owner.
  *
  * A worker connects as the buffer's owner and so has the settings of that
- * role and of the database.  Who checks beforehand what the worker will find
- * has others: those of another role, of the client, of the session.  Here the
- * search path is put together that a new session of the owner would have.
+ * role and of the database.  A session that checks beforehand what the worker
+ * will find has other settings: of another role, of its client, of its own.
+ * This file computes the search path that a new session of the owner would
+ * have.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -30,7 +31,7 @@
 
 #define SEARCH_PATH		"search_path"
 
-/* The search path that a row of pg_db_role_setting has; NULL: none. */
+/* Get the search path that a row of pg_db_role_setting sets, or NULL. */
 static char *
 find_setting(Relation catalog, Oid dboid, Oid role)
 {
@@ -73,10 +74,10 @@ find_setting(Relation catalog, Oid dboid, Oid role)
 }
 
 /*
- * The search path that the server's configuration has; NULL: none.
+ * Get the search path that the server's configuration files set, or NULL.
  *
- * This session knows it unless a setting of its own role or of its client has
- * taken its place, which RESET goes back to.  Then the files have to be read.
+ * RESET goes back to it, unless this session has another setting from its own
+ * role or its client.  In that case we must read the files.
  */
 static char *
 configured_path(void)
@@ -92,7 +93,7 @@ configured_path(void)
 		ConfigVariable *head = NULL;
 		ConfigVariable *tail = NULL;
 
-		/* what can't be read was an error when the server read it */
+		/* ignore errors: the server has reported them when it read the file */
 		(void) ParseConfigFile(files[i] ? files[i] : ConfigFileName, false,
 							   NULL, 0, 0, DEBUG2, &head, &tail);
 		for (ConfigVariable *item = head; item != NULL; item = item->next)
@@ -105,9 +106,9 @@ configured_path(void)
 }
 
 /*
- * The search path of a session that the role begins in this database.  What
- * is set for the role in the database comes first, then what is set for the
- * role, for the database, and for all.
+ * Get the search path of a new session of the role in this database.  A
+ * setting for the role in the database comes first, then those for the role,
+ * for the database, and for all.  The result is in the current memory context.
  */
 char *
 owner_search_path(Oid owner)
@@ -128,8 +129,9 @@ owner_search_path(Oid owner)
 }
 
 /*
- * Look around as a new session of the role would, until owner_leave() is
- * called or the (sub)transaction is rolled back.
+ * Switch to the role and to the search path that a new session of the role
+ * would have.  Call owner_leave() afterwards, unless the (sub)transaction is
+ * rolled back.
  */
 void
 owner_enter(Oid owner, OwnerView *saved)
@@ -144,6 +146,7 @@ owner_enter(Oid owner, OwnerView *saved)
 						   saved->sec_context | SECURITY_LOCAL_USERID_CHANGE);
 }
 
+/* Go back to the user and the search path before owner_enter(). */
 void
 owner_leave(const OwnerView *saved)
 {

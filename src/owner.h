@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * owner.h
- *	  Where a session of a buffer's owner looks.
+ *	  The search path of a buffer's owner.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -10,7 +10,7 @@
 #ifndef STATBUFFER_OWNER_H
 #define STATBUFFER_OWNER_H
 
-/* What is as it was again after owner_leave(). */
+/* What owner_leave() restores. */
 typedef struct OwnerView
 {
 	Oid			userid;

@@ -8,16 +8,16 @@
  * publish.c.
  *
  * The first entry for a buffer takes RowExclusiveLock on the relation, as
- * INSERT does.  It is held to the end of the transaction, so what was true of
- * the buffer when it was counted is true when it is published, unless the
- * transaction itself changed it.
+ * INSERT does.  It is held to the end of the transaction, so the definition
+ * that was valid when something was counted is still valid when it is
+ * published, unless the transaction itself has changed it.
  *
- * What can fail at PRE_COMMIT must fail before other libraries do there what
- * cannot be undone: postgres_fdw has its remote transactions commit.  See
+ * What can fail at PRE_COMMIT must fail before other libraries do things there
+ * that cannot be undone: postgres_fdw commits its remote transactions.  See
  * pending_come_first().
  *
- * When a subtransaction changes an entry, the undo stack gets a record of what
- * it was before, one for each level.
+ * When a subtransaction changes an entry, its previous state is pushed on an
+ * undo stack, once for each nesting level.
  *
  * The entries are in TopTransactionContext and vanish with it.
  *
@@ -37,18 +37,19 @@
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 
-/* how keys are allocated once there are many */
+/* blocks from which keys are allocated once there are many */
 #define BLOCK_MIN_SIZE		((Size) 8 * 1024)
 #define BLOCK_MAX_SIZE		((Size) 8 * 1024 * 1024)
 #define CACHE_LINE			64
 
 /*
- * The most callbacks that a transaction registers in front of others, besides
- * the one for its COMMIT: see pending_come_first().
+ * The maximum number of callbacks that a transaction registers in front of
+ * those of other libraries, not counting the one for COMMIT: see
+ * pending_come_first().
  */
 #define FRONT_MAX			32
 
-/* What a key was before a subtransaction changed it. */
+/* The state of a key before a subtransaction changed it. */
 typedef struct PendingUndo
 {
 	PendingKey *key;
@@ -56,7 +57,8 @@ typedef struct PendingUndo
 	uint64		nincrements;
 	int			key_level;
 	uint16		flush;
-	int			level;			/* the subtransaction's; never goes down */
+	int			level;			/* nesting level of the subtransaction; never
+								 * decreases along the stack */
 } PendingUndo;
 
 typedef struct KeyHashEntry
@@ -66,12 +68,12 @@ typedef struct KeyHashEntry
 	char		status;
 } KeyHashEntry;
 
-/* the key searched for; NULL in the place of a key stands for it */
+/* the key searched for; a NULL PendingKey pointer stands for it */
 static const SbBuffer *searched_buffer;
 static const BufferShape *searched_shape;
 static const KeyBytes *searched;
 
-/* Are the key's bytes to be understood as those of a shape? */
+/* Do the key's bytes have the same meaning under this shape? */
 static inline bool
 is_of_shape(const PendingKey *key, const BufferShape *shape)
 {
@@ -94,7 +96,9 @@ hash_pending(const SbBuffer *buffer, uint32 hash)
 	return hash ^ (uint32) buffer->relid;
 }
 
-/* What is inserted is never there. */
+/*
+ * Keys are only inserted after a failed lookup, so no two entries are equal.
+ */
 static inline bool
 same_key(const PendingKey *a, const PendingKey *b)
 {
@@ -117,7 +121,7 @@ same_key(const PendingKey *a, const PendingKey *b)
 /* what the transaction has counted */
 static PendingSet counted;
 
-/* once there are many */
+/* used once there are more than LIST_SEARCH_MAX keys */
 static keyhash_hash *pending_hash = NULL;
 static char *block_next = NULL;
 static Size block_left = 0;
@@ -127,10 +131,10 @@ static PendingUndo *undo_stack = NULL;
 static size_t nundo = 0;
 static size_t undo_size = 0;
 
-/* callbacks at the front */
+/* number of callbacks registered by pending_come_first() */
 static int	nfront = 0;
 
-/* what the transaction has counted is prepared to be published */
+/* publish_prepare() was called, so nothing more can be counted */
 static bool closed = false;
 
 static void xact_callback(XactEvent event, void *arg);
@@ -138,7 +142,7 @@ static void front_callback(XactEvent event, void *arg);
 static void subxact_callback(SubXactEvent event, SubTransactionId subid,
 							 SubTransactionId parent_subid, void *arg);
 
-/* Prepare this room, when the module is loaded. */
+/* Set up this room.  Called once, when the module is loaded. */
 void
 pending_init(void)
 {
@@ -147,21 +151,21 @@ pending_init(void)
 }
 
 /*
- * If the transaction has counted: have what can fail when it commits come
- * before what other libraries do then.
+ * If the transaction has counted anything, ensure that the part of publishing
+ * that can fail runs before the commit callbacks of other libraries.
  *
- * Callbacks are called in the reverse order of their registration.  The one of
- * pending_init() may have been registered before those of other libraries; so
- * another one is registered in front of them when a transaction first counts.
- * A library may still come after that, as postgres_fdw does when a session
- * first connects to another server; so this is to be called again after a
- * statement that may have brought one, and when the transaction is about to
- * commit (`committing').  All that matters is the first use in a session, so a
- * transaction with a great many such statements need not do it for each.
+ * Callbacks are called in the reverse order of their registration.  That of
+ * pending_init() may have been registered before those of other libraries, so
+ * we register another one when a transaction first counts.  A library may
+ * still register one after that, as postgres_fdw does when a session first
+ * connects to another server.  Therefore this must be called again after any
+ * statement that may have caused that, and when the transaction is about to
+ * commit (`committing').  Since libraries do so only once in a session, a
+ * transaction with a great many such statements need not repeat it for each.
  *
- * Only forget_all() unregisters.  Anyone who counts may have been called by
- * another library's callback, and while the server goes through the list, what
- * it will come to must stay there.
+ * Only forget_all() unregisters the callbacks.  Counting may happen within
+ * another library's callback, and while the server walks the list, the items
+ * that it is going to visit must stay.
  */
 void
 pending_come_first(bool committing)
@@ -185,7 +189,10 @@ pending_any(void)
  * ------------------------------------------------------------------------
  */
 
-/* Called by another library's callback, after ours: it would be left out. */
+/*
+ * Raise an error because another library's commit callback counts after
+ * publish_prepare(): it would be left out.
+ */
 static void
 report_closed(SbBuffer *buffer)
 {
@@ -217,10 +224,13 @@ get_pending_buffer(SbBuffer *buffer)
 }
 
 /*
- * Take a lock that lasts as long as what is counted under it, which is as long
- * as the (sub)transaction.  What is running may belong to a cursor, whose locks
- * are released when a later subtransaction fails that has used it.  On error
- * the resource owner stays changed; whoever handles the error restores it.
+ * Take a lock that lasts as long as the counts made under it, which is as long
+ * as the (sub)transaction.  The running code may belong to a cursor, and a
+ * cursor's locks are released if a later subtransaction that has used it
+ * fails.
+ *
+ * On error CurrentResourceOwner stays changed; the code that handles the error
+ * restores it.
  */
 static void
 lock_for_transaction(Oid relid, LOCKMODE lockmode)
@@ -232,7 +242,9 @@ lock_for_transaction(Oid relid, LOCKMODE lockmode)
 	CurrentResourceOwner = owner;
 }
 
-/* Lock a buffer, and make sure that it takes increments. */
+/*
+ * Lock and open a buffer.  Raises an error if it does not accept increments.
+ */
 static SbBuffer *
 lock_and_open(Oid relid)
 {
@@ -249,7 +261,10 @@ lock_and_open(Oid relid)
 	return buffer;
 }
 
-/* The same, if the user may increment; the catalogs are asked once. */
+/*
+ * Likewise, but first check that the user has the INSERT privilege.  The
+ * result of the check is cached.
+ */
 static SbBuffer *
 check_and_open(Oid relid, Oid userid)
 {
@@ -260,7 +275,7 @@ check_and_open(Oid relid, Oid userid)
 	{
 		buffer = lock_and_open(relid);
 
-		/* if it waited for the lock, it has accepted what was altered */
+		/* check again: waiting for the lock accepts invalidations */
 		if (buffer_is_incrementer(relid, userid))
 			return buffer;
 	}
@@ -273,12 +288,12 @@ check_and_open(Oid relid, Oid userid)
 }
 
 /*
- * Open a buffer to count in it: the one way for everyone who counts.  It is
- * locked to the end of the transaction, and takes increments.
+ * Open a buffer for counting.  All callers that count must use this.  Takes
+ * RowExclusiveLock on the buffer to the end of the transaction.
  *
- * With `check_privilege' the current user must have INSERT on it, and the caller
- * has called buffer_accept_changes(), so that privileges that were revoked are
- * gone.  Without, the executor has checked that.
+ * With `check_privilege', the current user must have the INSERT privilege, and
+ * the caller must have called buffer_accept_changes(), so that revoked
+ * privileges are noticed.  Without, the executor has checked that.
  *
  * Raises the errors of buffer_check_privilege(), buffer_open() and
  * buffer_check_running(); then the target is not open.
@@ -316,7 +331,7 @@ find_key(SbBuffer *buffer, const BufferShape *shape, const KeyBytes *bytes)
 	return NULL;
 }
 
-/* Room for one of many keys, out of blocks that get larger. */
+/* Allocate one of many keys, from blocks of increasing size. */
 static PendingKey *
 allocate_key(Size size)
 {
@@ -381,7 +396,10 @@ make_key(SbBuffer *buffer, const BufferShape *shape, const KeyBytes *bytes)
 	return key;
 }
 
-/* Before the current subtransaction changes a key: remember what it was. */
+/*
+ * Push a key's state on the undo stack, before the current subtransaction
+ * changes it.
+ */
 static void
 save_undo(PendingKey *key, int level)
 {
@@ -410,9 +428,12 @@ save_undo(PendingKey *key, int level)
 }
 
 /*
- * Whether an increment beyond MODERATE_DELTA fits depends on what the key has,
- * which error or success would tell.  So it takes the right to read that, too:
- * of the one who counts, and through a view also of the view's owner.
+ * Raise an error if the user may not add more than MODERATE_DELTA to a key.
+ *
+ * Whether such an increment fits depends on the present count, which success
+ * or failure would reveal.  So it also requires the SELECT privilege: for the
+ * user who counts, and if that happens through a view, for the view's owner
+ * too.
  */
 static pg_noinline void
 check_large(SbBuffer *buffer, Oid userid)
@@ -430,10 +451,10 @@ check_large(SbBuffer *buffer, Oid userid)
 }
 
 /*
- * Add once more to a key that pending_add() returned, while buffer_generation
- * is the same.  The user is the one whose privileges count.
+ * Add to a key that pending_add() has returned, if buffer_generation has not
+ * changed since.  `userid' is the user whose privileges count.
  *
- * Raises an error when the sum leaves bigint's range, or is more than the user
+ * Raises an error if the sum leaves bigint's range, or is more than the user
  * may add.
  */
 void
@@ -452,7 +473,7 @@ pending_add_again(PendingKey *key, int64 count, Oid userid)
 		check_large(key->buffer, userid);
 	if (unlikely(key->level < level))
 	{
-		/* the outermost level has nothing to go back to */
+		/* the outermost level needs no undo record */
 		if (level > 1)
 			save_undo(key, level);
 		else
@@ -462,7 +483,10 @@ pending_add_again(PendingKey *key, int64 count, Oid userid)
 	key->nincrements++;
 }
 
-/* The stored form of a key that pending_add() returned, as for adding again. */
+/*
+ * The stored form of a key that pending_add() has returned, under the same
+ * condition as pending_add_again().
+ */
 const char *
 pending_key_data(const PendingKey *key)
 {
@@ -470,10 +494,12 @@ pending_key_data(const PendingKey *key)
 }
 
 /*
- * Add to a key of an open buffer, as part of the transaction.  The key was
- * formed under that shape, which may be the buffer's no more; then the
- * transaction fails when it commits.  Raises the errors of
- * pending_add_again().
+ * Add to a key of an open buffer, as part of the transaction.  `shape' is the
+ * one under which the key was formed.  It may no longer be the buffer's; then
+ * the transaction fails at commit.
+ *
+ * Returns the key, for pending_add_again().  Raises the errors of
+ * pending_add_again(), and an error if the transaction is already committing.
  */
 PendingKey *
 pending_add(SbBuffer *buffer, const BufferShape *shape, const KeyBytes *bytes,
@@ -491,8 +517,12 @@ pending_add(SbBuffer *buffer, const BufferShape *shape, const KeyBytes *bytes,
 }
 
 /*
- * Add to a key of an open buffer at once, outside the transaction.  The key
- * was formed under that shape.
+ * Add to a key of an open buffer immediately, outside of the transaction.
+ * `shape' is the one under which the key was formed.
+ *
+ * Raises an error if the user may not add that much, if the transaction has
+ * altered the key columns, if the sum leaves bigint's range, if memory is out,
+ * or if the server is stopping.
  */
 void
 pending_add_now(SbBuffer *buffer, const BufferShape *shape,
@@ -526,8 +556,9 @@ pending_add_now(SbBuffer *buffer, const BufferShape *shape,
 }
 
 /*
- * Discard what a buffer holds, when the transaction commits, and what the
- * transaction has added to it.  The caller holds AccessExclusiveLock.
+ * Discard what the transaction has added to a buffer, and at commit everything
+ * that the buffer holds.  The caller holds AccessExclusiveLock on the
+ * relation.  Raises an error if the transaction is already committing.
  */
 void
 pending_truncate(SbBuffer *buffer)
@@ -568,8 +599,9 @@ look_up(SbBuffer *buffer, const KeyBytes *bytes)
 }
 
 /*
- * What the transaction has added to a key is to be flushed as soon as it is
- * published.  Like the increments, that is undone with the subtransaction.
+ * Request that what the transaction has added to a key is flushed as soon as
+ * it is published.  Like increments, the request is undone with the
+ * subtransaction.
  */
 void
 pending_request_flush(SbBuffer *buffer, const KeyBytes *bytes)
@@ -590,7 +622,10 @@ pending_request_flush(SbBuffer *buffer, const KeyBytes *bytes)
 	counted.flush_requested = true;
 }
 
-/* The same for all that it adds to a buffer in which it has counted. */
+/*
+ * Likewise, for everything that the transaction adds to a buffer in which it
+ * has already counted.
+ */
 void
 pending_request_flush_all(SbBuffer *buffer)
 {
@@ -601,7 +636,10 @@ pending_request_flush_all(SbBuffer *buffer)
 	}
 }
 
-/* What the transaction has added to a key; false when nothing. */
+/*
+ * Get what the transaction has added to a key.  Returns false if it has not
+ * incremented the key.
+ */
 bool
 pending_lookup(SbBuffer *buffer, const KeyBytes *bytes, int64 *delta)
 {
@@ -614,8 +652,8 @@ pending_lookup(SbBuffer *buffer, const KeyBytes *bytes, int64 *delta)
 }
 
 /*
- * How many keys the transaction has added something to, and the sum of it,
- * which may wrap; false when none.
+ * Get the number of keys that the transaction has added something to, and the
+ * sum, which may wrap.  Returns false if there are none.
  */
 bool
 pending_sum(SbBuffer *buffer, uint64 *nkeys, int64 *sum)
@@ -636,8 +674,9 @@ pending_sum(SbBuffer *buffer, uint64 *nkeys, int64 *sum)
 }
 
 /*
- * To put together what is shared and what is the transaction's own: ask for
- * each shared key with pending_scan_key(), then visit the rest.
+ * Begin to merge shared counts with the transaction's own.  Returns a scan
+ * number: call pending_scan_key() with it for each shared key, then
+ * pending_scan_rest().
  */
 uint64
 pending_begin_scan(void)
@@ -647,7 +686,9 @@ pending_begin_scan(void)
 	return ++last_scan;
 }
 
-/* As pending_lookup(); the key is not visited any more. */
+/*
+ * Like pending_lookup(), but also excludes the key from pending_scan_rest().
+ */
 bool
 pending_scan_key(SbBuffer *buffer, const KeyBytes *bytes, uint64 scan,
 				 int64 *delta)
@@ -662,7 +703,11 @@ pending_scan_key(SbBuffer *buffer, const KeyBytes *bytes, uint64 scan,
 	return true;
 }
 
-/* Tell the visitor of every key that was not asked for. */
+/*
+ * Call the visitor for each key that the transaction has incremented in the
+ * buffer, under its present shape, and that pending_scan_key() has not
+ * returned.
+ */
 void
 pending_scan_rest(SbBuffer *buffer, uint64 scan, PendingVisitor visit,
 				  void *arg)
@@ -704,7 +749,7 @@ abort_level(int level)
 		if (pending->flush_level >= level)
 			pending->flush_level = 0;
 	}
-	/* entries are still there, but their relation may not be locked */
+	/* entries remain, but their relation may no longer be locked */
 	buffer_generation++;
 }
 
@@ -717,7 +762,7 @@ commit_level(int level)
 	while (first > 0 && undo_stack[first - 1].level >= level)
 		first--;
 
-	/* the parent keeps what it has no record of yet */
+	/* the parent keeps the records of keys for which it has none */
 	keep = first;
 	for (size_t i = first; i < nundo; i++)
 	{
@@ -779,14 +824,15 @@ forget_all(void)
 	buffer_generation++;
 
 	/*
-	 * Only the callback of pending_init() comes here.  It was registered
-	 * before these and is called after them, so none of them is next.
+	 * Only the callback of pending_init() calls this.  It was registered
+	 * before these and is therefore called after them, so none of them is
+	 * next in the list.
 	 */
 	for (; nfront > 0; nfront--)
 		UnregisterXactCallback(front_callback, NULL);
 }
 
-/* Once for a transaction: what can fail when it commits. */
+/* Do the part of publishing that can fail, once for a transaction. */
 static void
 close_transaction(void)
 {
@@ -796,12 +842,12 @@ close_transaction(void)
 	if (counted.buffers == NULL)
 		return;
 
-	/* what is kept for calls that are yet to come is not good any more */
+	/* invalidate what callers have cached */
 	buffer_generation++;
 	publish_prepare(&counted);
 }
 
-/* Before other libraries are called. */
+/* Called before the callbacks of other libraries. */
 static void
 front_callback(XactEvent event, void *arg)
 {
@@ -851,7 +897,7 @@ xact_callback(XactEvent event, void *arg)
 		case XACT_EVENT_PARALLEL_PRE_COMMIT:
 		case XACT_EVENT_PARALLEL_COMMIT:
 		case XACT_EVENT_PARALLEL_ABORT:
-			/* buffer_open() refuses to work in a parallel worker */
+			/* buffer_open() raises an error in a parallel worker */
 			break;
 	}
 }

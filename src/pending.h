@@ -19,18 +19,18 @@ typedef struct PendingBuffer PendingBuffer;
 typedef struct PendingKey PendingKey;
 
 /*
- * A buffer that a statement counts in, kept from call to call, with all that
- * would have to be found out again.
+ * A buffer that a statement counts in, cached from call to call, with
+ * everything that would otherwise have to be looked up again.
  */
 typedef struct PendingTarget
 {
-	SbBuffer   *buffer;			/* open to count in; NULL: none */
+	SbBuffer   *buffer;			/* open for counting, or NULL */
 	Oid			userid;			/* whose privileges count */
-	uint64		generation;		/* buffer_generation then */
-	PendingKey *last;			/* where the caller counted last, or NULL */
+	uint64		generation;		/* buffer_generation when it was opened */
+	PendingKey *last;			/* the key last counted, or NULL */
 } PendingTarget;
 
-/* Is it still open, for the current user? */
+/* Is the target still open, for the current user? */
 static inline bool
 pending_is_open(const PendingTarget *target)
 {
@@ -38,7 +38,7 @@ pending_is_open(const PendingTarget *target)
 		target->buffer != NULL && target->userid == GetUserId();
 }
 
-/* Called with the key, and what the transaction has added to it. */
+/* Called with a key, and what the transaction has added to it. */
 typedef void (*PendingVisitor) (const KeyBytes *key, int64 delta, void *arg);
 
 extern void pending_init(void);

@@ -1,9 +1,9 @@
 /*-------------------------------------------------------------------------
  *
  * pending_internal.h
- *	  What the current transaction has counted, for the rooms that keep it.
+ *	  What the current transaction has counted: private declarations.
  *
- * For pending.c, which fills it, and publish.c, which publishes it.
+ * Shared by pending.c, which fills it in, and publish.c, which publishes it.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -15,18 +15,18 @@
 #include "counters.h"
 #include "pending.h"
 
-/* What the transaction has to do with a buffer. */
+/* What the transaction has done to a buffer. */
 struct PendingBuffer
 {
 	SbBuffer   *buffer;
 	PendingBuffer *next;
 
-	/* the level of the subtransaction that did it; 0: none */
+	/* nesting level of the subtransaction that did it, or 0 */
 	int			lock_level;		/* locked the relation */
 	int			truncate_level; /* truncated it */
-	int			flush_level;	/* asked for the flush of all keys */
+	int			flush_level;	/* requested a flush of all keys */
 
-	/* when publishing; the buffer may be read anew before the commit */
+	/* used for publishing; the definition may be reread before the commit */
 	SharedBuffer *shared;
 	bool		attached;
 	bool		dropped;		/* by the transaction itself */
@@ -34,44 +34,47 @@ struct PendingBuffer
 	uint64		nincrements;
 	CounterPin *truncate_pins;
 	int			ntruncate_pins;
-	bool		has_requests;	/* there are PublishedKeys with one */
+	bool		has_requests;	/* some PublishedKey has a request */
 };
 
 /*
- * What it has added to a key.
+ * What the transaction has added to a key.
  *
- * A statement may go to and fro among a great many of these.  What an
- * increment touches, from `buffer' on, is in one cache line where allocate_key()
- * can do that and the key is short.
+ * A statement may alternate between a great many keys.  The fields that an
+ * increment touches, from `buffer' on, share a cache line where allocate_key()
+ * can arrange that and the key is short.
  */
 struct PendingKey
 {
 	PendingKey *next;
-	uint64		scan;			/* the last one that has it; see below */
+	uint64		scan;			/* the last scan that has visited it */
 
 	SbBuffer   *buffer;
-	const BufferShape *shape;	/* the key was formed under */
+	const BufferShape *shape;	/* under which the key was formed */
 	int64		delta;
 	uint64		nincrements;
 	uint32		hash;
 	int			level;			/* of the subtransaction that changed it last */
 	uint16		len;			/* as in KeyBytes */
-	uint16		flush;			/* 1: it is to be flushed at once; not a bool,
-								 * to keep `data' aligned for int */
+	uint16		flush;			/* 1: flush at once; not a bool, to keep
+								 * `data' aligned for int */
 	char		data[FLEXIBLE_ARRAY_MEMBER];
 };
 
 StaticAssertDecl(offsetof(PendingKey, data) % sizeof(int) == 0,
 				 "keys must be aligned for int");
 
-/* All of it.  Lives in TopTransactionContext. */
+/*
+ * Everything that the transaction has counted.  The lists live in
+ * TopTransactionContext.
+ */
 typedef struct PendingSet
 {
 	PendingBuffer *buffers;
 	PendingKey *keys;
 	uint64		nkeys;
-	uint64		size;			/* of their stored forms */
-	bool		flush_requested;	/* for some of it */
+	uint64		size;			/* bytes of the keys' stored forms */
+	bool		flush_requested;	/* a flush of some keys was requested */
 } PendingSet;
 
 /* up to this many keys are searched linearly; beyond that we build a hash table */

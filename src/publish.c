@@ -21,13 +21,13 @@
 #include "savefile.h"
 #include "utils/memutils.h"
 
-/* from this many keys on they are published in the order of their hashes */
+/* from this many keys on, publish them in the order of their hashes */
 #define SORT_MIN_KEYS		10000
 #define HASH_RANGE_BITS		12
 #define HASH_RANGES			(1 << HASH_RANGE_BITS)
 #define HASH_RANGE(hash)	((hash) >> (32 - HASH_RANGE_BITS))
 
-/* how many keys ahead the processor is told to fetch */
+/* how many keys ahead to prefetch */
 #define FETCH_AHEAD			8
 
 /* A key that is being published. */
@@ -35,20 +35,22 @@ typedef struct PublishedKey
 {
 	PendingKey *key;
 	CounterPin	pin;
-	dsa_pointer request;		/* for its flush, or InvalidDsaPointer */
+	dsa_pointer request;		/* to flush it, or InvalidDsaPointer */
 } PublishedKey;
 
 static PublishedKey *published = NULL;
 static uint64 npublished = 0;
 
 /*
- * A great many keys are published by ranges of their hashes, which are the
- * ranges of a table of counters, too.  Else each key's counter, its neighbours
- * in the table, and the keys that move when the table grows were somewhere
- * else in memory.
+ * List the keys in the order of the ranges of their hashes.
  *
- * The first ranges are then full, and have the table grow, before the others
- * have anything; so this is for keys that there is room for.
+ * The ranges are also the ranges of a table of counters.  In any other order,
+ * each key's counter, its neighbours in the table, and the keys that move when
+ * the table grows would be somewhere else in memory.
+ *
+ * The drawback is that the first ranges fill up, and make the table grow,
+ * before the others have anything.  So use this only for keys for which there
+ * is room.
  */
 static void
 sort_by_ranges(PendingSet *set, PublishedKey *keys)
@@ -63,7 +65,10 @@ sort_by_ranges(PendingSet *set, PublishedKey *keys)
 		keys[first[HASH_RANGE(key->hash)]++].key = key;
 }
 
-/* Waiting for each key to come into the cache would take as long as the rest. */
+/*
+ * Prefetch a key.  Without this, cache misses would take as long as all the
+ * rest.
+ */
 static inline void
 fetch_ahead(PendingKey *key)
 {
@@ -101,14 +106,17 @@ list_keys(PendingSet *set)
 	npublished = set->nkeys;
 }
 
-/* TRUNCATE: pin every counter of a buffer.  Returns whether there are any. */
+/*
+ * For TRUNCATE: pin every counter of a buffer.  Returns whether the buffer has
+ * a shared part.
+ */
 static bool
 pin_truncated(PendingBuffer *pending)
 {
 	SbBuffer   *buffer = pending->buffer;
 	MemoryContext oldcontext;
 
-	/* before looking whether there is anything: it may yet come */
+	/* saved counts may still be loaded, so wait for them before looking */
 	if (!launch_await_load())
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -128,7 +136,7 @@ pin_truncated(PendingBuffer *pending)
 }
 
 /*
- * Pin the counter of a key, if there is anything to add.  Returns whether it
+ * Pin the counter of a key if there is anything to add.  Returns whether it
  * was pinned.
  */
 static bool
@@ -159,8 +167,9 @@ pin_key(PublishedKey *entry)
 }
 
 /*
- * Allocate the requests for what is to be flushed at once: memory cannot be had
- * later.  Without it, everything is flushed.
+ * Allocate the requests for keys that are to be flushed at once, because
+ * memory cannot be allocated later.  If memory is out, request a flush of all
+ * keys instead.
  */
 static void
 allocate_requests(void)
@@ -180,7 +189,10 @@ allocate_requests(void)
 	}
 }
 
-/* Everything that can fail: pin each counter.  Raises an error if one cannot be. */
+/*
+ * Do everything that can fail: pin the counter of each key.  Raises an error
+ * if one cannot be pinned, or if the server is stopping.
+ */
 void
 publish_prepare(PendingSet *set)
 {
@@ -190,7 +202,7 @@ publish_prepare(PendingSet *set)
 	for (PendingBuffer *pending = set->buffers; pending;
 		 pending = pending->next)
 	{
-		/* what locked it was undone, and so was all that was counted */
+		/* the subtransactions that used it were all rolled back */
 		if (pending->lock_level == 0 && pending->truncate_level == 0)
 			continue;
 		pending->dropped = !buffer_revalidate(pending->buffer);
@@ -214,7 +226,9 @@ publish_prepare(PendingSet *set)
 		launch_ensure();
 }
 
-/* The transaction has committed: nothing may fail here. */
+/*
+ * The transaction has committed: add the counts.  Takes no lock, cannot fail.
+ */
 void
 publish_commit(PendingSet *set)
 {
@@ -258,14 +272,14 @@ publish_commit(PendingSet *set)
 			continue;
 		}
 
-		/* the request has a pin of its own, and comes when it is scheduled */
+		/* the request needs its own pin, and must follow the scheduling */
 		ref = published[i].pin.ref;
 		counter_pin(ref.counter);
 		counters_add(shared, &published[i].pin, key->delta, &now);
 		requests_flush_published(&shared->requests, published[i].request, ref);
 	}
 
-	/* when all is there that is to be flushed */
+	/* wake the workers when everything to be flushed is in place */
 	for (PendingBuffer *pending = set->buffers; pending && set->flush_requested;
 		 pending = pending->next)
 	{
@@ -279,8 +293,9 @@ publish_commit(PendingSet *set)
 }
 
 /*
- * The transaction has rolled back: release any pins.  The memory of requests
- * cannot be freed here, so the worker does it; the flush is harmless.
+ * The transaction has rolled back: release any pins.  Takes no lock, cannot
+ * fail.  Since the memory of requests cannot be freed here, hand them to the
+ * worker, which frees them; the flush is harmless.
  */
 void
 publish_abort(PendingSet *set)
@@ -307,7 +322,7 @@ publish_abort(PendingSet *set)
 	}
 }
 
-/* The transaction has ended. */
+/* Forget everything at the end of the transaction. */
 void
 publish_forget(void)
 {

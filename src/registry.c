@@ -24,20 +24,22 @@
 #include "registry.h"
 #include "utils/memutils.h"
 
-/* a worker that failed is not followed by another one before this */
+/* delay before a worker that failed is replaced */
 #define WORKER_FAILED_MSECS		1000
 
 static dshash_table *registry = NULL;
 
-/* the buffers that this process has claimed: its own, and another */
+/*
+ * the buffers that this process has claimed: a worker's own, and another one
+ */
 static SharedBuffer *claims[2];
 
 /*
  * Attach this process to the area and the registry for the rest of its life.
- * With `create' they are made if necessary; without, returns false if there are
- * none.
+ * With `create', they are created if necessary; without, returns false if
+ * there are none.
  *
- * Raises an error when memory is out.  Takes SharedControl.lock.
+ * Raises an error if memory is out.  Takes SharedControl.lock.
  */
 bool
 registry_attach(bool create)
@@ -80,8 +82,9 @@ registry_attach(bool create)
  */
 
 /*
- * Find a buffer and lock its partition of the registry, so that it stays, until
- * registry_unlock() is called; NULL, and no lock, if it is not there.
+ * Find a buffer and lock its partition of the registry, so that it is not
+ * removed until registry_unlock() is called.  Returns NULL, without a lock, if
+ * it does not exist.
  */
 SharedBuffer *
 registry_lock(const SharedBufferKey *key)
@@ -89,6 +92,7 @@ registry_lock(const SharedBufferKey *key)
 	return dshash_find(registry, key, false);
 }
 
+/* Release the lock that registry_lock() took. */
 void
 registry_unlock(SharedBuffer *buffer)
 {
@@ -96,8 +100,9 @@ registry_unlock(SharedBuffer *buffer)
 }
 
 /*
- * Find a buffer; NULL if it is not there.  The caller holds a lock on the
- * relation or has claimed the buffer, so that it stays.
+ * Find a buffer, or return NULL if it does not exist.  The caller holds a lock
+ * on the relation or has claimed the buffer, so that it is not removed.  Locks
+ * the partition of the registry for a moment.
  */
 SharedBuffer *
 registry_find(Oid dboid, Oid relid)
@@ -110,20 +115,21 @@ registry_find(Oid dboid, Oid relid)
 	return buffer;
 }
 
-/* Begin a pass through all buffers. */
+/* Begin a scan of all buffers. */
 void
 registry_begin_scan(RegistryScan *scan)
 {
 	dshash_seq_init(&scan->status, registry, false);
 }
 
-/* The next buffer, with its partition locked; NULL at the end. */
+/* Get the next buffer, with its partition locked, or NULL at the end. */
 SharedBuffer *
 registry_next(RegistryScan *scan)
 {
 	return dshash_seq_next(&scan->status);
 }
 
+/* End a scan, and release its lock. */
 void
 registry_end_scan(RegistryScan *scan)
 {
@@ -157,10 +163,11 @@ totals_init(SharedTotals *totals)
 }
 
 /*
- * Find a buffer, or make it with the settings that it has at the moment.  The
- * caller holds a lock on the relation, which keeps the buffer; the launcher,
- * which cannot, must claim it before it touches it.  Sets `made' if it was not
- * there.  Raises an error when memory is out.
+ * Find a buffer, or create it with these settings; then sets `made'.
+ *
+ * The caller holds a lock on the relation, so that the buffer is not removed.
+ * The launcher, which cannot lock the relation, must claim the buffer before
+ * it accesses it.  Raises an error if memory is out.
  */
 SharedBuffer *
 registry_make(Oid dboid, Oid relid, const BufferSettings *settings, bool *made)
@@ -175,7 +182,7 @@ registry_make(Oid dboid, Oid relid, const BufferSettings *settings, bool *made)
 	if (buffer != NULL)
 		return buffer;
 
-	/* made beforehand, because it can fail */
+	/* first, because it can fail */
 	table = table_create();
 	PG_TRY();
 	{
@@ -207,15 +214,15 @@ registry_make(Oid dboid, Oid relid, const BufferSettings *settings, bool *made)
 }
 
 /*
- * Put what is known of the definition into force, for the launcher and for those
- * who count.  See SharedSettings for who may.  Takes no lock, cannot fail.
+ * Put the definition into force, for the launcher and for processes that
+ * count.  SharedSettings says who may call this.  Takes no lock, cannot fail.
  */
 void
 registry_set(SharedBuffer *buffer, const BufferSettings *settings)
 {
 	SharedSettings *shared = &buffer->settings;
 
-	/* read first: usually nothing has changed, and others read there */
+	/* avoid needless writes: other processes read the same cache line */
 	if (pg_atomic_read_u32(&shared->owner) != settings->owner)
 		pg_atomic_write_u32(&shared->owner, settings->owner);
 	if (pg_atomic_read_u32(&shared->stopped) != (uint32) settings->stopped)
@@ -235,8 +242,8 @@ registry_set(SharedBuffer *buffer, const BufferSettings *settings)
 }
 
 /*
- * Set the owner alone.  Whoever has the relation locked knows it, also in the
- * middle of a commit.  Takes no lock, cannot fail.
+ * Set only the owner.  The caller holds a lock on the relation, or is just
+ * committing.  Takes no lock, cannot fail.
  */
 void
 registry_set_owner(SharedBuffer *buffer, Oid owner)
@@ -269,8 +276,8 @@ void
 registry_wake(SharedBuffer *buffer)
 {
 	/*
-	 * A worker that is leaving wakes the launcher when it has left, so a
-	 * latch that is no longer the right one does no harm.
+	 * A worker that leaves wakes the launcher after it has left, so a latch
+	 * that is no longer the right one does no harm.
 	 */
 	Latch	   *latch = *(Latch *volatile *) &buffer->slot.latch;
 
@@ -280,7 +287,10 @@ registry_wake(SharedBuffer *buffer)
 		launcher_slot_wake();
 }
 
-/* Ask the worker for what is in the mask, and wake it.  As registry_wake(). */
+/*
+ * Make the requests in the mask, and wake the worker, or the launcher if there
+ * is none.  Takes no lock, cannot fail.
+ */
 void
 registry_ask(SharedBuffer *buffer, uint32 what)
 {
@@ -288,7 +298,10 @@ registry_ask(SharedBuffer *buffer, uint32 what)
 	registry_wake(buffer);
 }
 
-/* Wake the workers of a database, or with InvalidOid, all workers. */
+/*
+ * Wake the workers of a database, or with InvalidOid, all workers.  Locks
+ * partitions of the registry.
+ */
 void
 registry_wake_workers(Oid dboid)
 {
@@ -307,7 +320,7 @@ registry_wake_workers(Oid dboid)
 	registry_end_scan(&scan);
 }
 
-/* Does the buffer want a worker?  For the launcher; needs no lock. */
+/* Does the buffer need a worker?  For the launcher; takes no lock. */
 bool
 registry_wants_worker(SharedBuffer *buffer)
 {
@@ -324,7 +337,7 @@ registry_wants_worker(SharedBuffer *buffer)
  * ------------------------------------------------------------------------
  */
 
-/* Note that this process has ceased to act as the worker of a buffer. */
+/* Remove a buffer from the list of this process's claims. */
 static void
 forget_claim(SharedBuffer *buffer)
 {
@@ -334,12 +347,12 @@ forget_claim(SharedBuffer *buffer)
 }
 
 /*
- * Become the worker of a buffer.  Returns NULL if it is gone, or has a worker,
- * or the counts are being saved by another process.
+ * Become the worker of a buffer.  Returns NULL if it does not exist, has a
+ * worker, or another process is saving the counts.
  *
  * The caller must call registry_release() or registry_drop();
- * registry_release_all() does so when the process ends.  Takes
- * SharedControl.lock.
+ * registry_release_all() does so when the process ends.  Locks the partition
+ * of the registry and takes SharedControl.lock.
  */
 SharedBuffer *
 registry_claim(Oid dboid, Oid relid)
@@ -353,7 +366,7 @@ registry_claim(Oid dboid, Oid relid)
 		i++;
 	Assert(i < lengthof(claims));
 
-	/* the partition's lock keeps the buffer until it is ours */
+	/* the lock keeps the buffer from being removed until we have claimed it */
 	buffer = registry_lock(&key);
 	if (buffer == NULL)
 		return NULL;
@@ -366,8 +379,9 @@ registry_claim(Oid dboid, Oid relid)
 		buffer->slot.latch = MyLatch;
 
 		/*
-		 * A worker that was on its way when the launcher claimed the buffer,
-		 * to load counts, did not fail to come up.
+		 * If a worker is starting while the launcher has claimed the buffer
+		 * to load counts, it must not be taken for one that has failed to
+		 * connect.
 		 */
 		buffer->slot.connected = launcher_slot_is_mine();
 		shared_control->claims.nclaimed++;
@@ -380,9 +394,9 @@ registry_claim(Oid dboid, Oid relid)
 }
 
 /*
- * Cease to be the worker of a buffer, and wake the launcher to look after what
- * is left there.  With a `code' other than 0, which is a failure, no other
- * worker follows at once.  Takes SharedControl.lock.
+ * Cease to be the worker of a buffer, and wake the launcher, which checks
+ * whether the buffer needs another one.  A `code' other than 0 indicates a
+ * failure; then no other worker follows at once.  Takes SharedControl.lock.
  */
 void
 registry_release(SharedBuffer *buffer, int code)
@@ -405,7 +419,10 @@ registry_release(SharedBuffer *buffer, int code)
 		launcher_slot_wake();
 }
 
-/* Cease to be the worker of every buffer; also when the process ends. */
+/*
+ * Cease to be the worker of every buffer that this process has claimed.  Takes
+ * SharedControl.lock.
+ */
 void
 registry_release_all(int code)
 {
@@ -415,9 +432,10 @@ registry_release_all(int code)
 }
 
 /*
- * Keep everyone from counting and flushing, because the counts are about to be
- * saved.  Returns false, and changes nothing, if buffers have workers.  The
- * caller is the launcher, or acts as it.  Takes SharedControl.lock.
+ * Close the registry: from here on no other process may count or flush,
+ * because the counts are about to be saved.  Returns false, and changes
+ * nothing, if any buffer has a worker.  The caller is the launcher, or acts as
+ * the launcher.  Takes SharedControl.lock.
  */
 bool
 registry_close(void)
@@ -433,15 +451,17 @@ registry_close(void)
 	}
 	LWLockRelease(&shared_control->lock);
 
-	/* it is known to be closed before anyone looks at pins */
+	/* the caller reads pins only after this */
 	pg_memory_barrier();
 	return closed;
 }
 
 /*
- * Free all that there is of a buffer whose relation is gone, and log what was
- * lost with it, unless the buffer was never committed.  The caller has claimed the buffer; if it does not end soon it
- * wakes the launcher, for the reason that shmem_trim() does.
+ * Remove a buffer whose relation is gone, with everything in it, and log what
+ * was lost, unless the relation was never committed.  The caller has claimed the
+ * buffer.  Unless it ends soon, it must wake the launcher, for the reason given
+ * at shmem_trim().  Locks the partition of the registry and takes
+ * SharedControl.lock.
  */
 void
 registry_drop(SharedBuffer *buffer, bool with_database)
@@ -492,7 +512,7 @@ registry_drop(SharedBuffer *buffer, bool with_database)
  */
 
 /*
- * Note whether the worker that was started last has come up.  Takes
+ * Note whether the worker that was started last has connected.  Takes
  * SharedControl.lock, as the other functions of this section do.
  */
 void
@@ -503,11 +523,14 @@ registry_set_connected(SharedBuffer *buffer, bool connected)
 	LWLockRelease(&shared_control->lock);
 }
 
-/* Have no worker started before `when'; with 0, allow it at once. */
+/* Start no worker before `when'; 0 means at once. */
 void
 registry_start_after(SharedBuffer *buffer, ClockTime when)
 {
-	/* without the lock: whoever sets it wakes someone who looks again */
+	/*
+	 * Read without the lock: a process that sets it also wakes one that
+	 * checks again.
+	 */
 	if (when == 0 && *(volatile ClockTime *) &buffer->slot.start_after == 0)
 		return;
 	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
@@ -516,8 +539,8 @@ registry_start_after(SharedBuffer *buffer, ClockTime when)
 }
 
 /*
- * Have the worker look at requests at once: if the buffer failed lately, that is
- * a reason not to wait until it is tried again.
+ * Wake the worker, and if the buffer has failed lately, allow an attempt at
+ * once: a request is a reason to retry.
  */
 void
 registry_call_worker(SharedBuffer *buffer)
@@ -526,7 +549,9 @@ registry_call_worker(SharedBuffer *buffer)
 	registry_wake(buffer);
 }
 
-/* A worker did not come up; returns how many in a row have not. */
+/*
+ * Count a worker that has not connected; returns how many in a row have not.
+ */
 int
 registry_start_failed(SharedBuffer *buffer)
 {
@@ -538,7 +563,7 @@ registry_start_failed(SharedBuffer *buffer)
 	return failures;
 }
 
-/* A worker has come up as the buffer's owner. */
+/* A worker has connected as the buffer's owner. */
 void
 registry_start_succeeded(SharedBuffer *buffer)
 {
@@ -553,7 +578,7 @@ registry_start_succeeded(SharedBuffer *buffer)
  */
 
 /*
- * Remember a buffer's last error.  `broken' says that the buffer itself fails
+ * Store a buffer's last error.  `broken' means that the buffer itself fails
  * (its shape, owner or handler), and not only a key.  Takes SharedTotals.lock.
  */
 void
@@ -580,7 +605,10 @@ registry_clear_error(SharedBuffer *buffer)
 {
 	SharedTotals *totals = &buffer->totals;
 
-	/* the usual case, for each flush; only the worker and sb_start() write it */
+	/*
+	 * Most common case, in each flush.  Only the worker and sb_start() write
+	 * it.
+	 */
 	if (!totals->broken)
 		return;
 	LWLockAcquire(&totals->lock, LW_EXCLUSIVE);
@@ -588,7 +616,7 @@ registry_clear_error(SharedBuffer *buffer)
 	LWLockRelease(&totals->lock);
 }
 
-/* Set the statistics to zero.  Takes SharedTotals.lock. */
+/* Reset the statistics.  Takes SharedTotals.lock. */
 void
 registry_reset_stats(SharedBuffer *buffer)
 {

@@ -30,25 +30,26 @@ typedef struct SharedBufferKey
 } SharedBufferKey;
 
 /*
- * What processes without the catalogs at hand need of a buffer's definition.
+ * The part of a buffer's definition that is needed by processes that do not
+ * look at the catalogs.
  *
- * Written by registry_set(), by a process that knows the definition as it is
- * committed and keeps it from being altered: one that has locked the relation to
- * count (RowExclusiveLock keeps ALTER and sb_stop() out, and a buffer that is
- * counted in is not started), or the worker with the gate.  The owner is also
+ * Written by registry_set(), by a process that knows the committed definition
+ * and prevents changes: one that has locked the relation to count
+ * (RowExclusiveLock blocks ALTER and sb_stop(), and nobody counts in a buffer
+ * that is not started), or the worker with the gate.  The owner is also
  * written by registry_set_owner(), for which any lock on the relation will do.
- * Read without a lock; the launcher may see what was before.
+ * Read without a lock; the launcher may see an older state.
  */
 typedef struct SharedSettings
 {
-	pg_atomic_uint32 owner;		/* as whom the worker connects */
-	pg_atomic_uint32 stopped;	/* no worker is wanted */
-	pg_atomic_uint32 provisional;	/* nobody has seen it committed */
+	pg_atomic_uint32 owner;		/* role as which the worker connects */
+	pg_atomic_uint32 stopped;	/* no worker may run */
+	pg_atomic_uint32 provisional;	/* no process has seen it committed */
 	pg_atomic_uint64 interval;	/* microseconds */
 	pg_atomic_uint64 jitter;	/* microseconds */
 } SharedSettings;
 
-/* The same, as a process hands it over. */
+/* The same, in local memory. */
 typedef struct BufferSettings
 {
 	Oid			owner;
@@ -59,29 +60,30 @@ typedef struct BufferSettings
 } BufferSettings;
 
 /*
- * The buffer's worker, or whoever acts as it.  Written under
- * SharedControl.lock, by registry.c alone.  Read without the lock only to choose
- * a latch to set or for people to look at, where a wrong guess costs a needless
+ * The buffer's worker, or the process that acts as the worker.  Written under
+ * SharedControl.lock, by registry.c alone.  Read without the lock only to
+ * choose a latch to set or for display, where a wrong guess costs a needless
  * wake-up.
  */
 typedef struct SharedSlot
 {
 	pid_t		pid;			/* 0: none */
 	Latch	   *latch;			/* of its PGPROC, which is never freed */
-	bool		connected;		/* the last one came up */
-	int			start_failures; /* how many in a row did not */
-	ClockTime	start_after;	/* no worker is started before this */
-	ClockTime	left_at;		/* when the last one left */
+	bool		connected;		/* the last worker has connected */
+	int			start_failures; /* how many workers in a row have not
+								 * connected */
+	ClockTime	start_after;	/* start no worker before this */
+	ClockTime	left_at;		/* when the last worker left */
 } SharedSlot;
 
 /*
- * Where flushes stand, for the worker alone: the next one goes on where the
- * last one stopped.
+ * The state of flushes.  For the worker only; the next worker continues from
+ * here.
  */
 typedef struct SharedFlush
 {
 	int			breakdowns;		/* failures of the buffer itself, in a row */
-	uint8		seen_shape;		/* the shape that was seen last, */
+	uint8		seen_shape;		/* number of the shape last seen, */
 	uint32		seen_shapes;	/* and SharedTable.shapes_number then */
 
 	/* the log of failures */
@@ -91,9 +93,9 @@ typedef struct SharedFlush
 } SharedFlush;
 
 /*
- * Totals since the buffer was registered.  They only grow; a reset remembers
- * where they stood.  The sums of counts wrap silently (they are used only as
- * differences), so they are unsigned.
+ * Totals since the buffer was registered.  They only grow; a reset stores
+ * their values as a base.  The sums of counts wrap silently (they are used
+ * only as differences), so they are unsigned.
  */
 typedef enum SharedStat
 {
@@ -103,7 +105,7 @@ typedef enum SharedStat
 	STAT_FLUSHED_COUNT,			/* sum of the counts stored */
 	STAT_HANDLER_CALLS,
 	STAT_FAILURES,
-	STAT_DISCARDED,				/* sum of the counts given up */
+	STAT_DISCARDED,				/* sum of the counts discarded */
 	STAT_COUNT
 } SharedStat;
 
@@ -123,12 +125,12 @@ typedef struct SharedTotals
 } SharedTotals;
 
 /*
- * A buffer: an entry of the registry.  Each part says what protects it.
+ * A buffer: an entry of the registry.  Each part states its lock rules.
  *
  * It is made by the first transaction that publishes to the buffer, and
  * removed by the buffer's worker or the launcher when the relation or its
- * database is gone.  The address stays good as long as the entry does, which a
- * lock on the relation, a claim, or registry_lock() ensures.
+ * database is gone.  Its address stays valid as long as the entry exists,
+ * which a lock on the relation, a claim, or registry_lock() ensures.
  */
 typedef struct SharedBuffer
 {
@@ -142,23 +144,24 @@ typedef struct SharedBuffer
 	SharedSchedule schedule;
 } SharedBuffer;
 
-/* A pass through the registry, with a partition locked. */
+/* A scan of the registry, which holds the lock of a partition. */
 typedef struct RegistryScan
 {
 	dshash_seq_status status;
 } RegistryScan;
 
 /*
- * Our locks in the space of advisory locks, told apart by field 4, whose values
- * SQL cannot reach.
+ * Our locks in the space of advisory locks.  Field 4 of the tag distinguishes
+ * them, with values that SQL cannot use.
  */
 typedef enum RegistryLock
 {
-	REGISTRY_LOCK_LARGE = 3,	/* large changes to a buffer's counts take
-								 * turns */
-	REGISTRY_LOCK_GATE = 4		/* under which a worker flushes; see sb_stop() */
+	REGISTRY_LOCK_LARGE = 3,	/* large changes to a buffer's counts */
+	REGISTRY_LOCK_GATE = 4		/* held by a worker that flushes; see
+								 * buffer_set_gate_tag() */
 } RegistryLock;
 
+/* Set the tag of one of a buffer's locks. */
 static inline void
 registry_set_locktag(LOCKTAG *tag, const SharedBufferKey *key, RegistryLock lock)
 {
@@ -201,25 +204,28 @@ extern void registry_set_error(SharedBuffer *buffer, const char *message,
 extern void registry_clear_error(SharedBuffer *buffer);
 extern void registry_reset_stats(SharedBuffer *buffer);
 
+/* The buffer's interval, in microseconds. */
 static inline int64
 registry_interval(SharedBuffer *buffer)
 {
 	return (int64) pg_atomic_read_u64(&buffer->settings.interval);
 }
 
+/* Is the buffer stopped?  Without a lock; see SharedSettings. */
 static inline bool
 registry_is_stopped(SharedBuffer *buffer)
 {
 	return pg_atomic_read_u32(&buffer->settings.stopped) != 0;
 }
 
-/* Are the counts being saved?  To be asked after a counter was pinned. */
+/* Are the counts being saved?  Call this after pinning a counter. */
 static inline bool
 registry_is_closed(void)
 {
 	return pg_atomic_read_u32(&shared_control->claims.closed) != 0;
 }
 
+/* Add to one of the buffer's totals.  Takes no lock, cannot fail. */
 static inline void
 registry_count(SharedBuffer *buffer, SharedStat stat, uint64 count)
 {

@@ -4,12 +4,13 @@
  *	  What other processes ask of a buffer's worker.
  *
  * Most requests are bits of one mask.  The worker takes them all at once, and
- * forgets each when it has carried it out; what it has taken is in shared
- * memory, too, so that the next worker does what an interrupted one has not.
- * Flushes of single keys are a list, and drains are numbers: see SharedDrain.
+ * clears each when it has carried it out.  The requests that it has taken are
+ * in shared memory, too, so that the next worker carries out those that an
+ * interrupted one has not.  Flushes of single keys are a list, and drains are
+ * numbers: see SharedDrain.
  *
- * This room sets what is asked for; the caller wakes the worker.  How a session
- * waits for a drain is in drain.c.
+ * These functions only record requests; the caller wakes the worker.  How a
+ * session waits for a drain is in drain.c.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -41,7 +42,7 @@ requests_init(SharedRequests *requests)
  * ------------------------------------------------------------------------
  */
 
-/* Ask for what is in the mask.  Takes no lock, cannot fail. */
+/* Make the requests in the mask.  Takes no lock, cannot fail. */
 void
 requests_ask(SharedRequests *requests, uint32 what)
 {
@@ -49,9 +50,9 @@ requests_ask(SharedRequests *requests, uint32 what)
 }
 
 /*
- * Is there anything to do that is not a matter of time?  For the launcher, too;
- * needs no lock.  A drain whose keys are still to be flushed is not: these are
- * in the schedule.
+ * Is there any request that the worker must handle now?  For the launcher,
+ * too; takes no lock.  A drain whose keys are still to be flushed is not
+ * counted: these keys are in the schedule.
  */
 bool
 requests_are_open(SharedRequests *requests)
@@ -69,10 +70,10 @@ requests_are_open(SharedRequests *requests)
 }
 
 /*
- * Allocate a request for requests_flush_key() or requests_flush_published();
- * InvalidDsaPointer when memory is out.  Raises an error if it cannot be mapped:
- * later, when a counter is pinned or the transaction has committed, nothing may
- * fail.
+ * Allocate a request for requests_flush_key() or requests_flush_published(), and
+ * map it: later, when a counter is pinned or the transaction has committed,
+ * nothing may fail.  Returns InvalidDsaPointer if memory is out.  May raise other
+ * errors.
  */
 dsa_pointer
 requests_allocate_flush(void)
@@ -85,7 +86,10 @@ requests_allocate_flush(void)
 	return pointer;
 }
 
-/* The worker takes the list whole, so that a head cannot come back. */
+/*
+ * Push a request on the list.  There is no ABA problem, because the worker
+ * takes the whole list at once.
+ */
 static void
 push_flush(SharedRequests *requests, dsa_pointer pointer, CounterRef ref)
 {
@@ -101,14 +105,17 @@ push_flush(SharedRequests *requests, dsa_pointer pointer, CounterRef ref)
 }
 
 /*
- * Ask for the flush of a key.  The caller has allocated the request and pinned
- * the counter; both are the request's from here on.
+ * Request the flush of a key.  The caller has allocated the request and pinned
+ * the counter; both belong to the request from here on.
  */
 void
 requests_flush_key(SharedRequests *requests, dsa_pointer pointer,
 				   CounterRef ref)
 {
-	/* one request is enough for a key: the worker may be busy for long */
+	/*
+	 * One request for a key is enough: the worker may be busy for a long
+	 * time.
+	 */
 	if (pg_atomic_fetch_or_u32(&ref.counter->pins, COUNTER_ASKED) & COUNTER_ASKED)
 	{
 		counter_unpin(ref.counter);
@@ -119,8 +126,8 @@ requests_flush_key(SharedRequests *requests, dsa_pointer pointer,
 }
 
 /*
- * The same at the end of a transaction: takes no lock, cannot fail.  There may
- * be other requests for the key, because this one cannot be freed here.
+ * Likewise, at the end of a transaction: takes no lock, cannot fail.  There
+ * may be other requests for the key, because this one cannot be freed here.
  */
 void
 requests_flush_published(SharedRequests *requests, dsa_pointer pointer,
@@ -130,7 +137,7 @@ requests_flush_published(SharedRequests *requests, dsa_pointer pointer,
 	push_flush(requests, pointer, ref);
 }
 
-/* Ask for a drain; returns the ticket. */
+/* Request a drain; returns the ticket.  Takes no lock, cannot fail. */
 uint64
 requests_ask_drain(SharedRequests *requests)
 {
@@ -142,17 +149,17 @@ requests_ask_drain(SharedRequests *requests)
  * ------------------------------------------------------------------------
  */
 
-/* Take what is asked for; returns all that is to be carried out. */
+/* Take the requests in the mask.  Returns all that are to be carried out. */
 uint32
 requests_take(SharedRequests *requests)
 {
-	/* read first: usually there is nothing, and others write there */
+	/* avoid needless writes: usually there is no request */
 	if (pg_atomic_read_u32(&requests->asked) != 0)
 		requests->taken |= pg_atomic_exchange_u32(&requests->asked, 0);
 	return requests->taken;
 }
 
-/* What was taken is carried out. */
+/* Note that requests were carried out. */
 void
 requests_done(SharedRequests *requests, uint32 what)
 {
@@ -171,7 +178,7 @@ serve_flushes(SharedRequests *requests, SharedSchedule *schedule)
 			SharedFlushRequest *request = dsa_get_address(shared_area, pointer);
 			CounterRef	ref = counter_ref(request->counter);
 
-			/* another request for the key is heard from here on */
+			/* from here on the key can be requested again */
 			if (pg_atomic_fetch_and_u32(&ref.counter->pins, ~COUNTER_ASKED) &
 				COUNTER_LINKED)
 				schedule_make_due(schedule, ref);
@@ -186,7 +193,7 @@ serve_flushes(SharedRequests *requests, SharedSchedule *schedule)
 	}
 }
 
-/* All keys of a round are flushed: wake everybody who waits for it. */
+/* All keys of a round are flushed: wake the sessions that wait for it. */
 static void
 finish_round(SharedDrain *drain)
 {
@@ -199,8 +206,9 @@ finish_round(SharedDrain *drain)
 }
 
 /*
- * Bring the schedule to what was taken: flushes of keys and of all, drains, and
- * counts that were cleared.
+ * Carry out the requests that concern the schedule: flushes of single keys and
+ * of all, drains, and counts that were cleared.  May raise an error if a
+ * segment cannot be mapped; the requests stay.
  */
 void
 requests_serve(SharedRequests *requests, SharedSchedule *schedule,
@@ -219,7 +227,7 @@ requests_serve(SharedRequests *requests, SharedSchedule *schedule,
 		requests_done(requests, REQUEST_SORT_AGAIN);
 	}
 
-	/* everything that the ticket is for was published before */
+	/* everything that the tickets are for was published before this */
 	asked = pg_atomic_read_u64(&drain->asked);
 	pg_memory_barrier();
 
@@ -247,8 +255,8 @@ requests_serve(SharedRequests *requests, SharedSchedule *schedule,
 }
 
 /*
- * Forget the flushes of single keys, and release their pins.  For the process
- * that removes the buffer, or saves what it holds.
+ * Drop the requests to flush single keys, and release their pins.  For the
+ * process that removes the buffer, or saves its counts.
  */
 void
 requests_drop_flushes(SharedRequests *requests)
@@ -270,8 +278,9 @@ requests_drop_flushes(SharedRequests *requests)
 }
 
 /*
- * The worker waits for a lock that another session has, or does not any more.
- * That session may itself wait for a drain, so those who wait are woken.
+ * Note whether the worker waits for a lock that another session has.  If so,
+ * that session may itself be waiting for a drain, so wake the sessions that
+ * do.
  */
 void
 requests_set_locked_out(SharedRequests *requests, bool locked_out)

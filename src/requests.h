@@ -14,16 +14,20 @@
 #include "schedule.h"
 #include "shmem.h"
 
-/* SharedRequests.asked: what is to be done, once, whoever has asked for it */
+/*
+ * SharedRequests.asked: requests that are carried out once, however often made
+ */
 #define REQUEST_RECHECK		0x01	/* the definition may have changed */
 #define REQUEST_FLUSH_ALL	0x02	/* make all keys due */
-#define REQUEST_FLUSH_EARLY	0x04	/* make sound keys due, and free idle
-									 * ones: memory runs short, or a count is
-									 * large */
-#define REQUEST_SORT_AGAIN	0x08	/* TRUNCATE has cleared counts that are
-									 * sorted in by their old times */
+#define REQUEST_FLUSH_EARLY	0x04	/* make keys due that do not fail, and
+									 * free idle keys: memory runs short, or a
+									 * count is large */
+#define REQUEST_SORT_AGAIN	0x08	/* TRUNCATE has cleared counts that the
+									 * wheel holds by their old times */
 
-/* A request of sb_flush: a counter, pinned until the worker has seen it. */
+/*
+ * A request of sb_flush(): a counter, pinned until the worker has handled it.
+ */
 typedef struct SharedFlushRequest
 {
 	dsa_pointer next;
@@ -31,11 +35,11 @@ typedef struct SharedFlushRequest
 } SharedFlushRequest;
 
 /*
- * Waiting for a flush of everything that was published: sb_drain().
+ * The state of drains: see sb_drain().
  *
- * Whoever waits has a ticket, the value of `asked' after adding 1 to it, and
- * waits until `done' is no less.  The worker works in rounds, one for all
- * tickets that there are when it begins:
+ * A session that waits has a ticket, the value of `asked' after adding 1 to
+ * it, and waits until `done' is no less.  The worker works in rounds, one for
+ * all tickets that exist when it begins:
  *
  *	  idle			round = done: no keys have COUNTER_DRAIN
  *		| asked > round
@@ -47,15 +51,15 @@ typedef struct SharedFlushRequest
  *		|			is subtracted from `keys'
  *		| keys = 0
  *		v
- *	  finished		done = round, and everybody who waits is woken
+ *	  finished		done = round, and all waiting sessions are woken
  *
- * A ticket that comes while a round is working makes all keys due at once (due
- * < asked), but its own round begins when this one is finished.  So nobody
- * waits for keys that were counted after the round began.
+ * If a ticket is drawn while a round is working, all keys are made due at once
+ * (due < asked), but its own round begins when this one is finished.  So no
+ * session waits for keys that were counted after its round began.
  *
  * Invariants: done <= round <= due <= asked.  `keys' is the number of counters
- * that have COUNTER_DRAIN.  Whatever interrupts the worker, the next one goes on
- * from these fields.
+ * that have COUNTER_DRAIN.  If the worker is interrupted, the next one
+ * continues from these fields.
  */
 typedef struct SharedDrain
 {
@@ -68,17 +72,17 @@ typedef struct SharedDrain
 
 /*
  * Requests to the buffer's worker.  All fields are atomic, and set by any
- * process with a lock on the relation; those marked (w) by the worker only.
- * Whoever asks for something calls registry_wake() afterwards.
+ * process with a lock on the relation; those marked (w) are for the worker
+ * only.  A process that makes a request calls registry_wake() afterwards.
  */
 typedef struct SharedRequests
 {
 	pg_atomic_uint32 asked;		/* mask of REQUEST_... */
-	uint32		taken;			/* (w) those that the worker has taken and not
-								 * yet carried out */
+	uint32		taken;			/* (w) requests that the worker has taken and
+								 * not yet carried out */
 
 	pg_atomic_uint64 flushes;	/* list of SharedFlushRequest */
-	dsa_pointer flushes_taken;	/* (w) those that the worker has taken */
+	dsa_pointer flushes_taken;	/* (w) taken by the worker */
 
 	SharedDrain drain;
 
@@ -86,8 +90,8 @@ typedef struct SharedRequests
 	pg_atomic_uint32 locked_out;
 
 	/*
-	 * A time: sb_stop() waits for the worker, which cancels its transaction
-	 * once it has come.  0: there is none.  Written under
+	 * The time when sb_stop() began to wait for the worker, which then
+	 * cancels its transaction; 0 if none waits.  Written under
 	 * ShareRowExclusiveLock on the relation.
 	 */
 	pg_atomic_uint64 halt_at;
@@ -113,7 +117,9 @@ extern void requests_serve(SharedRequests *requests, SharedSchedule *schedule,
 extern void requests_drop_flushes(SharedRequests *requests);
 extern void requests_set_locked_out(SharedRequests *requests, bool locked_out);
 
-/* (w) A key was flushed or is empty: a drain need not wait for it any more. */
+/*
+ * (w) A key was flushed or is empty, so a drain need not wait for it any more.
+ */
 static inline void
 requests_clear_drain(SharedRequests *requests, SharedCounter *counter)
 {

@@ -4,7 +4,7 @@
  *	  Saving the counts that a clean shutdown could not store.
  *
  * Called by the launcher, or the process that acts as the launcher, when the
- * registry is closed and nobody is left who could count or flush.
+ * registry is closed and no process is left that could count or flush.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -21,10 +21,10 @@
 #include "storage/fd.h"
 #include "utils/memutils.h"
 
-/* how long to wait for transactions that are just about to commit */
+/* how long to wait for transactions that are about to commit */
 #define UNPIN_WAIT_MSECS	10000
 
-/* Writing what a buffer holds of one shape. */
+/* The state while the counts of one shape of a buffer are written. */
 typedef struct Saving
 {
 	SavedWriter *writer;
@@ -34,7 +34,7 @@ typedef struct Saving
 	bool		section_written;
 } Saving;
 
-/* Called under a partition lock. */
+/* Write a key: a CounterVisitor. */
 static void
 save_key(const CounterInfo *info, void *arg)
 {
@@ -43,7 +43,7 @@ save_key(const CounterInfo *info, void *arg)
 		.kind = RECORD_KEY,
 		.keylen = info->keylen,
 		.count = info->count,
-		/* a restart is a reason to try a failing key again */
+		/* retry a failing key after the restart */
 		.counted_at = info->failures > 0 || info->counted_at == 0 ? 0 :
 		info->counted_at + saving->to_timestamp
 	};
@@ -93,7 +93,7 @@ save_buffer(Saving *saving, SharedBufferKey key)
 	registry_release(buffer, 0);
 }
 
-/* Copy a section that was read, with its shape, which is still to be read. */
+/* Copy a section and its shape, which is still to be read from the file. */
 static void
 copy_section(SavedWriter *writer, FILE *file, const SavedSection *section)
 {
@@ -103,7 +103,7 @@ copy_section(SavedWriter *writer, FILE *file, const SavedSection *section)
 	pfree(shape);
 }
 
-/* Copy what is left of a file that could not be loaded completely. */
+/* Copy the rest of a file that was not loaded completely. */
 static void
 copy_rest(SavedWriter *writer, const char *name, int64 section, int64 offset)
 {
@@ -141,9 +141,9 @@ copy_rest(SavedWriter *writer, const char *name, int64 section, int64 offset)
 }
 
 /*
- * See that all commits are on disk, those, too, that did not wait for it: a
- * commit that does comes after them.  As this one makes no change, it waits
- * for no standby.
+ * Ensure that all commits are on disk, including asynchronous ones: a
+ * synchronous commit flushes them, too.  As ours changes nothing, it waits for
+ * no standby.
  */
 static void
 sync_commits(void)
@@ -160,7 +160,9 @@ saving_context(void *arg)
 	errcontext("saving counts that are not yet stored; they are lost if it fails");
 }
 
-/* Write everything that is held.  Looks up the buffers first, then claims each. */
+/*
+ * Write the counts of all buffers.  First lists the buffers, then claims each.
+ */
 static void
 save_buffers(Saving *saving)
 {
@@ -183,9 +185,10 @@ save_buffers(Saving *saving)
 }
 
 /*
- * Save everything that is held, and what is left of the last file.  Writes no
+ * Save the counts of all buffers, and the rest of the last file.  Writes no
  * file if there is nothing, or if it has been done.  The caller has closed the
- * registry, and ends.
+ * registry, and exits afterwards.  Raises an error if that fails; then the
+ * counts are lost.
  */
 void
 save_all(void)
@@ -223,15 +226,17 @@ save_all(void)
 		savefile_finish(writer);
 
 		/*
-		 * The server may yet die before its last checkpoint.  Then, too, what
-		 * is in the file must have been committed, and what is not, stored.
+		 * The server may still crash before its shutdown checkpoint.  Even
+		 * then, the counts in the file must have been committed, and those
+		 * not in the file must have been stored.
 		 */
 		sync_commits();
 
 		/*
-		 * Another launcher may have been on its way when this one was told to
-		 * end, and come up only now.  Even if this fails, when the file may
-		 * have its name already, that one must not add the same counts to it.
+		 * Another launcher may have been starting when this one was
+		 * terminated, and come up only now.  It must not add the same counts
+		 * to the file, even if the rename fails after the file has got its
+		 * name.
 		 */
 		load_set_saved();
 		(void) durable_rename(SAVED_TEMP_FILE, SAVED_FILE, ERROR);

@@ -3,16 +3,16 @@
  * savefile.c
  *	  The file of counts that were not stored at a shutdown: its format.
  *
- * A header with the length and the checksum of everything, then sections, one
- * for each buffer and shape of its keys, each with its keys.  It is written to
- * a temporary name, synced, and renamed when it is complete.
+ * The file has a header with the length and the checksum of everything, then
+ * sections, one for each buffer and shape of its keys, each with its keys.  It
+ * is written under a temporary name, synced, and renamed when it is complete.
  *
  * The file belongs to one timeline of one database cluster.  A standby, or a
- * restored backup, that came by a copy of the file may have received by
+ * restored backup, that has got a copy of the file may have received by
  * replication what the primary has stored of it in the meantime.
  *
- * When a file is read, and what becomes of it, is in load.c; what is written
- * is in save.c.
+ * load.c decides when a file is read and what becomes of it; save.c decides
+ * what is written.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -31,17 +31,17 @@
 
 #define SAVED_MAGIC			0x53425346
 
-/* to be increased with every change of the format */
+/* increase this with every change of the format */
 #define SAVED_VERSION		2
 
-/* Is there such a file, as far as we can see? */
+/* Does the file exist?  If that cannot be determined, returns true. */
 bool
 savefile_exists(const char *name)
 {
 	return access(name, F_OK) == 0 || errno != ENOENT;
 }
 
-/* Remove a file, if it is there; a failure is a warning. */
+/* Remove a file if it exists.  A failure is a warning. */
 void
 savefile_remove(const char *name)
 {
@@ -49,7 +49,7 @@ savefile_remove(const char *name)
 		(void) durable_unlink(name, WARNING);
 }
 
-/* What is wrong with an open file, or NULL; see savefile_check(). */
+/* Check an open file.  See savefile_check(). */
 static const char *
 check_open_file(FILE *file, SavedHeader *header)
 {
@@ -97,7 +97,10 @@ check_open_file(FILE *file, SavedHeader *header)
 	return NULL;
 }
 
-/* Check a file as a whole.  Returns what is wrong with it, or NULL. */
+/*
+ * Check the header and the contents of a file.  Returns what is wrong with it,
+ * or NULL.
+ */
 const char *
 savefile_check(const char *name, SavedHeader *header)
 {
@@ -111,7 +114,10 @@ savefile_check(const char *name, SavedHeader *header)
 	return reason;
 }
 
-/* Give a file that cannot be used a name under which nobody reads it. */
+/*
+ * Rename a file that cannot be used, so that it is not read again.  A failure
+ * is a warning.
+ */
 void
 savefile_set_aside(const char *name, const char *reason)
 {
@@ -122,7 +128,7 @@ savefile_set_aside(const char *name, const char *reason)
 		snprintf(aside, sizeof(aside), "%s.%ld", name, number++);
 	while (savefile_exists(aside));
 
-	/* not durably, which takes reading it */
+	/* not durable_rename(), which must be able to open it */
 	if (rename(name, aside) != 0)
 	{
 		ereport(WARNING,
@@ -147,7 +153,10 @@ savefile_set_aside(const char *name, const char *reason)
  * ------------------------------------------------------------------------
  */
 
-/* Open a file to read it from an offset on. */
+/*
+ * Open a file for reading, from an offset on.  This and the other functions
+ * for reading raise an error if that fails, or if the file is not as expected.
+ */
 FILE *
 savefile_open(const char *name, int64 offset)
 {
@@ -178,13 +187,17 @@ read_exactly(FILE *file, void *data, size_t size)
 					SAVED_LOADING_FILE, done, size)));
 }
 
+/* Read the header of a file, which savefile_check() has checked. */
 void
 savefile_read_header(FILE *file, SavedHeader *header)
 {
 	read_exactly(file, header, sizeof(SavedHeader));
 }
 
-/* Read the next record up to the key; false at the end of the file. */
+/*
+ * Read the next record, without the shape or key that follows it.  Returns
+ * false at the end of the file.
+ */
 bool
 savefile_read_record(FILE *file, SavedRecord *record)
 {
@@ -204,7 +217,10 @@ savefile_read_record(FILE *file, SavedRecord *record)
 	return true;
 }
 
-/* Read the shape that follows a section. */
+/*
+ * Read the shape that follows a section.  The result is in the current memory
+ * context.
+ */
 KeyShape *
 savefile_read_shape(FILE *file, const SavedSection *section)
 {
@@ -231,9 +247,9 @@ savefile_read_key(FILE *file, const SavedKey *key, KeySpace *space)
 }
 
 /*
- * How far the system's clock has been set back since a file was written, as
- * far as can be told.  Its times are moved by that, so that nothing is due
- * later than it was to be when the server stopped.
+ * Get the time by which the system clock has been set back since the file was
+ * written, as far as we can see.  The file's times are moved by that, so that
+ * no key is due later than it was when the server stopped.
  */
 int64
 savefile_set_back_by(const SavedHeader *header, TimestampTz now)
@@ -246,7 +262,10 @@ savefile_set_back_by(const SavedHeader *header, TimestampTz now)
  * ------------------------------------------------------------------------
  */
 
-/* Begin a file; it is only made when something is put into it. */
+/*
+ * Begin to write a file, which is only created when something is put into it.
+ * The functions for writing raise an error if that fails.
+ */
 SavedWriter *
 savefile_begin(TimestampTz now)
 {
@@ -286,7 +305,7 @@ put(SavedWriter *writer, const void *data, size_t size)
 	writer->header.length += size;
 }
 
-/* Put a section, to which the keys belong that come next. */
+/* Write a section, to which the keys that follow belong. */
 void
 savefile_put_section(SavedWriter *writer, const SavedSection *section,
 					 const KeyShape *shape)
@@ -296,7 +315,7 @@ savefile_put_section(SavedWriter *writer, const SavedSection *section,
 	writer->header.nsections++;
 }
 
-/* Put a key, with its stored form. */
+/* Write a key, with its stored form. */
 void
 savefile_put_key(SavedWriter *writer, const SavedKey *key, const char *data)
 {
@@ -306,8 +325,8 @@ savefile_put_key(SavedWriter *writer, const SavedKey *key, const char *data)
 }
 
 /*
- * Write the header, and see that the whole file is on disk.  It has the
- * temporary name still.
+ * Write the header, and sync and close the file.  It still has its temporary
+ * name.
  */
 void
 savefile_finish(SavedWriter *writer)

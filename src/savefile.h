@@ -25,18 +25,19 @@ typedef struct SavedHeader
 	uint32		magic;
 	uint32		version;
 	uint64		system_identifier;
-	uint64		length;			/* of all that follows the header */
+	uint64		length;			/* of everything after the header */
 	uint64		nkeys;
 	TimestampTz saved_at;
 	TimeLineID	timeline;
 	uint32		nsections;
-	pg_crc32c	crc;			/* of what follows, and the fields above */
+	pg_crc32c	crc;			/* of everything after the header, and of the
+								 * fields above */
 } SavedHeader;
 
 /*
- * What follows the header are records.  A section tells to which buffer, and
- * to which shape of it, the keys belong that come after it.  The shape, a
- * KeyShape, follows the section.
+ * The header is followed by records.  A section states to which buffer, and to
+ * which of its shapes, the keys after it belong.  The shape, a KeyShape,
+ * follows the section.
  */
 #define RECORD_SECTION		1
 #define RECORD_KEY			2
@@ -52,13 +53,14 @@ typedef struct SavedSection
 	int64		interval;		/* in microseconds */
 } SavedSection;
 
-/* Followed by the key. */
+/* Followed by the key's stored form. */
 typedef struct SavedKey
 {
 	uint32		kind;
 	uint32		keylen;			/* as in KeyBytes */
 	int64		count;
-	TimestampTz counted_at;		/* by the clock of saved_at; 0: due at once */
+	TimestampTz counted_at;		/* by the same clock as saved_at; 0: due at
+								 * once */
 } SavedKey;
 
 typedef union SavedRecord

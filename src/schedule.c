@@ -3,14 +3,15 @@
  * schedule.c
  *	  When each key is due: a timing wheel and an inbox.
  *
- * A hierarchical timing wheel for each buffer, so that the cost of flushing
- * follows the keys that are due and not the keys that are held.  Slots of the
- * lowest level are a tick wide, those of the next 64 ticks, and so on; a key
- * moves down a level when its slot's time begins, three times at the most.
+ * Each buffer has a hierarchical timing wheel, so that the cost of flushing is
+ * proportional to the number of keys that are due, not of those that are held.
+ * Slots of the lowest level are a tick wide, those of the next 64 ticks, and so
+ * on.  A key moves down a level when its slot's time begins, at most three
+ * times.
  *
- * The wheel belongs to the buffer's worker.  All others push counters on the
- * inbox without a lock and lower wake_at; see SharedSchedule.  This room knows
- * nothing of processes: the caller wakes the worker.  Pushing cannot
+ * The wheel belongs to the buffer's worker.  Other processes push counters on
+ * the inbox without a lock and lower wake_at; see SharedSchedule.  This file
+ * knows nothing of processes: the caller wakes the worker.  Pushing cannot
  * fail, because it happens after a commit.
  *
  * The worker's steps can fail where a counter's segment is mapped for the
@@ -27,11 +28,11 @@
 #define SLOT_MASK		(SCHEDULE_SLOTS - 1)
 #define LEVEL_SHIFT(l)	((l) * SCHEDULE_SLOT_BITS)
 
-/* the slot of a level that a tick falls into */
+/* the slot of a level into which a tick falls */
 #define SLOT_OF(level, tick) \
 	((level) * SCHEDULE_SLOTS + (((tick) >> LEVEL_SHIFT(level)) & SLOT_MASK))
 
-/* SharedCounter.slot: level and index, so 256 slots at the most */
+/* SharedCounter.slot is a byte */
 StaticAssertDecl(SCHEDULE_LEVELS * SCHEDULE_SLOTS <= 256,
 				 "slot numbers must fit in a byte");
 
@@ -39,8 +40,8 @@ static void insert_into_wheel(SharedSchedule *schedule, CounterRef ref);
 static void append_due(SharedSchedule *schedule, CounterRef ref);
 
 /*
- * When a counter is due.  One that has nothing counted is due at once, so
- * that the worker finds it to be idle.
+ * Get the time when a counter is due.  One with nothing counted is due at
+ * once, so that the worker finds it to be idle.
  */
 static ClockTime
 due_time(SharedSchedule *schedule, SharedCounter *counter)
@@ -64,8 +65,9 @@ due_tick(SharedSchedule *schedule, SharedCounter *counter)
 }
 
 /*
- * Is a counter due, as far as the wheel has turned?  What is not is put into
- * the wheel by schedule_add(), and does not come out before it turns.
+ * Is a counter due, as of the last schedule_advance()?  If not, schedule_add()
+ * puts it into the wheel, from where it does not return before the wheel has
+ * advanced.
  */
 bool
 schedule_is_due(SharedSchedule *schedule, SharedCounter *counter)
@@ -73,7 +75,7 @@ schedule_is_due(SharedSchedule *schedule, SharedCounter *counter)
 	return due_tick(schedule, counter) <= schedule->tick;
 }
 
-/* What a counter's `counted_at' is when it is due just now. */
+/* Get the value of `counted_at' with which a counter is due now. */
 ClockTime
 schedule_due_now(SharedSchedule *schedule, SharedCounter *counter)
 {
@@ -82,6 +84,7 @@ schedule_due_now(SharedSchedule *schedule, SharedCounter *counter)
 	return counter->failures > 0 ? due : due - schedule->interval;
 }
 
+/* Initialize the schedule of a new buffer.  Cannot fail. */
 void
 schedule_init(SharedSchedule *schedule, int64 interval, ClockTime now)
 {
@@ -104,7 +107,7 @@ schedule_init(SharedSchedule *schedule, int64 interval, ClockTime now)
 }
 
 /*
- * Put a counter, whose LINKED bit the caller has just set, on the inbox.
+ * Push a counter, whose LINKED bit the caller has just set, on the inbox.
  *
  * Takes no lock, cannot fail.  The caller calls schedule_lower() afterwards.
  */
@@ -115,7 +118,7 @@ schedule_push(SharedSchedule *schedule, CounterRef ref)
 
 	Assert(counter_has_flag(ref.counter, COUNTER_LINKED));
 
-	/* the worker takes the list whole, so that a head can't come back */
+	/* no ABA problem: the worker takes the whole list at once */
 	do
 	{
 		ref.counter->next = head;
@@ -135,12 +138,13 @@ lower(pg_atomic_uint64 *time, ClockTime when)
 }
 
 /*
- * Announce that a process must look at the buffer at `when' or earlier.
- * Returns whether that is earlier than what was announced: then the caller must
+ * Announce that a process must check the buffer at `when' or earlier.  Returns
+ * whether that is earlier than what was announced before; then the caller must
  * wake the worker.
  *
- * Takes no lock, cannot fail.  The caller has written what the process is to
- * find there; the atomic operations order it against schedule_sleep_until().
+ * Takes no lock, cannot fail.  The caller has already written what the process
+ * is to find there; the atomic operations order it against
+ * schedule_sleep_until().
  */
 bool
 schedule_lower(SharedSchedule *schedule, ClockTime when)
@@ -150,7 +154,7 @@ schedule_lower(SharedSchedule *schedule, ClockTime when)
 	return lower(&schedule->wake_at, when);
 }
 
-/* Is nothing scheduled?  For the launcher, too; needs no lock. */
+/* Is nothing scheduled?  For the launcher, too; takes no lock. */
 bool
 schedule_is_empty(SharedSchedule *schedule)
 {
@@ -161,13 +165,15 @@ schedule_is_empty(SharedSchedule *schedule)
 }
 
 /* ------------------------------------------------------------------------
- * What follows is for the buffer's worker alone.
+ * What follows is for the buffer's worker only.  Functions that access a
+ * counter may raise an error if its segment cannot be mapped, unless they say
+ * otherwise.
  * ------------------------------------------------------------------------
  */
 
 /*
- * Appending to the list of due keys looks at its tail.  Call this before
- * anything is taken off a list to be put there.
+ * Map the tail of the list of due keys, which append_due() accesses.  Call
+ * this before anything is removed from another list to be appended there.
  */
 static inline void
 map_due_tail(SharedSchedule *schedule)
@@ -184,8 +190,9 @@ map_list(dsa_pointer list)
 }
 
 /*
- * A counter on the inbox may have no time yet: it was made by a transaction
- * that failed.  Unlink it, unless somebody counts just now.
+ * If a counter on the inbox has no time, because the transaction that made it
+ * failed, unlink it.  Returns false if it has one, or if another process is
+ * just adding to it.
  */
 static bool
 unlink_idle(SharedSchedule *schedule, SharedCounter *counter)
@@ -193,7 +200,7 @@ unlink_idle(SharedSchedule *schedule, SharedCounter *counter)
 	if (pg_atomic_read_u64(&counter->counted_at) != 0)
 		return false;
 
-	/* idle since ever */
+	/* long idle */
 	counter->next = 1;
 	pg_memory_barrier();
 	counter_clear_flag(counter, COUNTER_LINKED);
@@ -203,7 +210,7 @@ unlink_idle(SharedSchedule *schedule, SharedCounter *counter)
 	return true;
 }
 
-/* Sort the newly scheduled counters in. */
+/* Sort the counters on the inbox into the wheel. */
 static void
 drain_inbox(SharedSchedule *schedule)
 {
@@ -228,8 +235,8 @@ drain_inbox(SharedSchedule *schedule)
 }
 
 /*
- * The first tick after the current one at which a slot begins that is not
- * empty; SCHEDULE_NEVER when the wheel is empty.
+ * Get the first tick after the current one at which a non-empty slot begins,
+ * or SCHEDULE_NEVER if the wheel is empty.
  */
 static int64
 next_event(SharedSchedule *schedule)
@@ -241,8 +248,8 @@ next_event(SharedSchedule *schedule)
 		int64		turn = schedule->tick >> LEVEL_SHIFT(level);
 
 		/*
-		 * The slot that the wheel stands on was emptied when it got there, so
-		 * what is in it now belongs to the next time around.
+		 * The current slot was emptied when the wheel got there, so what it
+		 * contains now belongs to the next time around.
 		 */
 		for (int k = 1; k <= SCHEDULE_SLOTS; k++)
 		{
@@ -257,8 +264,8 @@ next_event(SharedSchedule *schedule)
 }
 
 /*
- * Sort the counters of a slot in again, as seen from the current tick.  They
- * are mapped, so that nothing can fail.
+ * Sort the counters of a slot in again, relative to the current tick.  They
+ * are mapped, so this cannot fail.
  */
 static void
 empty_slot(SharedSchedule *schedule, WheelSlot *slot)
@@ -268,7 +275,7 @@ empty_slot(SharedSchedule *schedule, WheelSlot *slot)
 	if (!DsaPointerIsValid(list))
 		return;
 
-	/* a counter can come back to this slot, so the list is cut off first */
+	/* detach the list first: a counter can come back to this slot */
 	slot->head = InvalidDsaPointer;
 	slot->earliest = SCHEDULE_NEVER;
 
@@ -283,8 +290,8 @@ empty_slot(SharedSchedule *schedule, WheelSlot *slot)
 }
 
 /*
- * Take in what was pushed and bring the wheel to `now'.  What is due then is
- * what schedule_pop_due() returns.
+ * Advance the wheel to `now', and sort in the counters on the inbox.  Keys
+ * that are due by then can be taken by schedule_pop_due().
  */
 void
 schedule_advance(SharedSchedule *schedule, ClockTime now)
@@ -299,15 +306,15 @@ schedule_advance(SharedSchedule *schedule, ClockTime now)
 		if (event > target)
 			break;
 
-		/* the slots that begin now; on the lower levels one always does */
+		/* number of levels on which a slot begins now */
 		nlevels = 1;
 		while (nlevels < SCHEDULE_LEVELS &&
 			   (event & ((INT64CONST(1) << LEVEL_SHIFT(nlevels)) - 1)) == 0)
 			nlevels++;
 
 		/*
-		 * Once the wheel stands there, what is left in such a slot counts as
-		 * due the next time around.  So everything that can fail comes first.
+		 * Once the wheel is there, anything left in such a slot would be due
+		 * only the next time around.  So do everything that can fail first.
 		 */
 		map_due_tail(schedule);
 		for (int level = 0; level < nlevels; level++)
@@ -322,7 +329,7 @@ schedule_advance(SharedSchedule *schedule, ClockTime now)
 	drain_inbox(schedule);
 }
 
-/* Put a counter where it belongs by its due time. */
+/* Put a counter into the slot for its due time, or on the list of due keys. */
 static void
 insert_into_wheel(SharedSchedule *schedule, CounterRef ref)
 {
@@ -337,7 +344,7 @@ insert_into_wheel(SharedSchedule *schedule, CounterRef ref)
 		return;
 	}
 
-	/* beyond the widest level: comes by again when the wheel has turned */
+	/* beyond the widest level: it is sorted in again from there */
 	if (delta >= INT64CONST(1) << LEVEL_SHIFT(SCHEDULE_LEVELS))
 	{
 		delta = (INT64CONST(1) << LEVEL_SHIFT(SCHEDULE_LEVELS)) - 1;
@@ -369,7 +376,7 @@ append_due(SharedSchedule *schedule, CounterRef ref)
 	schedule->due_tail = ref.self;
 }
 
-/* Schedule a counter whose LINKED bit the worker has just set. */
+/* Schedule a counter whose LINKED bit is set and that is on no list. */
 void
 schedule_add(SharedSchedule *schedule, CounterRef ref)
 {
@@ -377,7 +384,7 @@ schedule_add(SharedSchedule *schedule, CounterRef ref)
 	insert_into_wheel(schedule, ref);
 }
 
-/* The same, but it is due before all others. */
+/* Likewise, but make it due before all others.  Cannot fail. */
 void
 schedule_add_first(SharedSchedule *schedule, CounterRef ref)
 {
@@ -390,8 +397,8 @@ schedule_add_first(SharedSchedule *schedule, CounterRef ref)
 }
 
 /*
- * Take the first key that is due off its list; InvalidDsaPointer when there
- * is none.  The caller clears its LINKED bit.
+ * Remove the first key from the list of due keys, and return it, or
+ * InvalidDsaPointer if there is none.  The caller clears its LINKED bit.
  */
 dsa_pointer
 schedule_pop_due(SharedSchedule *schedule)
@@ -407,7 +414,7 @@ schedule_pop_due(SharedSchedule *schedule)
 	return self;
 }
 
-/* Set a counter's time, unless somebody else has changed it meanwhile. */
+/* Set a counter's time, unless another process has changed it meanwhile. */
 static void
 set_counted_at(SharedCounter *counter, uint64 old, ClockTime new)
 {
@@ -416,7 +423,7 @@ set_counted_at(SharedCounter *counter, uint64 old, ClockTime new)
 										  (uint64) new);
 }
 
-/* Make one key due that is linked somewhere. */
+/* Make a key due whose LINKED bit is set. */
 void
 schedule_make_due(SharedSchedule *schedule, CounterRef ref)
 {
@@ -425,7 +432,7 @@ schedule_make_due(SharedSchedule *schedule, CounterRef ref)
 
 	drain_inbox(schedule);
 
-	/* it is in the slot that it remembers, or due already */
+	/* it is in the slot whose number it stores, or already due */
 	slot = &schedule->slots[ref.counter->slot];
 	if (slot->head == ref.self)
 		slot->head = ref.counter->next;
@@ -446,7 +453,7 @@ schedule_make_due(SharedSchedule *schedule, CounterRef ref)
 	append_due(schedule, ref);
 }
 
-/* What becomes due when the wheel is rebuilt. */
+/* Which keys become due when the wheel is rebuilt. */
 typedef enum MakeDue
 {
 	MAKE_DUE_NONE,
@@ -456,8 +463,8 @@ typedef enum MakeDue
 } MakeDue;
 
 /*
- * Take everything out of the wheel, set it to `now', and sort the keys in
- * again: their times were changed, or what they mean, or they are made due.
+ * Empty the wheel, set it to `now', and sort all keys in again, because their
+ * times or the interval have changed, or to make keys due.
  */
 static void
 rebuild(SharedSchedule *schedule, MakeDue make_due, ClockTime now)
@@ -466,7 +473,7 @@ rebuild(SharedSchedule *schedule, MakeDue make_due, ClockTime now)
 
 	drain_inbox(schedule);
 
-	/* map what is needed before anything is moved */
+	/* map everything needed before anything is moved */
 	map_due_tail(schedule);
 	for (int i = 0; i < lengthof(schedule->slots); i++)
 		map_list(schedule->slots[i].head);
@@ -505,21 +512,24 @@ rebuild(SharedSchedule *schedule, MakeDue make_due, ClockTime now)
 	}
 }
 
-/* Make every key due that is scheduled; failing ones, too, or not. */
+/*
+ * Make every scheduled key due, or without `failing_too', those that do not
+ * fail.
+ */
 void
 schedule_make_all_due(SharedSchedule *schedule, bool failing_too, ClockTime now)
 {
 	rebuild(schedule, failing_too ? MAKE_DUE_ALL : MAKE_DUE_SOUND, now);
 }
 
-/* Try keys that fail again now: what they fail for may have gone. */
+/* Make keys due that fail, because the cause may be gone. */
 void
 schedule_retry(SharedSchedule *schedule, ClockTime now)
 {
 	rebuild(schedule, MAKE_DUE_FAILING, now);
 }
 
-/* Sort all keys in again: counts were cleared, and are counted anew. */
+/* Sort all keys in again, because counts were cleared and counted anew. */
 void
 schedule_sort_again(SharedSchedule *schedule, ClockTime now)
 {
@@ -527,21 +537,38 @@ schedule_sort_again(SharedSchedule *schedule, ClockTime now)
 }
 
 /*
- * Set the buffer's interval.  Keys that were counted before follow it.
+ * Set the buffer's interval.  Keys that were counted before follow it, apart
+ * from those that are due already: somebody may have asked for them.
  */
 void
 schedule_set_interval(SharedSchedule *schedule, int64 interval, ClockTime now)
 {
+	SharedCounter *counter;
 
 	if (schedule->interval == interval)
 		return;
+
+	/* their due times are to be the same with the new interval */
+	map_list(schedule->due_head);
+	for (dsa_pointer p = schedule->due_head; DsaPointerIsValid(p);
+		 p = counter->next)
+	{
+		uint64		at;
+
+		counter = counter_at(p);
+		at = pg_atomic_read_u64(&counter->counted_at);
+		if (at != 0 && counter->failures == 0 &&
+			schedule_is_due(schedule, counter))
+			set_counted_at(counter, at,
+						   (ClockTime) at + schedule->interval - interval);
+	}
 	schedule->interval = interval;
 	rebuild(schedule, MAKE_DUE_NONE, now);
 }
 
 /*
- * Set a flag in SharedCounter.pins of every key that is due, and return how
- * many didn't have it.
+ * Set a flag in SharedCounter.pins of every due key.  Returns how many did not
+ * have it.
  */
 uint64
 schedule_mark_due(SharedSchedule *schedule, uint32 flag)
@@ -564,8 +591,8 @@ schedule_mark_due(SharedSchedule *schedule, uint32 flag)
 }
 
 /*
- * The time of the first key that comes due, 0 when some are due already,
- * SCHEDULE_NEVER when none is scheduled.
+ * Get the time when the first key is due, 0 if some are already, or
+ * SCHEDULE_NEVER if none is scheduled.  Cannot fail.
  */
 ClockTime
 schedule_next(SharedSchedule *schedule)
@@ -581,9 +608,9 @@ schedule_next(SharedSchedule *schedule)
 }
 
 /*
- * Announce that the first key is due at `next', and that nobody looks at the
- * buffer before `when'.  Returns false when something came in meanwhile; then
- * the worker stays awake.
+ * Announce that the first key is due at `next', and that no process checks the
+ * buffer before `when'.  Returns false if something was pushed meanwhile; then
+ * the worker stays awake.  Cannot fail.
  */
 bool
 schedule_sleep_until(SharedSchedule *schedule, ClockTime next, ClockTime when)
@@ -599,7 +626,7 @@ schedule_sleep_until(SharedSchedule *schedule, ClockTime next, ClockTime when)
 	return true;
 }
 
-/* Announce that the worker is awake, and need not be woken. */
+/* Announce that the worker is awake, and need not be woken.  Cannot fail. */
 void
 schedule_set_awake(SharedSchedule *schedule)
 {
@@ -608,10 +635,10 @@ schedule_set_awake(SharedSchedule *schedule)
 }
 
 /*
- * Announce that the worker leaves without knowing what comes next.  Whoever
- * pushes something from here on lowers the time, and wakes the launcher.  If the
- * buffer wants a worker even now, the caller calls schedule_set_awake(), so that
- * the launcher looks at once.
+ * Announce that the worker leaves without knowing what is due next.  A process
+ * that pushes after this lowers the time, and wakes the launcher.  If the buffer
+ * wants a worker even now, the caller calls schedule_set_awake(), so that the
+ * launcher checks the buffer at once.
  *
  * Called when the process ends: takes no lock, cannot fail.
  */

@@ -16,15 +16,15 @@
 #include "utils/dsa.h"
 
 /*
- * Times in the schedule are whole ticks, rounded up, so that nothing comes
- * out before it is due and nothing more than a tick late.
+ * Times in the schedule are whole ticks, rounded up, so that no key is due
+ * early, and none more than a tick late.
  */
 #define SCHEDULE_TICK_USECS		INT64CONST(8000)
 #define SCHEDULE_LEVELS			4
 #define SCHEDULE_SLOT_BITS		6
 #define SCHEDULE_SLOTS			(1 << SCHEDULE_SLOT_BITS)
 
-/* "Nothing to do": later than every time that can be due */
+/* "never": later than any due time */
 #define SCHEDULE_NEVER			PG_INT64_MAX
 
 /* A slot of the wheel: a list linked through SharedCounter.next. */
@@ -36,17 +36,17 @@ typedef struct WheelSlot
 
 /*
  * The schedule of one buffer: a hierarchical timing wheel that only the
- * buffer's worker turns, and an inbox through which all other processes reach
- * it.
+ * buffer's worker accesses, and an inbox through which all other processes add
+ * counters.
  *
- * A counter with its LINKED bit set is on exactly one of the lists below.
- * Whoever sets that bit puts the counter on a list: the worker on any, all
+ * A counter with its LINKED bit set is on exactly one of the lists below.  A
+ * process that sets the bit puts the counter on a list: the worker on any,
  * others on the inbox.  Only the worker clears it.
  *
- * Fields marked (w) belong to the worker that has claimed the buffer.  They are
- * in shared memory because workers come and go: the next one goes on where the
- * last one stopped.  Each step keeps every counter on some list before it does
- * anything that can fail.
+ * Fields marked (w) belong to the worker that has claimed the buffer.  They
+ * are in shared memory because workers come and go: the next one continues
+ * where the last one stopped.  Each step keeps every counter on some list
+ * before it does anything that can fail.
  */
 typedef struct SharedSchedule
 {
@@ -54,26 +54,28 @@ typedef struct SharedSchedule
 	pg_atomic_uint64 inbox;
 
 	/*
-	 * The time by which a process must look at this buffer: what its worker
-	 * sleeps until (0 while the worker is awake), or when a worker must be
-	 * there if there is none.  A process that schedules something earlier
-	 * lowers it, and wakes the worker, or the launcher if there is no worker.
+	 * The time by which a process must check this buffer: if there is a
+	 * worker, when it wakes up (0 while it is awake), otherwise when a worker
+	 * must be running.  A process that schedules something earlier lowers it,
+	 * and wakes the worker, or the launcher if there is none.
 	 */
 	pg_atomic_uint64 wake_at;
 
-	/* the first key that is due, for people to look at; may lag behind */
+	/* when the first key is due, for display; may lag behind */
 	pg_atomic_uint64 first_due;
 
-	int64		interval;		/* (w) by which the wheel is sorted, in usecs */
+	int64		interval;		/* (w) interval by which the wheel is sorted,
+								 * in microseconds */
 	dsa_pointer drained;		/* (w) taken from the inbox, not yet sorted in */
-	int64		tick;			/* (w) the last tick that was worked off */
-	dsa_pointer due_head;		/* (w) keys that are due, first come first */
+	int64		tick;			/* (w) the last tick processed */
+	dsa_pointer due_head;		/* (w) list of due keys, first come first */
 	dsa_pointer due_tail;		/* (w) */
 	uint64		nscheduled;		/* (w) counters in the wheel */
 
 	/*
-	 * Keys that have become idle since the last reaping, since when the first
-	 * of them is, and when a worker is wanted to reap them if there is none.
+	 * The number of keys that have become idle since the last reaping, when
+	 * the first of them did, and when a worker is needed to reap them if
+	 * there is none.
 	 */
 	uint64		nidle;			/* (w) */
 	ClockTime	oldest_idle;	/* (w) */
@@ -112,7 +114,7 @@ extern bool schedule_sleep_until(SharedSchedule *schedule,
 extern void schedule_set_awake(SharedSchedule *schedule);
 extern void schedule_leave(SharedSchedule *schedule);
 
-/* (w) A key has had nothing counted since `since'. */
+/* (w) Note that a key has been idle since `since'. */
 static inline void
 schedule_note_idle(SharedSchedule *schedule, ClockTime since)
 {
@@ -120,7 +122,7 @@ schedule_note_idle(SharedSchedule *schedule, ClockTime since)
 	schedule->oldest_idle = Min(schedule->oldest_idle, since);
 }
 
-/* (w) Forget which keys are idle, before looking at all of them. */
+/* (w) Forget about idle keys, before all keys are checked. */
 static inline void
 schedule_forget_idle(SharedSchedule *schedule)
 {
@@ -128,7 +130,7 @@ schedule_forget_idle(SharedSchedule *schedule)
 	schedule->oldest_idle = SCHEDULE_NEVER;
 }
 
-/* (w) Is a key due, as far as the wheel has turned? */
+/* (w) Is any key due, as of the last schedule_advance()? */
 static inline bool
 schedule_has_due(const SharedSchedule *schedule)
 {

@@ -3,9 +3,9 @@
  * session.c
  *	  A worker's session: cancel, timeouts, and a clean state for each flush.
  *
- * While a transaction is active, an alarm goes off several times a second, and
- * its handler looks whether the transaction has to end: because the worker was
- * told to leave, the buffer is being stopped, or the handler's time is up.
+ * While a transaction is active, an alarm goes off several times a second.  Its
+ * handler checks whether the transaction must end, because the worker is being
+ * terminated, the buffer is being stopped, or the handler's time is up.
  *
  * The session is that of the buffer's owner.  What a handler changes in it is
  * reset after each flush.
@@ -42,7 +42,9 @@
 /* how long the last flush may take before the definition is known */
 #define UNKNOWN_SHUTDOWN_MSECS	5000
 
-/* the role as which the process has connected, and whether it was a superuser */
+/*
+ * the role as which the process has connected, and whether that is a superuser
+ */
 static Oid	session_owner;
 static bool was_superuser;
 static bool is_known = false;
@@ -52,19 +54,20 @@ static SharedBuffer *volatile watched_buffer = NULL;	/* NULL: not ours */
 static volatile sig_atomic_t watching = false;	/* in a transaction */
 static volatile sig_atomic_t cancellable = false;	/* errors are caught */
 static volatile sig_atomic_t cancelled = false;
-static volatile ClockTime handler_due = 0;	/* must be back by then; 0: no
+static volatile ClockTime handler_due = 0;	/* deadline of the call; 0: no
 											 * limit */
 static volatile int handler_msecs;
 static volatile sig_atomic_t handler_timed_out = false;
 static volatile int shutdown_msecs = UNKNOWN_SHUTDOWN_MSECS;
-static volatile ClockTime stop_at = 0;	/* 0: the worker was not told to end */
+static volatile ClockTime stop_at = 0;	/* 0: the worker is not being
+										 * terminated */
 
 /* ------------------------------------------------------------------------
  * Signals and timeouts
  * ------------------------------------------------------------------------
  */
 
-/* Have the transaction raise the error of a cancelled query. */
+/* Cancel the current query. */
 static void
 cancel_query(void)
 {
@@ -74,9 +77,9 @@ cancel_query(void)
 }
 
 /*
- * Handler of SIGINT.  A cancel is not the handler's failure, which may raise
- * the same error by itself.  Only the user's code can be cancelled, and waiting
- * for others.
+ * Signal handler for SIGINT.  Remembers the cancel, to tell it from a failure
+ * of the handler, which may raise the same error itself.  Only user code and
+ * waiting for others can be cancelled.
  */
 static void
 cancel_requested(SIGNAL_ARGS)
@@ -94,7 +97,7 @@ check_handler(ClockTime now)
 	if (handler_due == 0 || now < handler_due)
 		return;
 
-	/* again and again, for a handler that catches the error and goes on */
+	/* repeatedly, in case the handler catches the error and continues */
 	handler_due = clock_add(now, handler_msecs);
 	handler_timed_out = true;
 	cancel_query();
@@ -102,7 +105,7 @@ check_handler(ClockTime now)
 
 /*
  * How long the last flush may take when the server stops, in milliseconds.
- * Called by signal handlers, too.
+ * Safe in signal handlers.
  */
 int
 session_shutdown_msecs(void)
@@ -110,14 +113,14 @@ session_shutdown_msecs(void)
 	return Min(shutdown_msecs, statbuffer_max_shutdown);
 }
 
-/* Set the buffer's option. */
+/* Set the buffer's option "shutdown". */
 void
 session_set_shutdown(int msecs)
 {
 	shutdown_msecs = msecs;
 }
 
-/* When the worker must end its work, now that the server stops. */
+/* Get the time by which the worker must finish, now that the server stops. */
 ClockTime
 session_stop_at(ClockTime now)
 {
@@ -127,13 +130,13 @@ session_stop_at(ClockTime now)
 }
 
 /*
- * Periodic alarm handler, active during transactions, which may wait for a lock
- * or for a handler.
+ * Check whether the transaction must end, which may be waiting for a lock or
+ * for the handler.  Called by the alarm.
  *
- * When the server stops, transactions have as long as the last flush may take.
- * When only this worker is told to end, it ends at once: somebody waits for it,
- * DROP DATABASE for example, and the next worker can do it all again.  When the
- * buffer is being stopped, the transaction is cancelled.
+ * If the server stops, transactions may take as long as the last flush may.
+ * If only this worker is terminated, it ends at once: a session is waiting for
+ * that, in DROP DATABASE for example, and the next worker can repeat the work.
+ * If the buffer is being stopped, the transaction is cancelled.
  */
 static void
 watch(ClockTime now)
@@ -165,7 +168,7 @@ watch(ClockTime now)
 	}
 }
 
-/* Set the alarm for when there is something to look at next. */
+/* Set the alarm to the time of the next check. */
 static void
 set_alarm(ClockTime now)
 {
@@ -198,14 +201,14 @@ alarm_went_off(SIGNAL_ARGS)
  */
 
 /*
- * Start a transaction that can be ended from outside.  If `cancellable', it can
- * also be cancelled, because it waits for others or runs the user's function:
- * the caller catches errors, and calls session_end_transaction() in any case.
+ * Start a transaction that can be terminated.  With `can_cancel', it can also
+ * be cancelled, because it waits for others or runs user code: the caller must
+ * catch errors, and call session_end_transaction() in any case.
  *
- * It is a transaction block, as a client's statements between BEGIN and COMMIT
- * are.  Code that a handler calls may ask for that before it does something
- * elsewhere: what does not seem to be in a block need not wait for the commit,
- * and would be done even if the batch is rolled back and comes again.
+ * This starts a transaction block, like a client's BEGIN.  Code that a handler
+ * calls may check for that before it does something elsewhere: outside of a
+ * block it need not wait for the commit, so it would take effect even if the
+ * batch is rolled back and retried.
  */
 void
 session_begin_transaction(bool can_cancel)
@@ -221,6 +224,7 @@ session_begin_transaction(bool can_cancel)
 	set_alarm(clock_now());
 }
 
+/* Commit the transaction block.  Raises an error if that fails. */
 void
 session_commit_transaction(void)
 {
@@ -230,8 +234,8 @@ session_commit_transaction(void)
 }
 
 /*
- * Before a transaction is rolled back, with interrupts held: nothing watches it
- * any more.  Returns what has ended it.
+ * Stop watching a transaction that is about to be rolled back.  Must be called
+ * with interrupts held.  Returns why it has ended.
  */
 SessionEnd
 session_stop_watching(void)
@@ -246,7 +250,9 @@ session_stop_watching(void)
 	return end;
 }
 
-/* After a cancellable transaction: nothing is running that could be cancelled. */
+/*
+ * Called after a cancellable transaction: a cancel has nothing to do any more.
+ */
 void
 session_end_transaction(void)
 {
@@ -261,15 +267,15 @@ session_end_transaction(void)
  */
 
 /*
- * A call of the handler begins, as the owner.  It may take `timeout'
- * milliseconds, or with 0, any time.
+ * Begin a call of the handler, as the owner.  It may take up to `timeout'
+ * milliseconds; 0 means no limit.
  */
 void
 session_begin_handler(int timeout)
 {
 	session_become_owner();
 
-	/* the time of the call before may have run out when it had returned */
+	/* the previous call may have timed out just after it had returned */
 	session_end_handler();
 	handler_timed_out = false;
 	if (timeout > 0)
@@ -283,8 +289,8 @@ session_begin_handler(int timeout)
 }
 
 /*
- * The call has returned.  If that was just when its time was up, the cancel
- * does not count.
+ * The call has returned.  If it timed out at the same moment, ignore the
+ * cancel.
  */
 void
 session_end_handler(void)
@@ -300,7 +306,7 @@ session_end_handler(void)
  */
 
 /*
- * The process has claimed a buffer, and is its worker.  To be called before
+ * The process has claimed a buffer, and is its worker.  Must be called before
  * it connects to the database.
  */
 void
@@ -311,18 +317,23 @@ session_begin(SharedBuffer *shared)
 	session_end_transaction();
 }
 
-/* The process is connected. */
+/*
+ * The process has connected.  Must be called once.  Raises an error if the
+ * alarm cannot be created.
+ */
 void
 session_set_connected(void)
 {
 	clock_make_alarm(alarm_went_off);
 
-	/* the owner, also if its own settings or the database's say another role */
+	/*
+	 * be the owner, even if a setting of its own or the database's is a role
+	 */
 	SetConfigOption("role", "none", PGC_USERSET, PGC_S_OVERRIDE);
 	session_owner = GetSessionUserId();
 }
 
-/* The buffer is not ours any more: signal handlers must not touch it. */
+/* The buffer is no longer ours: signal handlers must not access it. */
 void
 session_end(void)
 {
@@ -331,8 +342,8 @@ session_end(void)
 }
 
 /*
- * Could the process connect as it did when it started, and with the same
- * rights?  If not, it must not go on with those that it has.
+ * Could the process still connect as it has, with the same rights?  If not, it
+ * must not continue with those that it has.  The caller is in a transaction.
  */
 bool
 session_is_valid(void)
@@ -367,8 +378,8 @@ session_is_valid(void)
 }
 
 /*
- * Whatever role a handler has taken on, the next call begins as the owner.
- * Back to what was set when the process connected: that reads no catalogs.
+ * Go back to the owner, in case a handler has changed the role.  Resetting to
+ * the value that was set when the process connected needs no catalog access.
  */
 void
 session_become_owner(void)
@@ -381,13 +392,14 @@ session_become_owner(void)
 }
 
 /*
- * A handler can change the session that it runs in.  Each flush must find it as
- * the first one did: a role, a search path or a temporary table that was left
- * there would decide what the next one stores, and where; a lock would be held
- * until the worker leaves.
+ * Undo what a handler has changed in the session.
  *
- * Returns whether there is a temporary schema, which takes a transaction and
- * ResetTempTableNamespace() to empty.
+ * Each flush must find the session in the same state: a role, a search path or
+ * a temporary table that was left over would affect what the next one stores,
+ * and where; a lock would be held until the worker leaves.
+ *
+ * Returns whether there is a temporary schema.  Emptying that requires a
+ * transaction and ResetTempTableNamespace().
  */
 bool
 session_reset(void)

@@ -12,11 +12,11 @@
 
 #include "registry.h"
 
-/* What has ended a transaction with an error. */
+/* Why a transaction has ended with an error. */
 typedef struct SessionEnd
 {
 	bool		timed_out;		/* the handler's time was up */
-	bool		cancelled;		/* somebody has cancelled it */
+	bool		cancelled;		/* a cancel was requested */
 } SessionEnd;
 
 extern void session_begin(SharedBuffer *shared);

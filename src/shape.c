@@ -3,13 +3,13 @@
  * shape.c
  *	  The shape of keys: what their stored forms consist of.
  *
- * Keys are only found, and only read, under the shape that they were stored
- * with, or under a later one that can read them.  A shape lists the key
- * columns' types and, once each, the row types that occur in them, because
- * PostgreSQL lets row types be altered under a foreign table.
+ * A key is only found under the shape with which it was stored, and only read
+ * under that shape or a later one that can read it.  A shape lists the types of
+ * the key columns and, once each, the row types that occur in them, because
+ * PostgreSQL allows row types to be altered while foreign tables use them.
  *
- * This room owns nothing and takes no locks.  Whoever wants a row type to stay
- * as it is described must lock it.
+ * This room owns nothing and takes no locks.  Callers that need a row type to
+ * stay as described must lock it.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -24,21 +24,24 @@
 #include "utils/typcache.h"
 
 /*
- * The most types that are looked at.  Arrays, ranges and domains take no place
- * in the description, but looking through them takes time.
+ * Maximum number of types that we look up.  Arrays, ranges and domains take no
+ * space in the description, but looking through them takes time.
  */
 #define SHAPE_MAX_LOOKUPS	20000
 
 /* A column or field. */
 typedef struct ShapeAttr
 {
-	Oid			typid;			/* without domains; InvalidOid: dropped */
+	Oid			typid;			/* base type, or InvalidOid if dropped */
 	int16		len;
 	char		align;
-	char		plain;			/* never with a short header */
+	char		plain;			/* never has a short header */
 } ShapeAttr;
 
-/* The key columns, with typid InvalidOid, or a row type; its fields follow. */
+/*
+ * The key columns (typid is InvalidOid) or a row type, followed by its
+ * attributes.
+ */
 typedef struct ShapeType
 {
 	Oid			typid;
@@ -63,7 +66,7 @@ next_type(const ShapeType *type)
 	return (ShapeType *) (SHAPE_ATTRS(type) + type->natts);
 }
 
-/* The row type of that OID in a description, or NULL. */
+/* Find a row type in a description, or return NULL. */
 static ShapeType *
 find_type(const KeyShape *shape, Oid typid)
 {
@@ -88,7 +91,10 @@ report_too_complex(void)
 			 errhint("Use a key of fewer fields, or a digest of the value.")));
 }
 
-/* The row type that values of a type contain, through whatever; else 0. */
+/*
+ * Find the row type that values of a type contain, looking through domains,
+ * arrays and ranges.  Returns InvalidOid if there is none.
+ */
 static Oid
 contained_row_type(Oid type, int *nlookups)
 {
@@ -113,8 +119,8 @@ contained_row_type(Oid type, int *nlookups)
 }
 
 /*
- * Append a type to a description, and to `row_types' the OIDs of row types
- * that occur in it and are not there yet.
+ * Append a type to a description, and append to `row_types' those row types
+ * that occur in it and are not listed yet.
  */
 static void
 add_type(KeyShape *shape, Oid typid, TupleDesc desc, List **row_types,
@@ -150,11 +156,13 @@ add_type(KeyShape *shape, Oid typid, TupleDesc desc, List **row_types,
 }
 
 /*
- * Describe key columns.  The result, and the OIDs of the row types that occur
+ * Describe key columns.  The result, and the list of the row types that occur
  * in them, are in the current memory context.
  *
- * Each row type is looked at once, however often it occurs.  Raises an error
- * when there are more fields than a description has room for.
+ * Each row type is described once, however often it occurs.  Raises an error
+ * if the description would be too large.  Takes no lock on row types: the
+ * caller must lock them, and describe the columns again if that may have been
+ * too late.
  */
 KeyShape *
 shape_describe(TupleDesc desc, List **row_types)
@@ -184,7 +192,10 @@ shape_describe(TupleDesc desc, List **row_types)
 	return shape;
 }
 
-/* Is that a description of `size' bytes?  For one that was read from a file. */
+/*
+ * Is this a well-formed description of `size' bytes?  Used for shapes that
+ * were read from a file.
+ */
 bool
 shape_is_valid(const KeyShape *shape, uint32 size)
 {
@@ -205,6 +216,7 @@ shape_is_valid(const KeyShape *shape, uint32 size)
 	return offset == size && shape->ntypes > 0;
 }
 
+/* Are keys of both shapes formed and read in the same way? */
 bool
 shape_equal(const KeyShape *a, const KeyShape *b)
 {
@@ -212,8 +224,8 @@ shape_equal(const KeyShape *a, const KeyShape *b)
 }
 
 /*
- * Can a row type's values still be read?  Fields may have been dropped, whose
- * place is then passed over, and added behind.
+ * Can values that were stored under an older version of a row type be read?
+ * Fields may have been dropped, which are skipped, and added at the end.
  */
 static bool
 fields_can_read(const ShapeType *type, const ShapeType *older)
@@ -232,9 +244,9 @@ fields_can_read(const ShapeType *type, const ShapeType *older)
 }
 
 /*
- * Can keys that were stored under the older shape be read by what is of this
- * one?  They can as long as their columns are of the same types and their row
- * types are as fields_can_read() says.
+ * Can keys that were stored under the older shape be read under this one?
+ * They can if the types of their columns are the same and their row types
+ * satisfy fields_can_read().
  */
 bool
 shape_can_read(const KeyShape *shape, const KeyShape *older)
@@ -247,7 +259,7 @@ shape_can_read(const KeyShape *shape, const KeyShape *older)
 	{
 		const ShapeType *old_type = find_type(older, type->typid);
 
-		/* one that is new occurs only in fields that are new */
+		/* a new row type can only occur in new fields */
 		if (old_type != NULL && !fields_can_read(type, old_type))
 			return false;
 		type = next_type(type);

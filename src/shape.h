@@ -14,20 +14,20 @@
 #include "nodes/pg_list.h"
 
 /*
- * The longest description: enough for any table's row type, and for several
- * thousand fields of nested ones.
+ * Maximum size of a description.  It suffices for the row type of any table,
+ * and for several thousand fields of nested ones.
  */
 #define SHAPE_MAX_SIZE		(32 * 1024)
 
 /*
- * A description of the key columns, and of every row type that occurs in them:
- * one run of bytes without holes, so that two shapes are the same if their
- * bytes are.  It is compared as it is, not by a hash, because whoever makes
- * types could look for two that have the same hash.
+ * A description of the key columns, and of every row type that occurs in them.
+ * It is a sequence of bytes without holes, so two shapes are equal if their
+ * bytes are.  Shapes are not compared by a hash, because users who create
+ * types could search for two with the same hash.
  */
 typedef struct KeyShape
 {
-	uint32		size;			/* of all of it, in bytes */
+	uint32		size;			/* total size in bytes */
 	uint32		ntypes;
 	char		data[FLEXIBLE_ARRAY_MEMBER];	/* ShapeType, ShapeAttr... */
 } KeyShape;

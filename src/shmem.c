@@ -4,9 +4,9 @@
  *	  The shared memory area, and the launcher's slot.
  *
  * A small struct that is found by its name (SharedControl) leads to one DSA
- * area.  The first process that needs the area makes it.
+ * area.  The first process that needs the area creates it.
  *
- * The lock order stands at SharedControl in shmem.h.
+ * For the lock order see SharedControl in shmem.h.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -26,14 +26,20 @@
 SharedControl *shared_control = NULL;
 dsa_area   *shared_area = NULL;
 
-/* Reserve room for SharedControl in the main segment. */
+/*
+ * Reserve space for SharedControl in the main segment.  Called from
+ * shmem_request_hook.
+ */
 void
 shmem_request(void)
 {
 	RequestAddinShmemSpace(SHARED_CONTROL_SIZE);
 }
 
-/* The sizes are a safety net, in case nobody has increased the number. */
+/*
+ * Describe our layout.  The sizes are a safety net, in case the number was not
+ * increased.
+ */
 static void
 describe_layout(char *layout)
 {
@@ -73,10 +79,11 @@ init_control(void *memory)
 }
 
 /*
- * Find SharedControl, or make it.  If the library is not preloaded, it may have
- * been replaced since another process made it.  A layout that is not ours is
- * reported at `elevel', and nothing of it is touched; if that is less than
- * ERROR, returns false.
+ * Find SharedControl, or create it.
+ *
+ * If the library is not preloaded, it may have been replaced since another
+ * process has created it.  A layout that is not ours is reported at `elevel',
+ * and nothing in it is touched; if that is less than ERROR, returns false.
  */
 bool
 shmem_open(int elevel)
@@ -111,9 +118,10 @@ shmem_open(int elevel)
 
 /*
  * Attach this process to the area for the rest of its life.  With `create' the
- * area is made if necessary; without, returns false if there is none.
+ * area is created if necessary; without, returns false if there is none.
  *
- * Raises an error when memory is out.  Takes SharedControl.lock.
+ * Raises an error if memory is out, or if the layout is not ours.  Takes
+ * SharedControl.lock.
  */
 bool
 shmem_attach(bool create)
@@ -148,7 +156,9 @@ shmem_attach(bool create)
 	return true;
 }
 
-/* Put statbuffer.max_memory into force.  The process is attached. */
+/*
+ * Apply statbuffer.max_memory to the area, to which the process is attached.
+ */
 void
 shmem_set_limit(void)
 {
@@ -156,9 +166,9 @@ shmem_set_limit(void)
 }
 
 /*
- * Unmap segments that other processes have freed: the system gets the memory
- * of a segment back when the last process unmaps it.  dsa.c looks for such
- * segments whenever it is asked for an address, even for this one.
+ * Unmap segments that other processes have freed: the memory of a segment is
+ * returned to the system when the last process unmaps it.  dsa.c checks for
+ * such segments whenever it is asked for an address, even for this one.
  */
 void
 shmem_unmap_freed(void)
@@ -167,8 +177,9 @@ shmem_unmap_freed(void)
 }
 
 /*
- * Give empty blocks back to the system, after much was freed.  Wakes the
- * launcher, which may sleep for long and has to unmap them, too.
+ * Return empty blocks to the system, after a lot was freed.  Wakes the
+ * launcher, which must unmap them, too, and may otherwise sleep for a long
+ * time.
  */
 void
 shmem_trim(void)
@@ -183,8 +194,8 @@ shmem_trim(void)
  */
 
 /*
- * Become the launcher.  Returns false if there is one that is to stay.  Takes
- * SharedControl.lock.
+ * Become the launcher.  Returns false if there is one that does not want to be
+ * replaced.  Takes SharedControl.lock.
  */
 bool
 launcher_slot_claim(void)
@@ -250,8 +261,8 @@ launcher_slot_wake(void)
 }
 
 /*
- * Should the caller register a launcher?  Says so to one caller at a time, and
- * again only when the launcher has not come up for a while.  Takes
+ * Should the caller register a launcher?  Returns true to one caller, and
+ * again only if the launcher has not come up for a while.  Takes
  * SharedControl.lock if there is no launcher.
  */
 bool

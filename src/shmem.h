@@ -20,36 +20,38 @@
 #include "utils/dsa.h"
 
 /*
- * The layout of the structs in shared memory, and the meaning of their fields.
- * Increase the number with every change of either: while a server runs, its
- * files can be replaced, and then sessions with the old and with the new
- * library meet in the same memory.
+ * Identifies the layout of the structs in shared memory, and the meaning of
+ * their fields.  Increase the number with every change of either: the server's
+ * files can be replaced while it runs, and then sessions with the old and with
+ * the new library meet in the same memory.
  */
 #define SHARED_LAYOUT		"statbuffer shared memory, layout 3"
 #define SHARED_LAYOUT_SIZE	96
 
-/* the room that is reserved in the main segment; must never change */
+/* size of the space reserved in the main segment; must never change */
 #define SHARED_CONTROL_SIZE	2048
 
-/* how long a launcher that was registered may take to come up */
+/* how long a registered launcher may take to come up */
 #define LAUNCHER_START_MSECS	10000
 
 #define SHARED_EVICTIONS	8
 
 /*
- * The launcher.  Written under SharedControl.lock.  `pid' and `latch' are read
- * without it, to look whether there is a launcher and to wake it: a wrong guess
- * costs a needless wake-up.
+ * The launcher, or the process that acts as the launcher.  Written under
+ * SharedControl.lock.  `pid' and `latch' are read without it, to check whether
+ * there is a launcher and to wake it: a wrong guess costs a needless wake-up.
  */
 typedef struct SharedLauncher
 {
 	pid_t		pid;			/* 0: none */
 	Latch	   *latch;
 	bool		leaving;		/* waits for its successor */
-	ClockTime	asked;			/* when one was registered last; 0: never */
+	ClockTime	asked;			/* when one was last registered; 0: never */
 } SharedLauncher;
 
-/* A database that workers must stay away from.  Under SharedControl.lock. */
+/*
+ * A database that workers must stay out of.  Protected by SharedControl.lock.
+ */
 typedef struct SharedEviction
 {
 	Oid			dboid;
@@ -57,15 +59,17 @@ typedef struct SharedEviction
 } SharedEviction;
 
 /*
- * Who works on buffers, and whether anyone still may.  See registry.c.
+ * Claims on buffers, and whether new ones are possible.  See registry.c.
  *
- * `nclaimed' is the number of buffers that some process acts as the worker of;
- * under SharedControl.lock.  `closed' is set, under the same lock, when that
- * number is 0 and the server is about to stop.  From then on only the process
- * that saves the counts acts as a worker, and nobody adds to a count.
+ * `nclaimed' is the number of buffers that have a worker, or a process that
+ * acts as the worker; protected by SharedControl.lock.  `closed' is set, under
+ * the same lock, when that number is 0 and the server is about to stop.  From
+ * then on only the process that saves the counts acts as a worker, and no
+ * process adds to a count.
  *
  * Processes that add read `closed' without the lock, after they have pinned
- * the counter.  So once it is set, a counter without pins has its final count.
+ * the counter.  So once it is set, the count of a counter without pins is
+ * final.
  */
 typedef struct SharedClaims
 {
@@ -74,10 +78,10 @@ typedef struct SharedClaims
 } SharedClaims;
 
 /*
- * How much of the file that the last shutdown left is in memory.  See load.c.
- * `state' is written by the launcher and, when there is no file, by any
- * process; the positions are the launcher's alone.  `cv' is broadcast when
- * everything is loaded.
+ * How much of the file from the last shutdown is in memory.  See load.c.
+ * `state' is written by the launcher and, if there is no file, by any process;
+ * the positions are the launcher's alone.  `cv' is broadcast when everything
+ * is loaded.
  */
 typedef struct SharedLoad
 {
@@ -88,9 +92,9 @@ typedef struct SharedLoad
 } SharedLoad;
 
 /*
- * The bytes that the keys of all buffers take.  See table.c.  A process that
- * finds that they come near the bound, or meets it, sets `short_of_memory' and
- * wakes the launcher, which then has buffers flushed early.
+ * The memory that the keys of all buffers use, in bytes.  See table.c.  A
+ * process that finds it near the limit, or exceeding it, sets
+ * `short_of_memory' and wakes the launcher, which then requests early flushes.
  */
 typedef struct SharedMemoryUse
 {
@@ -98,7 +102,7 @@ typedef struct SharedMemoryUse
 	pg_atomic_uint32 short_of_memory;
 } SharedMemoryUse;
 
-/* The tranches of our locks.  Constant. */
+/* The tranches of our LWLocks.  Constant. */
 typedef struct SharedTranches
 {
 	int			control;
@@ -122,10 +126,11 @@ typedef struct SharedControl
 	/* SHARED_LAYOUT and some sizes; constant.  Must be first. */
 	char		layout[SHARED_LAYOUT_SIZE];
 
-	LWLock		lock;			/* protects what does not say otherwise */
+	LWLock		lock;			/* protects all fields that do not say
+								 * otherwise */
 	SharedTranches tranches;
 
-	/* written once, when the first process needs them; then constant */
+	/* set once, by the first process that needs them */
 	dsa_handle	area;			/* DSM_HANDLE_INVALID: not made yet */
 	dshash_table_handle registry;	/* or InvalidDsaPointer */
 
@@ -139,8 +144,9 @@ typedef struct SharedControl
 	pg_atomic_uint32 waiting;
 
 	/*
-	 * Where processes wait for drains: see requests.h.  It is here because a
-	 * process that waits for a buffer has no lock that would keep the buffer.
+	 * Processes that wait for drains sleep on this: see requests.h.  It is
+	 * here because a process that waits for a buffer has no lock that would
+	 * keep the buffer from being removed.
 	 */
 	ConditionVariable drain_cv;
 } SharedControl;
@@ -161,7 +167,7 @@ extern void launcher_slot_release(void);
 extern void launcher_slot_wake(void);
 extern bool launcher_slot_needs_process(void);
 
-/* Is there a launcher?  Without the lock: it may come or go at any time. */
+/* Is there a launcher?  Takes no lock, so it may come or go at any time. */
 static inline bool
 launcher_slot_is_taken(void)
 {

@@ -1,14 +1,15 @@
 /*-------------------------------------------------------------------------
  *
  * shutdown.c
- *	  The stop of the server: detect it, wait for others, have counts saved.
+ *	  Server shutdown: detect it, wait for other processes, save counts.
  *
- * The postmaster tells sessions, workers and the launcher to end at the same
- * time, and waits for all of them.  Workers flush until no session is left
- * that could count; then the launcher saves what could not be stored.  When
- * there is no launcher just then, because somebody has terminated it, another
- * process that knows of counts does it before it exits; and who has registered
- * the launcher gives it a while to come up before it exits.
+ * The postmaster signals sessions, workers and the launcher at the same time,
+ * and waits for all of them.  Workers flush until no session is left that
+ * could count; then the launcher saves what could not be stored.
+ *
+ * If there is no launcher at that moment, because it was terminated, another
+ * process that has counted saves the counts before it exits.  A process that
+ * has registered the launcher gives it some time to come up before it exits.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -34,8 +35,8 @@
 #define POLL_MSECS			10
 
 /*
- * How long to wait for processes that are not ours and may themselves wait
- * for all others to end.
+ * How long to wait for other background processes, which may themselves be
+ * waiting for all others to end.
  */
 #define OTHERS_WAIT_MSECS	10000
 
@@ -43,9 +44,9 @@ static BackgroundWorkerHandle *registered_launcher = NULL;
 
 /*
  * Is the server being shut down, and not only this process?  The postmaster
- * writes that to its lock file before it signals anyone.
+ * writes that to its lock file before it sends any signal.
  *
- * Called by signal handlers, too: makes nothing but system calls.
+ * Called by signal handlers, too, so it only makes system calls.
  */
 bool
 shutdown_is_server(void)
@@ -76,9 +77,9 @@ shutdown_is_server(void)
 }
 
 /*
- * How many sessions of clients are there in a database, or InvalidOid: in
- * all?  And how many other processes that could run transactions?  Those that
- * send WAL are not among them: they stay until everybody else is gone.
+ * Count the client sessions in a database, or if it is InvalidOid, in all
+ * databases.  Also count the other processes that could run transactions.
+ * Walsenders are not counted: they stay until all others are gone.
  */
 static void
 count_processes(Oid dboid, int *sessions, int *others)
@@ -93,7 +94,7 @@ count_processes(Oid dboid, int *sessions, int *others)
 	{
 		PgBackendStatus *status = compat_backend_status(i);
 
-		/* a session that acts as the launcher waits for us */
+		/* a session that acts as the launcher is waiting for us */
 		if (status == NULL || status->st_procpid == MyProcPid ||
 			status->st_procpid == *(volatile pid_t *) &shared_control->launcher.pid ||
 			(OidIsValid(dboid) && status->st_databaseid != dboid))
@@ -108,8 +109,9 @@ count_processes(Oid dboid, int *sessions, int *others)
 }
 
 /*
- * How many sessions are left that may still publish something?  One that is
- * not there any more has published all that it had.
+ * Count the sessions of a database, or if it is InvalidOid, of all databases,
+ * that may still publish something.  A session that is gone has published
+ * everything that it had.
  */
 int
 shutdown_count_sessions(Oid dboid)
@@ -122,19 +124,22 @@ shutdown_count_sessions(Oid dboid)
 }
 
 /*
- * Wait until nobody is left who could count or flush, and save what there is.
- * The caller is the launcher, or acts as it, and ends afterwards.
+ * Wait until no process is left that could count or flush, and save
+ * everything.  The caller is the launcher, or acts as the launcher, and exits
+ * afterwards.  Raises an error if the counts cannot be saved; then they are
+ * lost.
  *
  * The postmaster waits for sessions without a limit, and so do we.  Workers
- * have their own.  Others, which may be doing just what we do, are waited for
- * a while.  Who counts after all gets an error at commit.
+ * limit themselves.  Other processes, which may be doing the same as we, are
+ * waited for up to OTHERS_WAIT_MSECS.  A transaction that still counts after
+ * that gets an error at commit.
  */
 void
 shutdown_save(void)
 {
 	ClockTime	since = 0;
 
-	/* cancelling this would lose what it saves */
+	/* a cancel would lose the counts */
 	HOLD_CANCEL_INTERRUPTS();
 	for (;;)
 	{
@@ -165,10 +170,12 @@ shutdown_save(void)
 }
 
 /*
- * Is it on this process, which ends, to save, because the server stops and
- * there is no launcher?  As long as the launcher that it has registered has not
- * come up, that is not known: the server may be stopped first, and does not
- * start it then.
+ * Must this process save the counts before it exits, because the server is
+ * stopping and there is no launcher?
+ *
+ * While the launcher that it has registered has not come up, we wait for
+ * either to happen: the server may stop first, and would then not start the
+ * launcher.
  */
 static bool
 must_save(void)
@@ -190,8 +197,8 @@ must_save(void)
 			!clock_passed(start, now, LAUNCHER_START_MSECS);
 
 		/*
-		 * after that: the postmaster writes first and gives up the worker
-		 * then
+		 * Check this last: the postmaster writes the lock file before it
+		 * gives up workers.
 		 */
 		if (shutdown_is_server())
 			return true;
@@ -205,22 +212,22 @@ must_save(void)
 }
 
 /*
- * At the end of a process that has counted: when the server stops without a
- * launcher, be the launcher.
+ * before_shmem_exit callback of a process that has counted: if the server
+ * stops without a launcher, act as the launcher.
  */
 static void
 save_without_launcher(int code, Datum arg)
 {
-	/* the usual case, without a lock */
+	/* most common case, without a lock */
 	if (launcher_slot_is_taken())
 		return;
 
-	/* what this process has taken or pinned must be given back first */
+	/* first restore and release what this process has taken or pinned */
 	LWLockReleaseAll();
 	AbortOutOfAnyTransaction();
 	registry_release_all(code);
 
-	/* nor may those that we wait for wait for us */
+	/* processes that we wait for must not wait for us */
 	LockReleaseAll(USER_LOCKMETHOD, true);
 	if (!must_save() || !launcher_slot_claim())
 		return;
@@ -228,7 +235,10 @@ save_without_launcher(int code, Datum arg)
 	launcher_slot_release();
 }
 
-/* Have this process look when it ends whether there is a launcher to save. */
+/*
+ * Ensure that this process, when it exits, checks whether there is a launcher
+ * to save counts.  Does so once for the process.
+ */
 void
 shutdown_register_exit(void)
 {
@@ -241,8 +251,8 @@ shutdown_register_exit(void)
 }
 
 /*
- * The launcher that this process has registered, and which should be there
- * before this process is gone.
+ * Remember the launcher that this process has registered, so that the process
+ * waits for it to come up before it exits.  Takes ownership of the handle.
  */
 void
 shutdown_expect_launcher(BackgroundWorkerHandle *launcher)

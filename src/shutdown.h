@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * shutdown.h
- *	  The stop of the server: detect it, wait for others, have counts saved.
+ *	  Server shutdown: detect it, wait for other processes, save counts.
  *
  * Copyright (c) 2026, statbuffer developers
  *

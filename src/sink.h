@@ -3,7 +3,7 @@
  * sink.h
  *	  Where a batch goes.
  *
- * A sink stores the counts of a batch, within the transaction of the flush: when
+ * A sink stores the counts of a batch, within the transaction of the flush: if
  * that is rolled back, nothing may have been stored.
  *
  * Copyright (c) 2026, statbuffer developers
@@ -16,7 +16,7 @@
 #include "access/tupdesc.h"
 #include "options.h"
 
-/* A key, as it is handed over. */
+/* A key as the sink gets it. */
 typedef struct SinkKey
 {
 	Datum	   *values;
@@ -25,8 +25,8 @@ typedef struct SinkKey
 } SinkKey;
 
 /*
- * Called by a sink before it stores keys, with those that it stores at once: if
- * that fails, one of them is to blame.
+ * A sink calls this before it stores keys, with the ones that it is going to
+ * store at once: if that fails, one of them is to blame.
  */
 typedef void (*SinkProgress) (int first_key, int nkeys, void *arg);
 
@@ -35,15 +35,18 @@ typedef struct Sink Sink;
 typedef struct SinkMethods
 {
 	/*
-	 * Find out where keys of this shape go, for each batch anew.  Raises an
-	 * error if they cannot go anywhere.  The caller is in a transaction with
-	 * an active snapshot, as the buffer's owner.  The result is in the
-	 * current memory context.
+	 * Prepare to store keys of this shape.  Called for each batch.  Raises an
+	 * error if they cannot be stored.  The caller is in a transaction with an
+	 * active snapshot, as the buffer's owner.  The result is in the current
+	 * memory context.
 	 */
 	Sink	   *(*prepare) (const BufferOptions *options, TupleDesc desc,
 							Oid owner);
 
-	/* Store keys, which are different and in the order of their values. */
+	/*
+	 * Store keys, which are distinct and sorted by their values.  Raises an
+	 * error if that fails.
+	 */
 	void		(*deliver) (Sink *sink, SinkKey *keys, int nkeys,
 							SinkProgress progress, void *arg);
 } SinkMethods;

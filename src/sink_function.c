@@ -3,10 +3,11 @@
  * sink_function.c
  *	  The user's function that stores counts: find it and call it.
  *
- * The function is found by the parser's own rules, with the key columns'
- * types and bigint as arguments, or with arrays of these.  It is looked up
- * anew for each batch: that costs little beside the batch, and what was
- * replaced, dropped or moved on the search path is seen at once.
+ * The function is looked up by the parser's own rules, with the types of the
+ * key columns and bigint as arguments, or with arrays of these.  It is looked
+ * up again for each batch: compared with the batch that is cheap, and it takes
+ * effect at once if a function is replaced, dropped, or moved on the search
+ * path.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -49,8 +50,8 @@ typedef struct FunctionSink
 } FunctionSink;
 
 /*
- * The types of the arguments: of the key columns and the count, or arrays of
- * them.  Returns false when a type has no arrays.
+ * Get the types of the arguments: those of the key columns and the count, or
+ * arrays of them.  Returns false if a type has no array type.
  */
 static bool
 argument_types(TupleDesc desc, bool arrays, Oid *types)
@@ -69,7 +70,9 @@ argument_types(TupleDesc desc, bool arrays, Oid *types)
 	return true;
 }
 
-/* Parameters of the given types, as arguments of a call. */
+/*
+ * Build a list of parameters of the given types, as the arguments of a call.
+ */
 static List *
 make_arguments(const Oid *types, int nargs)
 {
@@ -105,9 +108,9 @@ look_up(List *names, const Oid *types, int nargs, Oid *funcid)
 }
 
 /*
- * Find the function for keys of this shape on the current search path, and
- * the types of its arguments; when both forms exist, the one with arrays.
- * Raises an error when there is none, or none that could be called.
+ * Find the function for keys of this shape on the current search path, and the
+ * types of its arguments.  If both forms exist, the one with arrays is used.
+ * Raises an error if there is none, or none that could be called.
  */
 static Oid
 find_function(List *names, TupleDesc desc, Oid *types, bool *takes_arrays)
@@ -158,7 +161,8 @@ find_function(List *names, TupleDesc desc, Oid *types, bool *takes_arrays)
 
 /*
  * Find the handler for keys of this shape on the current search path.  Raises
- * an error when there is none.
+ * an error if there is none.  Does not check its owner, result type or
+ * privileges: see handler_check().
  */
 Oid
 handler_find(const char *name, TupleDesc desc, bool *takes_arrays)
@@ -170,9 +174,10 @@ handler_find(const char *name, TupleDesc desc, bool *takes_arrays)
 }
 
 /*
- * Is the function one that may run as the buffer's owner?  Otherwise whoever
- * may create functions where the owner's are looked for could have his own
- * run as the owner.  A superuser is not a member of every role here.
+ * Check that the function returns what we expect and may run as the buffer's
+ * owner; raise an error if not.  Otherwise any user who may create functions
+ * in a schema on the owner's search path could have one run as the owner.  A
+ * superuser is not considered a member of every role here.
  */
 static void
 check_function(Oid funcid, Oid owner, bool *returns_bool)
@@ -205,8 +210,8 @@ check_function(Oid funcid, Oid owner, bool *returns_bool)
 }
 
 /*
- * Raise an error when there is no handler that the owner could call.  Looks
- * along the current search path: see owner_enter().
+ * Raise an error if there is no handler that the owner could call.  Uses the
+ * current search path: see owner_enter().
  */
 void
 handler_check(const char *name, TupleDesc desc, Oid owner)
@@ -232,7 +237,7 @@ handler_check(const char *name, TupleDesc desc, Oid owner)
 				 errhint("Grant EXECUTE on the function to the buffer's owner.")));
 }
 
-/* Find the handler and prepare to call it: SinkMethods.prepare. */
+/* SinkMethods.prepare: find the handler and prepare to call it. */
 static Sink *
 prepare(const BufferOptions *options, TupleDesc desc, Oid owner)
 {
@@ -251,7 +256,7 @@ prepare(const BufferOptions *options, TupleDesc desc, Oid owner)
 									&handler->takes_arrays);
 	check_function(handler->funcid, owner, &handler->returns_bool);
 
-	/* let the parser see to casts, polymorphic types and defaults */
+	/* let the parser handle casts, polymorphic types and defaults */
 	pstate = make_parsestate(NULL);
 	pstate->p_expr_kind = EXPR_KIND_SELECT_TARGET;
 	args = make_arguments(types, nargs);
@@ -271,8 +276,8 @@ prepare(const BufferOptions *options, TupleDesc desc, Oid owner)
 	}
 
 	/*
-	 * ExecInitExpr() tells those who watch which functions are executed, but
-	 * knows nothing of one whose body has taken the place of the call.
+	 * ExecInitExpr() calls the object access hook for functions that are
+	 * executed, but not for one that was inlined.
 	 */
 	expr = expression_planner((Expr *) call);
 	if (!IsA(expr, FuncExpr) || ((FuncExpr *) expr)->funcid != handler->funcid)
@@ -289,7 +294,7 @@ call_function(FunctionSink *handler)
 	Datum		result;
 	bool		isnull;
 
-	/* what an earlier call of the transaction did is visible to this one */
+	/* make the effects of earlier calls visible to this one */
 	CommandCounterIncrement();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	result = ExecEvalExprSwitchContext(handler->state, handler->econtext,
@@ -350,8 +355,9 @@ call_with_arrays(FunctionSink *handler, SinkKey *keys, int nkeys)
 }
 
 /*
- * Hand keys over: SinkMethods.deliver.  Raises the handler's errors, and one of
- * its own if the handler returns false or null.
+ * SinkMethods.deliver: call the handler, once for all keys or once for each.
+ * Raises the handler's errors, and one of its own if the handler returns false
+ * or null.
  */
 static void
 deliver(Sink *sink, SinkKey *keys, int nkeys, SinkProgress progress, void *arg)

@@ -38,6 +38,7 @@ static shmem_request_hook_type prev_shmem_request_hook = NULL;
 static ProcessUtility_hook_type prev_ProcessUtility_hook = NULL;
 static ExecutorEnd_hook_type prev_ExecutorEnd_hook = NULL;
 
+/* Shared memory hook: reserve space in the main segment. */
 static void
 request_shmem(void)
 {
@@ -46,7 +47,11 @@ request_shmem(void)
 	shmem_request();
 }
 
-/* A statement may have had another library do things when we commit. */
+/*
+ * Executor hook: a statement that used foreign tables of other wrappers may
+ * have made their libraries register commit callbacks.  See
+ * pending_come_first().
+ */
 static void
 executor_end(QueryDesc *query)
 {
@@ -59,8 +64,8 @@ executor_end(QueryDesc *query)
 }
 
 /*
- * Ensure that a transaction's counts are published before other libraries do
- * what they do when it commits: see pending_come_first().
+ * Utility hook: ensure that the part of publishing that can fail runs before
+ * the commit callbacks of other libraries.  See pending_come_first().
  */
 static void
 process_utility(PlannedStmt *pstmt, const char *query_string,
@@ -71,7 +76,7 @@ process_utility(PlannedStmt *pstmt, const char *query_string,
 	ProcessUtility_hook_type next = prev_ProcessUtility_hook ?
 	prev_ProcessUtility_hook : standard_ProcessUtility;
 
-	/* looked at now: a statement that rolls back may free itself */
+	/* look now: a statement that rolls back may free itself */
 	NodeTag		type = nodeTag(pstmt->utilityStmt);
 
 	if (type == T_TransactionStmt &&
@@ -83,6 +88,10 @@ process_utility(PlannedStmt *pstmt, const char *query_string,
 		pending_come_first(false);
 }
 
+/*
+ * Module entry point: define settings, set up the rooms and install hooks.  If
+ * preloaded, also register the launcher.
+ */
 void
 _PG_init(void)
 {

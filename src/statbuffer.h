@@ -10,7 +10,7 @@
 #ifndef STATBUFFER_H
 #define STATBUFFER_H
 
-/* as in statbuffer.control */
+/* must match statbuffer.control */
 #define STATBUFFER_VERSION	"1.0"
 
 extern int	statbuffer_max_memory;	/* kilobytes */

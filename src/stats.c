@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * stats.c
- *	  What operators look at: the statistics views, and sb_keys().
+ *	  Statistics: the views, and sb_keys().
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -41,8 +41,8 @@ COMPAT_FUNCTION_INFO_V1(sb_reset_stats);
 #define KEY_COLUMNS		6
 
 /*
- * A library that is newer or older than the extension's SQL objects may not
- * have the columns that these say.
+ * Raise an error if the result does not have the expected number of columns:
+ * the extension's SQL objects may be older or newer than the library.
  */
 static void
 check_columns(FunctionCallInfo fcinfo, TupleDesc desc, int expected)
@@ -56,7 +56,7 @@ check_columns(FunctionCallInfo fcinfo, TupleDesc desc, int expected)
 				 errhint("Run ALTER EXTENSION statbuffer UPDATE, or install the version of statbuffer that the database has.")));
 }
 
-/* A timestamp, or null for 0. */
+/* Convert a timestamp; 0 gives null. */
 static void
 set_time(Datum *value, bool *isnull, TimestampTz time)
 {
@@ -64,7 +64,7 @@ set_time(Datum *value, bool *isnull, TimestampTz time)
 	*value = TimestampTzGetDatum(time);
 }
 
-/* A time by our clock as a timestamp, or null for 0 or what never comes. */
+/* Convert a ClockTime to a timestamp; 0 and SCHEDULE_NEVER give null. */
 static void
 set_clock_time(Datum *value, bool *isnull, ClockTime time, int64 to_timestamp)
 {
@@ -72,7 +72,7 @@ set_clock_time(Datum *value, bool *isnull, ClockTime time, int64 to_timestamp)
 	*value = TimestampTzGetDatum(*isnull ? 0 : time + to_timestamp);
 }
 
-/* May the user see what could tell a secret? */
+/* May the user see error messages, which could contain confidential data? */
 static bool
 may_see_all(Oid relid)
 {
@@ -81,7 +81,10 @@ may_see_all(Oid relid)
 		 compat_owns_relation(relid, GetUserId()));
 }
 
-/* Read the option "stopped"; false when the relation is no foreign table. */
+/*
+ * Get the option "stopped".  Returns false if the relation is not a foreign
+ * table.
+ */
 static bool
 is_stopped(Oid relid, bool *stopped)
 {
@@ -126,7 +129,7 @@ put(StatRow *row, Datum value, bool isnull)
 	row->isnull[row->n++] = isnull;
 }
 
-/* The text, or null for NULL. */
+/* Put a text; NULL gives null. */
 static void
 put_text(StatRow *row, const char *text)
 {
@@ -149,7 +152,7 @@ put_time(StatRow *row, TimestampTz time)
 	put(row, value, isnull);
 }
 
-/* What a buffer's shared part tells, as of one moment. */
+/* The statistics of a buffer. */
 typedef struct BufferStats
 {
 	pid_t		pid;			/* 0: no worker */
@@ -167,8 +170,8 @@ typedef struct BufferStats
 } BufferStats;
 
 /*
- * Read them; all 0 if the buffer has no shared part.  Its lock in the registry
- * keeps the buffer where it is.  Takes SharedTotals.lock.
+ * Read the statistics; all are 0 if the buffer has no shared part.  Locks the
+ * partition of the registry and takes SharedTotals.lock.
  */
 static void
 read_stats(Oid relid, BufferStats *stats)
@@ -207,8 +210,10 @@ read_stats(Oid relid, BufferStats *stats)
 
 /*
  * sb_stat_get_buffer(regclass): the statistics of a buffer, for the view
- * sb_stat_buffers; null if the relation is none.  Takes no lock on the relation,
- * so that nobody who alters it keeps operators from looking.
+ * sb_stat_buffers; null if the relation is not a foreign table.
+ *
+ * Takes no lock on the relation, so that the view can be used while a session
+ * alters it.
  */
 Datum
 sb_stat_get_buffer(PG_FUNCTION_ARGS)
@@ -306,7 +311,7 @@ sb_stat_get_memory(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, isnull)));
 }
 
-/* A key as sb_keys() found it; what is shown is made of it later. */
+/* A key as it was found in the table; it is converted for display later. */
 typedef struct KeyRow
 {
 	int64		count;
@@ -339,9 +344,10 @@ collect_key(const CounterInfo *info, void *arg)
 }
 
 /*
- * The keys that a buffer holds.
+ * sb_get_keys(buffer regclass): the keys that a buffer holds, for sb_keys().
  *
- * Argument: the relation, which the caller may read.
+ * Requires the SELECT privilege; errors are only shown to the owner and to
+ * pg_read_all_stats.  Takes AccessShareLock on the buffer.
  */
 Datum
 sb_get_keys(PG_FUNCTION_ARGS)
@@ -394,7 +400,11 @@ sb_get_keys(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
-/* Set the statistics of a buffer to zero. */
+/*
+ * sb_reset_stats(buffer regclass): reset the statistics of a buffer.
+ *
+ * The caller must own the buffer.  Takes RowShareLock on it.
+ */
 Datum
 sb_reset_stats(PG_FUNCTION_ARGS)
 {

@@ -4,11 +4,11 @@
  *	  A buffer's table of counters by key: create, find, read, scan.
  *
  * Each buffer has a dshash table whose entries only point to the counters.
- * That keeps a counter as small as its key allows, and gives it an address
- * that other processes understand, which dshash does not tell of its entries.
+ * So a counter is as small as its key allows, and has a dsa_pointer, which
+ * dshash does not reveal for its entries.
  *
- * The locks of the table's partitions protect which counters there are.  What
- * is in a counter is changed by atomic operations, without these locks.
+ * The locks of the table's partitions protect the set of counters.  Their
+ * contents are changed by atomic operations, without these locks.
  *
  * This room also accounts for the memory that keys take, and keeps the
  * shapes of a buffer's keys.  No other file knows that the table is a dshash.
@@ -35,34 +35,35 @@ typedef struct TableEntry
 	(offsetof(SharedCounter, key) + KEY_LENGTH(keylen))
 
 /*
- * What a key costs: the entry with dshash's header, its share of the table's
- * buckets, of which there are 1.3 to 2.7 a key, and the counter, for which
- * dsa.c has sizes of 16 bytes more each (or somewhat coarser).
+ * The memory that a key uses: the entry with dshash's header, its share of the
+ * table's buckets, of which there are 1.3 to 2.7 per key, and the counter, for
+ * which dsa.c has size classes in steps of 16 bytes (or somewhat coarser).
  */
 #define KEY_COST(keylen) \
 	(MAXALIGN(sizeof(TableEntry)) + 16 + 2 * sizeof(dsa_pointer) + \
 	 TYPEALIGN(16, COUNTER_SIZE(keylen)))
 
 /*
- * The share of statbuffer.max_memory that keys may take, and the share from
- * which on they are flushed early.  The rest is for a table's new buckets while
- * it still has the old ones, for the registry, and for what allocation wastes.
+ * The share of statbuffer.max_memory that keys may use, and the share from
+ * which on they are flushed early.  The rest is for a table's new buckets
+ * while it still has the old ones, for the registry, and for what allocation
+ * wastes.
  *
- * We must refuse a key before dsa.c does.  When dsa.c cannot get a block, it
+ * We must refuse a key before dsa.c does.  If dsa.c cannot get a block, it
  * leaks the block's descriptor, and with it a segment that could have been
- * given back.
+ * returned.
  */
 #define KEY_MEMORY_EIGHTHS		7
 #define SHORT_MEMORY_EIGHTHS	5
 
 /*
- * Shapes live for long, and are small.  If their sizes were sizes that keys
- * have, each shape would keep a block from being given back when the keys are
- * gone.
+ * Shapes are small and live long.  If they were allocated from the size
+ * classes of keys, each shape would keep a block from being returned when the
+ * keys are gone.
  */
 #define SHAPE_MIN_ALLOC			256
 
-/* The key searched for; entries without a counter compare as this one. */
+/* The key searched for; an entry without a counter stands for it. */
 static const KeyBytes *searched = NULL;
 static uint8 searched_shape;
 
@@ -120,7 +121,7 @@ attach_handle(dshash_table_handle handle)
 	return dshash;
 }
 
-/* Make an empty table.  Raises an error when memory is out. */
+/* Create an empty table.  Raises an error if memory is out. */
 dshash_table_handle
 table_create(void)
 {
@@ -132,14 +133,17 @@ table_create(void)
 	return handle;
 }
 
-/* Free an empty table that no buffer has. */
+/* Free an empty table that does not belong to a buffer. */
 void
 table_destroy_handle(dshash_table_handle handle)
 {
 	dshash_destroy(attach_handle(handle));
 }
 
-/* The table of a new buffer, made by table_create().  Cannot fail. */
+/*
+ * Initialize the struct of a new buffer, with a table from table_create().
+ * Cannot fail.
+ */
 void
 table_init(SharedTable *shared, dshash_table_handle handle)
 {
@@ -155,8 +159,8 @@ table_init(SharedTable *shared, dshash_table_handle handle)
 }
 
 /*
- * Attach to the table of a buffer, unless that is done.  Leaves the shape to
- * the caller.
+ * Attach to the table of a buffer, unless already attached.  Does not set the
+ * shape: see table_find_shape().  Raises an error if memory is out.
  */
 void
 table_attach(SharedTable *shared, CounterTable *table)
@@ -171,7 +175,7 @@ table_attach(SharedTable *shared, CounterTable *table)
 	table->dshash = attach_handle(shared->handle);
 }
 
-/* Detach, if the process is attached. */
+/* Detach, if attached. */
 void
 table_detach(CounterTable *table)
 {
@@ -185,7 +189,10 @@ table_detach(CounterTable *table)
  * ------------------------------------------------------------------------
  */
 
-/* Find a key and lock its partition; NULL, and no lock, if it is not there. */
+/*
+ * Find a key and lock its partition.  Returns NULL, without a lock, if it does
+ * not exist.
+ */
 static TableEntry *
 find_entry(const CounterTable *table, const KeyBytes *key)
 {
@@ -197,8 +204,8 @@ find_entry(const CounterTable *table, const KeyBytes *key)
 }
 
 /*
- * What was counted for a key and is not stored yet.  Returns false if the
- * buffer does not hold the key.
+ * Get what is counted for a key and not yet stored.  Returns false if the
+ * buffer does not hold the key.  Locks a partition of the table.
  */
 bool
 table_lookup(const CounterTable *table, const KeyBytes *key, int64 *count)
@@ -216,7 +223,10 @@ table_lookup(const CounterTable *table, const KeyBytes *key, int64 *count)
 	return true;
 }
 
-/* Begin a pass through all keys, of whatever shape. */
+/*
+ * Begin a scan of all keys, of any shape.  With `to_delete', partitions are
+ * locked exclusively.
+ */
 void
 table_begin_scan(TableScan *scan, const CounterTable *table, bool to_delete)
 {
@@ -224,8 +234,8 @@ table_begin_scan(TableScan *scan, const CounterTable *table, bool to_delete)
 }
 
 /*
- * The next counter, with the partition lock that it is in; one without a
- * `counter' at the end.
+ * Get the next counter, with the lock of its partition held.  At the end,
+ * returns one with a NULL pointer.
  */
 CounterRef
 table_next(TableScan *scan)
@@ -235,6 +245,7 @@ table_next(TableScan *scan)
 	return counter_ref(entry != NULL ? entry->counter : InvalidDsaPointer);
 }
 
+/* End a scan, and release its lock. */
 void
 table_end_scan(TableScan *scan)
 {
@@ -243,7 +254,8 @@ table_end_scan(TableScan *scan)
 
 /*
  * Call the visitor for every key that can be read under the table's shape.  It
- * is called under a partition lock and, for the errors, SharedTable.lock.
+ * is called under a partition lock and, if there is an error,
+ * SharedTable.lock.
  */
 void
 table_visit(SharedTable *shared, const CounterTable *table,
@@ -283,8 +295,8 @@ table_visit(SharedTable *shared, const CounterTable *table,
 }
 
 /*
- * How many keys have something that is not stored, of whatever shape, and the
- * sum of it.  As with the statistics, the sum may wrap.
+ * Get the number of keys with a count that is not stored, of any shape, and
+ * the sum of these counts.  As with the statistics, the sum may wrap.
  */
 void
 table_sum(const CounterTable *table, uint64 *nkeys, int64 *sum)
@@ -320,7 +332,10 @@ memory_eighths(int eighths)
 	return (uint64) statbuffer_max_memory * 1024 / 8 * eighths;
 }
 
-/* Do the keys of all buffers take so much that they must be flushed early? */
+/*
+ * Do the keys of all buffers use so much memory that they must be flushed
+ * early?  Takes no lock.
+ */
 bool
 table_memory_is_short(void)
 {
@@ -329,8 +344,8 @@ table_memory_is_short(void)
 }
 
 /*
- * Is there room for `nkeys' new keys, whose stored forms have `size' bytes in
- * all, as far as can be told now?
+ * Is there memory for `nkeys' new keys, whose stored forms have `size' bytes
+ * in total?  Takes no lock, so the answer is only an estimate.
  */
 bool
 table_has_room(uint64 nkeys, uint64 size)
@@ -340,7 +355,7 @@ table_has_room(uint64 nkeys, uint64 size)
 		nkeys * (KEY_COST(0) + 16) + size <= memory_eighths(KEY_MEMORY_EIGHTHS);
 }
 
-/* Have the launcher trigger early flushes. */
+/* Ask the launcher to request early flushes. */
 static void
 report_short_memory(void)
 {
@@ -361,7 +376,7 @@ table_report_out_of_memory(void)
 					 "statbuffer.max_memory", "sb_stat_buffers")));
 }
 
-/* A key has been made (sign 1), or freed (sign -1). */
+/* Account for a key that was created (sign 1) or freed (sign -1). */
 static void
 account(SharedTable *shared, uint16 keylen, int sign)
 {
@@ -377,7 +392,10 @@ account(SharedTable *shared, uint16 keylen, int sign)
  * ------------------------------------------------------------------------
  */
 
-/* Find the counter of a key and pin it; one without a `counter' if none. */
+/*
+ * Find the counter of a key and pin it.  Returns one with a NULL pointer if
+ * the buffer does not hold the key.  Locks a partition of the table.
+ */
 CounterRef
 table_pin(const CounterTable *table, const KeyBytes *key)
 {
@@ -394,8 +412,8 @@ table_pin(const CounterTable *table, const KeyBytes *key)
 }
 
 /*
- * In PG_CATCH, when a key could not be made: raise the error with what helps
- * against it.
+ * In PG_CATCH, after a key could not be created: rethrow the error with a
+ * helpful hint.
  */
 static void
 rethrow_memory_error(void)
@@ -403,15 +421,15 @@ rethrow_memory_error(void)
 	ErrorData  *edata;
 	MemoryContext oldcontext = MemoryContextSwitchTo(TopTransactionContext);
 
-	/* a lock that may still be held goes away with the transaction */
+	/* a lock that may still be held is released with the transaction */
 	edata = CopyErrorData();
 	FlushErrorState();
 	MemoryContextSwitchTo(oldcontext);
 	report_short_memory();
 
 	/*
-	 * Has dsa.c met the bound that we have set it?  What the system has
-	 * refused has the same SQLSTATE.
+	 * Was it dsa.c's size limit, which dshash's buckets have reached?  What
+	 * the system has refused has the same SQLSTATE.
 	 */
 	if (edata->sqlerrcode == ERRCODE_OUT_OF_MEMORY && edata->funcname != NULL &&
 		strcmp(edata->funcname, "dsa_allocate_extended") == 0)
@@ -421,7 +439,7 @@ rethrow_memory_error(void)
 	ReThrowError(edata);
 }
 
-/* Make a counter for a key that was not there, and pin it. */
+/* Create a counter for a key, and pin it. */
 static CounterRef
 create_counter(SharedTable *shared, const CounterTable *table,
 			   const KeyBytes *key)
@@ -477,7 +495,7 @@ create_counter(SharedTable *shared, const CounterTable *table,
 	}
 	else
 	{
-		/* another process was faster */
+		/* another process has just created it */
 		ref = counter_ref(entry->counter);
 		counter_pin(ref.counter);
 	}
@@ -491,8 +509,8 @@ create_counter(SharedTable *shared, const CounterTable *table,
 }
 
 /*
- * Find or make the counter of a key, and pin it.  Raises an error when memory
- * is out; then nothing is pinned.
+ * Find or create the counter of a key, and pin it.  Raises an error if memory
+ * is out; then nothing is pinned.  Locks a partition of the table.
  */
 CounterRef
 table_pin_or_create(SharedTable *shared, const CounterTable *table,
@@ -509,7 +527,7 @@ table_pin_or_create(SharedTable *shared, const CounterTable *table,
  * ------------------------------------------------------------------------
  */
 
-/* A shape of a buffer, or NULL. */
+/* Get a shape of a buffer, or NULL. */
 static KeyShape *
 shape_at(SharedTable *shared, int number)
 {
@@ -518,13 +536,14 @@ shape_at(SharedTable *shared, int number)
 }
 
 /*
- * Find out the number that keys of a shape have in a buffer, and the set of
- * those numbers of which keys can be read under the shape, and put them into
- * `table'.  The number is TABLE_SHAPES, which no key has, if there is none yet;
- * with `create' only if there is no room for one.  The caller has a lock on the
+ * Look up the number of a shape in a buffer, and the set of the shapes whose
+ * keys can be read under it, and store them in `table'.
+ *
+ * The number is TABLE_SHAPES, which no key has, if the shape has none.  With
+ * `create' the shape gets one if there is room.  The caller has a lock on the
  * relation, or has claimed the buffer.
  *
- * Raises an error when memory is out.  Takes SharedTable.lock.
+ * Raises an error if memory is out.  Takes SharedTable.lock.
  */
 void
 table_find_shape(SharedTable *shared, const KeyShape *shape, bool create,
@@ -572,7 +591,7 @@ table_find_shape(SharedTable *shared, const KeyShape *shape, bool create,
 		table_report_out_of_memory();
 }
 
-/* How many shapes a buffer has.  Takes SharedTable.lock. */
+/* Get the number of a buffer's shapes.  Takes SharedTable.lock. */
 int
 table_count_shapes(SharedTable *shared)
 {
@@ -587,9 +606,9 @@ table_count_shapes(SharedTable *shared)
 }
 
 /*
- * Remove the shapes that no key has, which are those that are not in the set
- * `used'.  The caller is the buffer's worker and holds AccessExclusiveLock on
- * the relation, or is about to remove the buffer.  Takes SharedTable.lock.
+ * Remove the shapes that are not in the set `used', because no key has them.
+ * The caller is the buffer's worker and holds AccessExclusiveLock on the
+ * relation, or is about to remove the buffer.  Takes SharedTable.lock.
  */
 void
 table_remove_shapes(SharedTable *shared, uint32 used)
@@ -613,8 +632,8 @@ table_remove_shapes(SharedTable *shared, uint32 used)
  */
 
 /*
- * Point a counter to another error; frees the old one with its last key.
- * Takes SharedTable.lock.
+ * Make a counter point to another error.  Frees the old one if no other
+ * counter points to it.  Takes SharedTable.lock.
  */
 void
 table_replace_error(SharedTable *shared, SharedCounter *counter,
@@ -640,8 +659,8 @@ table_replace_error(SharedTable *shared, SharedCounter *counter,
 }
 
 /*
- * Free the counter that table_next() returned last.  The pass must have been
- * begun with `to_delete', which locks partitions exclusively.
+ * Free the counter that table_next() has returned.  The scan must have been
+ * started with `to_delete'.  Takes SharedTable.lock.
  */
 void
 table_delete_current(SharedTable *shared, TableScan *scan, CounterRef ref)
@@ -653,9 +672,9 @@ table_delete_current(SharedTable *shared, TableScan *scan, CounterRef ref)
 }
 
 /*
- * Put a new table in the place of an empty one, whose buckets dshash would
- * keep for as many keys as it ever held.  The caller holds AccessExclusiveLock
- * on the relation, and attaches anew.
+ * Replace an empty table by a new one, because dshash never shrinks its array
+ * of buckets.  The caller holds AccessExclusiveLock on the relation, and must
+ * attach again.  Raises an error if memory is out.
  */
 void
 table_replace(SharedTable *shared)
@@ -671,7 +690,10 @@ table_replace(SharedTable *shared)
 	shmem_trim();
 }
 
-/* Free a table that is empty, and its shapes, with its buffer. */
+/*
+ * Free an empty table and its shapes, when the buffer is removed.  Takes
+ * SharedTable.lock.
+ */
 void
 table_destroy(SharedTable *shared, CounterTable *table)
 {

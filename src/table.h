@@ -15,16 +15,16 @@
 #include "shape.h"
 #include "storage/lwlock.h"
 
-/* shapes of a buffer's keys at a time; a set of them is a uint32 */
+/* maximum number of shapes of a buffer's keys; a set of them is a uint32 */
 #define TABLE_SHAPES		32
 
 /*
  * A table of counters, as all processes see it.
  *
- * Whoever reads or writes it holds a lock on the relation, to the end of the
- * transaction, or has claimed the buffer as its worker does.  So the worker may
- * replace an empty table under AccessExclusiveLock, and nobody works in a table
- * that is being destroyed with its relation.
+ * A process that reads or writes it must hold a lock on the relation, to the
+ * end of the transaction, or must have claimed the buffer, as its worker does.
+ * So the worker may replace an empty table under AccessExclusiveLock, and no
+ * process uses a table that is being destroyed with its relation.
  */
 typedef struct SharedTable
 {
@@ -36,7 +36,7 @@ typedef struct SharedTable
 	dshash_table_handle handle;
 	uint32		number;
 
-	/* keys held, and the bytes that they take; changed with the table */
+	/* keys held, and the bytes that they use; changed with the table */
 	pg_atomic_uint64 nkeys;
 	pg_atomic_uint64 nbytes;
 	pg_atomic_uint32 failing;	/* keys whose last attempt failed */
@@ -44,10 +44,10 @@ typedef struct SharedTable
 	/*
 	 * Protects the shapes, and the errors that counters point to.
 	 *
-	 * `shapes' are those that keys have, or had lately, each a KeyShape; or
+	 * `shapes' are those that keys have, or recently had, each a KeyShape or
 	 * InvalidDsaPointer.  A shape is only removed under AccessExclusiveLock
 	 * on the relation.  `shapes_number' changes with them; it is read without
-	 * the lock to see whether they have to be looked at again.
+	 * the lock to see whether they must be searched again.
 	 */
 	LWLock		lock;
 	dsa_pointer shapes[TABLE_SHAPES];
@@ -62,31 +62,32 @@ typedef struct SharedError
 } SharedError;
 
 /*
- * A table of counters as a process is attached to it.
+ * A process's attachment to a table of counters.
  *
- * When the key columns of a buffer are altered, the counters that it has keep
- * the shape that they were made with.  Increments no longer find them.  They
- * are flushed if they can be read under the present shape, and otherwise not
- * until the columns are as they were.
+ * When the key columns of a buffer are altered, existing counters keep the
+ * shape with which they were made.  Increments no longer find them.  They are
+ * flushed if they can be read under the present shape, and otherwise not until
+ * the columns are altered back.
  */
 typedef struct CounterTable
 {
 	dshash_table *dshash;		/* NULL: not attached */
 	uint32		number;			/* SharedTable.number */
 	uint32		shapes_number;	/* SharedTable.shapes_number */
-	uint8		shape;			/* the number of the shape in use, or
-								 * TABLE_SHAPES: there are no keys of it */
-	uint32		readable;		/* set of numbers whose keys it can read */
+	uint8		shape;			/* number of the shape in use, or TABLE_SHAPES
+								 * if it has none */
+	uint32		readable;		/* set of the shapes whose keys can be read
+								 * under it */
 } CounterTable;
 
-/* Can the counter's key be read by those who use the table? */
+/* Can the counter's key be read under the table's shape? */
 static inline bool
 table_can_read(const CounterTable *table, const SharedCounter *counter)
 {
 	return (table->readable & ((uint32) 1 << counter->shape)) != 0;
 }
 
-/* How many keys a buffer holds, of whatever shape. */
+/* The number of keys that a buffer holds, of any shape. */
 static inline uint64
 table_nkeys(SharedTable *shared)
 {
@@ -94,8 +95,8 @@ table_nkeys(SharedTable *shared)
 }
 
 /*
- * A key's last attempt did not fail.  Its error is freed by batch_tidy().  For
- * the worker, or under AccessExclusiveLock.
+ * Clear a key's failures.  batch_tidy() frees its error.  For the worker, or
+ * under AccessExclusiveLock.  Takes no lock, cannot fail.
  */
 static inline void
 table_clear_failure(SharedTable *shared, SharedCounter *counter)
@@ -107,7 +108,7 @@ table_clear_failure(SharedTable *shared, SharedCounter *counter)
 	}
 }
 
-/* What table_visit() tells of a key. */
+/* A key as table_visit() passes it to the visitor. */
 typedef struct CounterInfo
 {
 	const char *key;
@@ -122,7 +123,7 @@ typedef struct CounterInfo
 /* Called under a partition lock: must only copy. */
 typedef void (*CounterVisitor) (const CounterInfo *info, void *arg);
 
-/* A pass through a table; a partition is locked from one call to the next. */
+/* A scan of a table, which holds the lock of a partition. */
 typedef struct TableScan
 {
 	dshash_seq_status status;

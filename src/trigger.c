@@ -3,16 +3,17 @@
  * trigger.c
  *	  sb_trigger(): keeps counts of a table's rows by the values of columns.
  *
- * The trigger's arguments are a buffer and the columns that are its key.  A
- * row that comes counts 1 for its key, a row that goes -1, and a row whose key
- * changes both.  Row by row, or for a statement by its transition tables.
+ * The trigger's arguments are a buffer and the columns that are its key.  An
+ * inserted row adds 1 to its key, a deleted row adds -1, and an update that
+ * changes the key does both.  This works row by row, or for a whole statement
+ * with its transition tables.
  *
- * What is counted is part of the transaction, as by sb_increment(), and needs
- * what that needs: whoever changes the table counts, with his own privileges.
+ * The counts are part of the transaction, as with sb_increment(), and need the
+ * same privileges: those of the user who changes the table.
  *
- * What a trigger's definition means is found out once a statement, and kept in
- * fn_extra: the executor has one for each trigger of each table, as long as
- * the statement runs, during which the table can't be altered.
+ * The trigger's definition is analyzed once per statement, and the result is
+ * cached in fn_extra.  The executor has one for each trigger of each table,
+ * for as long as the statement runs, and the table cannot be altered meanwhile.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -39,7 +40,9 @@
 
 COMPAT_FUNCTION_INFO_V1(sb_trigger);
 
-/* A key as it stands in a row, or, after key_read_columns(), in the buffer. */
+/*
+ * A key's columns as in a row or, after key_read_columns(), as in the buffer.
+ */
 typedef struct RowKey
 {
 	Datum	   *values;
@@ -48,32 +51,32 @@ typedef struct RowKey
 
 typedef struct TriggerCache
 {
-	PendingTarget target;		/* `last' only for one of the two kinds below */
+	PendingTarget target;		/* `last' is only set if is_text or is_byval */
 
-	/* where the key is, for this shape, found out in this generation */
+	/* the key's columns, for this shape, as looked up in this generation */
 	uint64		key_generation;
-	MemoryContext key_context;	/* what follows lives in */
+	MemoryContext key_context;	/* for what follows */
 	const BufferShape *shape;
 	int			ncolumns;
-	AttrNumber *attnos;			/* NULL: not found out yet */
+	AttrNumber *attnos;			/* NULL if not looked up yet */
 	KeyReader  *reader;
 	bool		runs_code;		/* key_reader_runs_code() */
-	bool		is_text;		/* one column, text in both */
+	bool		is_text;		/* one column, of type text in both */
 	bool		is_byval;		/* one column, passed by value */
 	RowKey		old;
 	RowKey		new;
 
-	Datum		last_value;		/* the key of target.last, if by value */
+	Datum		last_value;		/* the key of target.last, if is_byval */
 } TriggerCache;
 
-/* What an error is about. */
+/* The subject of an error. */
 typedef struct TriggerErrorContext
 {
 	TriggerData *trigdata;
-	int			argno;			/* an argument, from 1 on; 0: none of them */
+	int			argno;			/* number of the argument, or 0 */
 } TriggerErrorContext;
 
-/* Every error, from whichever room it comes, names trigger and table. */
+/* Error context callback: name the trigger and the table. */
 static void
 add_error_context(void *arg)
 {
@@ -94,7 +97,7 @@ add_error_context(void *arg)
  * ------------------------------------------------------------------------
  */
 
-/* Can we count what this event does?  Raises an error when not. */
+/* Raise an error if we cannot count what this event does. */
 static void
 check_event(TriggerData *trigdata)
 {
@@ -109,7 +112,7 @@ check_event(TriggerData *trigdata)
 				 errdetail("TRUNCATE does not look at the rows that it removes, so they can't be counted down."),
 				 errhint("Use DELETE. Or disable the trigger for the TRUNCATE, and set what is counted and stored to what it shall be.")));
 
-	/* before the event, other triggers may yet change or prevent it */
+	/* BEFORE triggers that run later may still change or prevent the event */
 	if (!TRIGGER_FIRED_AFTER(event))
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
@@ -117,7 +120,10 @@ check_event(TriggerData *trigdata)
 				 errhint("Create the trigger with AFTER instead of BEFORE or INSTEAD OF.")));
 }
 
-/* Has a statement-level trigger the transition tables that it needs? */
+/*
+ * Raise an error if a statement-level trigger lacks a transition table that it
+ * needs.
+ */
 static void
 check_transition_tables(TriggerData *trigdata)
 {
@@ -137,7 +143,10 @@ check_transition_tables(TriggerData *trigdata)
 				 errhint("Create the trigger with REFERENCING OLD TABLE AS ... NEW TABLE AS ..., or FOR EACH ROW.")));
 }
 
-/* The relation that the first argument names; the name is parsed as SQL's. */
+/*
+ * Look up the relation that the first argument names, in SQL syntax.  Raises
+ * an error if there is none.  Takes no lock.
+ */
 static Oid
 find_buffer(const char *name)
 {
@@ -154,7 +163,10 @@ find_buffer(const char *name)
 	return relid;
 }
 
-/* The column that an argument names, literally. */
+/*
+ * Look up the column that an argument names literally, without SQL quoting.
+ * Raises an error if there is none, or none that we can count by.
+ */
 static Form_pg_attribute
 find_column(Relation rel, const char *name)
 {
@@ -182,8 +194,8 @@ find_column(Relation rel, const char *name)
 }
 
 /*
- * Can values of a column be counted as values of a key column?  Raises an error
- * if not.
+ * Raise an error if values of a column cannot be counted as values of a key
+ * column.
  */
 static void
 check_key_column(Relation rel, Form_pg_attribute att, SbBuffer *buffer,
@@ -201,7 +213,7 @@ check_key_column(Relation rel, Form_pg_attribute att, SbBuffer *buffer,
 						format_type_be(att->atttypid)),
 				 errhint("There must be a cast between the types that assignments use.")));
 
-	/* or what an insert has counted up, a delete would not count down */
+	/* otherwise a delete might not subtract what the insert has added */
 	if (!key_assignment_is_immutable(key_att, att->atttypid,
 									 att->atttypmod))
 		ereport(ERROR,
@@ -215,7 +227,10 @@ check_key_column(Relation rel, Form_pg_attribute att, SbBuffer *buffer,
 						 format_type_be(key_att->atttypid))));
 }
 
-/* Find out where in the table the buffer's key is.  Fills in the cache. */
+/*
+ * Map the columns of the buffer's key to those of the table, and store the
+ * result in the cache.  Raises an error if they do not match.
+ */
 static void
 find_key(FunctionCallInfo fcinfo, TriggerCache *cache,
 		 TriggerErrorContext *context)
@@ -285,7 +300,10 @@ find_key(FunctionCallInfo fcinfo, TriggerCache *cache,
 	cache->attnos = attnos;
 }
 
-/* What the trigger's definition means, from the last call if it still holds. */
+/*
+ * Get the analyzed definition of the trigger.  Reuses that of the last call if
+ * it is still valid.
+ */
 static TriggerCache *
 get_cache(FunctionCallInfo fcinfo, TriggerErrorContext *context)
 {
@@ -325,6 +343,7 @@ get_cache(FunctionCallInfo fcinfo, TriggerErrorContext *context)
  * ------------------------------------------------------------------------
  */
 
+/* Get the key's columns from a row. */
 static inline void
 get_columns(TriggerCache *cache, TupleTableSlot *slot, RowKey *row)
 {
@@ -332,7 +351,10 @@ get_columns(TriggerCache *cache, TupleTableSlot *slot, RowKey *row)
 		row->values[i] = slot_getattr(slot, cache->attnos[i], &row->isnull[i]);
 }
 
-/* Is the key in both rows the same, as far as it can be seen? */
+/*
+ * Are the key's columns binary equal in both rows?  If not, the keys may still
+ * be equal.
+ */
 static bool
 same_columns(TriggerCache *cache, TupleDesc desc)
 {
@@ -350,7 +372,10 @@ same_columns(TriggerCache *cache, TupleDesc desc)
 	return true;
 }
 
-/* Make the stored form of a key.  Changes what is in `row'. */
+/*
+ * Form the stored form of a key.  Modifies `row'.  May run casts, which can do
+ * anything.
+ */
 static void
 form_key(TriggerCache *cache, RowKey *row, KeySpace *space, KeyBytes *key)
 {
@@ -368,7 +393,10 @@ form_key(TriggerCache *cache, RowKey *row, KeySpace *space, KeyBytes *key)
 		buffer_end_use(&use);
 }
 
-/* After keys were formed: the code that ran may have done anything. */
+/*
+ * Reopen the buffer if code that ran while keys were formed has invalidated
+ * the target.
+ */
 static inline void
 ensure_open(TriggerCache *cache)
 {
@@ -376,7 +404,7 @@ ensure_open(TriggerCache *cache)
 		pending_open(&cache->target, cache->target.buffer->relid, true);
 }
 
-/* Count for a key that was formed. */
+/* Add to a key that was formed. */
 static PendingKey *
 add_key(TriggerCache *cache, const KeyBytes *key, int64 count)
 {
@@ -384,7 +412,7 @@ add_key(TriggerCache *cache, const KeyBytes *key, int64 count)
 					   cache->target.userid);
 }
 
-/* Is it the key of `last'? */
+/* Is the value the key that was counted last? */
 static inline bool
 is_last(TriggerCache *cache, Datum value)
 {
@@ -394,7 +422,7 @@ is_last(TriggerCache *cache, Datum value)
 		key_is_text(pending_key_data(cache->target.last), value);
 }
 
-/* Add to a row's key; often it is that of the row before. */
+/* Add to a row's key, which is often that of the previous row. */
 static void
 count_key(TriggerCache *cache, RowKey *row, int64 count)
 {
@@ -422,7 +450,10 @@ count_key(TriggerCache *cache, RowKey *row, int64 count)
 	}
 }
 
-/* A row's key may have changed: what one has less, the other has more. */
+/*
+ * Count an update: if the key has changed, move 1 from the old key to the new
+ * one.
+ */
 static void
 count_change(TriggerCache *cache, TupleDesc desc)
 {
@@ -444,7 +475,9 @@ count_change(TriggerCache *cache, TupleDesc desc)
 	(void) add_key(cache, &new_key, 1);
 }
 
-/* Count a row that went and a row that came; one of them may be NULL. */
+/*
+ * Count the removal of a row and the addition of another; either may be NULL.
+ */
 static void
 count_rows(TriggerCache *cache, TupleTableSlot *old, TupleTableSlot *new)
 {
@@ -465,10 +498,10 @@ count_rows(TriggerCache *cache, TupleTableSlot *old, TupleTableSlot *new)
  * ------------------------------------------------------------------------
  */
 
-/* A pass through a transition table, beside those of other triggers. */
+/* A scan of a transition table, independent of those of other triggers. */
 typedef struct TransitionScan
 {
-	Tuplestorestate *store;		/* NULL: at the end, or there is none */
+	Tuplestorestate *store;		/* NULL if there is none, or at the end */
 	int			pointer;
 	TupleTableSlot *slot;
 } TransitionScan;
@@ -488,14 +521,14 @@ begin_transition_scan(TransitionScan *scan, Tuplestorestate *store,
 	scan->slot = MakeSingleTupleTableSlot(desc, &TTSOpsMinimalTuple);
 }
 
-/* The next row, or NULL. */
+/* Get the next row, or NULL. */
 static TupleTableSlot *
 next_transition_row(TransitionScan *scan)
 {
 	if (scan->store == NULL)
 		return NULL;
 
-	/* code that runs for a row may read the table, too */
+	/* code that ran for the last row may have read the table, too */
 	tuplestore_select_read_pointer(scan->store, scan->pointer);
 	if (tuplestore_gettupleslot(scan->store, true, false, scan->slot))
 		return scan->slot;
@@ -511,11 +544,12 @@ end_transition_scan(TransitionScan *scan)
 }
 
 /*
- * Count what a statement has done.
+ * Count all rows that a statement has changed.
  *
- * An update's old and new rows are looked at in pairs, so that what leaves the
- * key as it is needs no memory.  Usually they are the same row's, and it does
- * not matter when they aren't: what counts is the sum.
+ * The old and new rows of an update are processed in pairs, so that updates
+ * that leave the key unchanged need no memory.  Usually the two are versions
+ * of the same row.  If they are not, that does not matter, because only the
+ * sum counts.
  */
 static void
 count_statement(TriggerCache *cache, TriggerData *trigdata)
@@ -549,6 +583,14 @@ count_statement(TriggerCache *cache, TriggerData *trigdata)
 	end_transition_scan(&new);
 }
 
+/*
+ * sb_trigger(): the trigger function.  Its contract is at the head of this
+ * file.
+ *
+ * Requires the privileges and takes the locks of sb_increment().  Raises an
+ * error if the trigger's definition does not match the table and the buffer,
+ * for TRUNCATE, and if it is not called AFTER the event.
+ */
 Datum
 sb_trigger(PG_FUNCTION_ARGS)
 {

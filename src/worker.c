@@ -4,11 +4,11 @@
  *	  The process that flushes a busy buffer.
  *
  * A worker is connected to the buffer's database as the buffer's owner.  It
- * waits until keys are due and has them flushed, again and again.  It leaves
- * if there is nothing to do for a while, if other buffers wait for its slot, and
- * when it is told to.
+ * waits until keys are due and flushes them, again and again.  It leaves if
+ * there is nothing to do for a while, if other buffers wait for its slot, and
+ * if it is terminated.
  *
- * What one flush is, and what becomes of failures, is in flush.c.
+ * flush.c does a single flush, and handles failures.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -35,36 +35,36 @@
 #include "utils/syscache.h"
 #include "worker.h"
 
-/* others can have the slot of a worker that has had it for this long */
+/* after this long, a worker gives its slot to a buffer that waits */
 #define TURN_MSECS				1000
 
-/* reaping looks at up to this many keys for each that it may free */
+/* reaping should scan no more than this many keys for each that it may free */
 #define REAP_EFFORT				64
 #define REAP_MIN_MSECS			100
 
-/* with this many shapes we look for unused ones, this often at most */
+/* from this many shapes on, look for unused ones, at most this often */
 #define MANY_SHAPES				(TABLE_SHAPES / 2)
 #define SHAPES_MSECS			100
 #define SHAPES_EFFORT			50
 
-/* a table that has held this many keys is replaced when it is empty */
+/* a table that has held this many keys is replaced once it is empty */
 #define BIG_TABLE				1024
 
-/* What the worker does, besides what it flushes. */
+/* The state of a worker, besides that of its flushes. */
 typedef struct WorkerState
 {
 	FlushState	flush;
 	ClockTime	started;
-	ClockTime	last_work;		/* when something was flushed last */
-	bool		had_turn;		/* has flushed something */
-	bool		announced;		/* wake_at is right for the next worker */
-	uint64		drain_seen;		/* ticket of the last drain that was noticed */
+	ClockTime	last_work;		/* when something was last flushed */
+	bool		had_turn;		/* it has flushed something */
+	bool		announced;		/* wake_at is correct for the next worker */
+	uint64		drain_seen;		/* the last drain ticket noticed */
 
 	/* memory */
-	bool		short_of_memory;	/* keys are freed as soon as they are idle */
+	bool		short_of_memory;	/* free keys as soon as they are idle */
 	ClockTime	last_reap;		/* when idle keys were reaped */
-	uint64		most_keys;		/* that the table has had */
-	ClockTime	shapes_at;		/* no look for unused shapes before this */
+	uint64		most_keys;		/* maximum number of keys in the table */
+	ClockTime	shapes_at;		/* do not look for unused shapes before this */
 } WorkerState;
 
 static ClockTime next_reap(WorkerState *worker);
@@ -75,8 +75,8 @@ static ClockTime next_reap(WorkerState *worker);
  */
 
 /*
- * However the process ends: registered before the callback that rolls back the
- * transaction in progress, so that it runs after it, when the batch has been
+ * before_shmem_exit callback.  It is registered before the one that rolls back
+ * the transaction in progress, so it runs after that, when the batch has been
  * restored.
  */
 static void
@@ -107,8 +107,8 @@ worker_exit(int code, Datum arg)
 }
 
 /*
- * Other buffers of this database that have no worker may have been dropped by
- * sessions that do not know of us.  Free what is left of them.
+ * Remove other buffers of this database that were dropped by sessions without
+ * the library.
  */
 static void
 remove_dropped_buffers(void)
@@ -130,7 +130,7 @@ remove_dropped_buffers(void)
 	{
 		Oid			relid = lfirst_oid(lc);
 
-		/* whoever is just making one has locked it */
+		/* a session that is just creating it has locked it */
 		if (SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relid)) ||
 			!ConditionalLockRelationOid(relid, AccessExclusiveLock) ||
 			SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relid)))
@@ -148,8 +148,9 @@ remove_dropped_buffers(void)
 }
 
 /*
- * Flush what is due, until the time is up.  Returns false if it makes no sense
- * to go on: the buffer itself fails, or is not ours any more.
+ * Flush due keys, until `stop_at'.  Returns false if there is no point in
+ * continuing: the time is up, the buffer itself fails, or it is no longer
+ * ours.
  */
 static bool
 flush_due(FlushState *flush, ClockTime stop_at)
@@ -168,8 +169,8 @@ flush_due(FlushState *flush, ClockTime stop_at)
 }
 
 /*
- * The server stops: flush what there is, and what sessions that are just
- * being terminated still publish, until the time is up.
+ * The server stops: flush everything, including what sessions still publish
+ * while they are being terminated, until the time is up.
  */
 static void
 last_flush(WorkerState *worker)
@@ -178,7 +179,7 @@ last_flush(WorkerState *worker)
 	bool		was_alone = false;
 	ClockTime	stop_at;
 
-	/* there was no time to look at it */
+	/* the definition was not read yet */
 	if (flush->buffer == NULL)
 		flush_check_definition(flush);
 	if (flush->buffer == NULL || flush->shared == NULL ||
@@ -189,10 +190,10 @@ last_flush(WorkerState *worker)
 	{
 		ClockTime	now = clock_now();
 
-		/* a session that is gone has published all that it had */
+		/* a session that is gone has published everything it had */
 		bool		alone = shutdown_count_sessions(MyDatabaseId) == 0;
 
-		/* keys that fail have their turn when all others are stored */
+		/* keys that fail are tried only once, after all others are stored */
 		(void) requests_take(&flush->shared->requests);
 		requests_serve(&flush->shared->requests, &flush->shared->schedule, now);
 		schedule_advance(&flush->shared->schedule, now);
@@ -216,14 +217,14 @@ last_flush(WorkerState *worker)
  * ------------------------------------------------------------------------
  */
 
-/* The buffer's option, in microseconds. */
+/* The buffer's option "timeout", in microseconds. */
 static int64
 get_timeout(WorkerState *worker)
 {
 	return (int64) worker->flush.buffer->options.timeout * 1000;
 }
 
-/* When to reap idle keys next; SCHEDULE_NEVER if there are none. */
+/* Get the time to reap idle keys next, or SCHEDULE_NEVER if there are none. */
 static ClockTime
 next_reap(WorkerState *worker)
 {
@@ -236,8 +237,8 @@ next_reap(WorkerState *worker)
 		return SCHEDULE_NEVER;
 
 	/*
-	 * Reaping looks at every key that is held.  So it waits until enough are
-	 * idle to be worth it, in proportion.
+	 * Reaping scans all keys that are held.  So wait until enough of them are
+	 * idle to make it worthwhile.
 	 */
 	effort = (double) table_nkeys(&shared->table) /
 		((double) REAP_EFFORT * nidle);
@@ -260,8 +261,8 @@ reap(WorkerState *worker, ClockTime now, ClockTime idle_before)
 }
 
 /*
- * Nothing was to be done for a while: give back the memory of idle keys, and
- * that of the table if it is empty and was big.
+ * There was nothing to do for a while: free the memory of idle keys, and that
+ * of the table if it is empty and was big.
  */
 static void
 give_memory_back(WorkerState *worker, ClockTime now)
@@ -286,8 +287,8 @@ give_memory_back(WorkerState *worker, ClockTime now)
 }
 
 /*
- * Shapes whose keys have been flushed make room for others, if nobody uses
- * the buffer at the moment.  To find them we must look at every key.
+ * Remove shapes without keys, to make room for others, if no session uses the
+ * buffer at the moment.  This must scan all keys.
  */
 static void
 remove_unused_shapes(WorkerState *worker, ClockTime now)
@@ -303,7 +304,7 @@ remove_unused_shapes(WorkerState *worker, ClockTime now)
 	{
 		batch_remove_shapes(shared, now);
 
-		/* if that was for nothing, it must not take much of our time */
+		/* if that did not help, limit the share of our time that it takes */
 		if (table_count_shapes(&shared->table) >= MANY_SHAPES)
 			worker->shapes_at += SHAPES_EFFORT * (clock_now() - now);
 	}
@@ -311,9 +312,9 @@ remove_unused_shapes(WorkerState *worker, ClockTime now)
 }
 
 /*
- * Memory is short: free what is idle, whether it is worth the effort by
- * itself or not.  While `more' keys are still to be flushed, looking at every
- * key that is held has to be worth it.
+ * Memory is short: free idle keys, even if there are few of them.  While
+ * `more' keys are still to be flushed, do it only if a quarter of them are
+ * idle, because it scans all keys.
  */
 static void
 free_idle(WorkerState *worker, ClockTime now, bool more)
@@ -330,7 +331,7 @@ free_idle(WorkerState *worker, ClockTime now, bool more)
  * ------------------------------------------------------------------------
  */
 
-/* Have others asked that the worker ends?  Does what is to be done then. */
+/* Must the worker end?  If the server stops, does the last flush. */
 static bool
 must_end(WorkerState *worker)
 {
@@ -349,8 +350,8 @@ must_end(WorkerState *worker)
 }
 
 /*
- * Carry out what was asked for, and bring the schedule to the present.  A
- * request is a reason to try a buffer again that fails.
+ * Carry out requests, and advance the schedule.  A request is a reason to
+ * retry a buffer that fails.
  */
 static void
 serve_requests(WorkerState *worker, ClockTime now)
@@ -394,12 +395,12 @@ may_leave(WorkerState *worker, ClockTime now, ClockTime next)
 {
 	FlushState *flush = &worker->flush;
 
-	/* other buffers wait for the slot: they can have it, after a turn */
+	/* other buffers wait for the slot: they get it, after a minimum time */
 	if (pg_atomic_read_u32(&shared_control->waiting) > 0)
 		return next > clock_add(now, TURN_MSECS) ||
 			clock_passed(worker->started, now, TURN_MSECS);
 
-	/* a broken buffer is left alone meanwhile */
+	/* a buffer that fails needs no worker during a long pause */
 	if (flush->paused_until > now || flush->buffer == NULL)
 		return flush->paused_until > clock_add(now, LAUNCHER_LEAD_MSECS);
 	return now >= clock_add(worker->last_work, flush->buffer->options.timeout) &&
@@ -408,8 +409,8 @@ may_leave(WorkerState *worker, ClockTime now, ClockTime next)
 }
 
 /*
- * Leave, unless something has come up meanwhile.  The next key is due at
- * `next'.
+ * Prepare to leave.  Returns false if something has come up meanwhile.  The
+ * next key is due at `next'.
  */
 static bool
 try_to_leave(WorkerState *worker, ClockTime now, ClockTime next)
@@ -420,7 +421,7 @@ try_to_leave(WorkerState *worker, ClockTime now, ClockTime next)
 	if (flush->buffer != NULL && flush->paused_until <= now &&
 		pg_atomic_read_u32(&shared_control->waiting) == 0)
 	{
-		/* nobody may have told us that it was dropped */
+		/* we may not have been notified that it was dropped */
 		flush_check_definition(flush);
 		if (flush->leaving || flush->paused_until > now ||
 			schedule_next(schedule) != next)
@@ -434,10 +435,11 @@ try_to_leave(WorkerState *worker, ClockTime now, ClockTime next)
 }
 
 /*
- * Sleep until there is something to do: at `next', the time of the first key,
- * or before, to reap idle keys or to leave.  If the buffer pauses though keys
- * are due (`due'), keys that come due do not wake us: they are sorted in when the
- * pause is over.  Requests do.
+ * Sleep until `next', when the first key is due, or until it is time to reap
+ * idle keys or to leave.
+ *
+ * If the buffer pauses although keys are due (`due'), new keys do not wake us:
+ * they are sorted in after the pause.  Requests do.
  */
 static void
 sleep_until(WorkerState *worker, ClockTime now, ClockTime next, bool due)
@@ -469,7 +471,7 @@ sleep_until(WorkerState *worker, ClockTime now, ClockTime next, bool due)
 					 compat_wait_event("StatbufferWorkerMain"));
 }
 
-/* One turn of the main loop.  Returns false if the worker leaves. */
+/* One iteration of the main loop.  Returns false if the worker leaves. */
 static bool
 take_turn(WorkerState *worker)
 {
@@ -493,7 +495,7 @@ take_turn(WorkerState *worker)
 		flush_batch(flush, now);
 		worker->last_work = clock_now();
 
-		/* other buffers wait, and this one has had its turn */
+		/* other buffers wait, and this one has had its time */
 		if (worker->had_turn &&
 			pg_atomic_read_u32(&shared_control->waiting) > 0 &&
 			clock_passed(worker->started, now, TURN_MSECS))
@@ -512,7 +514,7 @@ take_turn(WorkerState *worker)
 	return true;
 }
 
-/* The main function of the process; see WorkerArgument. */
+/* The main function of a worker process.  Its argument is a WorkerArgument. */
 void
 statbuffer_worker_main(Datum main_arg)
 {
@@ -553,7 +555,7 @@ statbuffer_worker_main(Datum main_arg)
 	} while (!must_end(&worker) && take_turn(&worker));
 	flush_log_discarded(&worker.flush, true);
 
-	/* one that was stopped needs no memory for idle keys at all */
+	/* a stopped buffer needs no memory for idle keys */
 	shared = worker.flush.shared;
 	if (shared != NULL && worker.flush.buffer != NULL &&
 		shared->schedule.nidle > 0)

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * worker.h
- *	  What workers and the launcher agree on.
+ *	  Declarations shared by workers and the launcher.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -11,8 +11,8 @@
 #define STATBUFFER_WORKER_H
 
 /*
- * A worker is started so long before the first key is due, and one that has
- * nothing to do for longer may leave.
+ * A worker is started this long before the first key is due, and one without
+ * work for longer than that may leave.
  */
 #define LAUNCHER_LEAD_MSECS		5000
 
@@ -21,7 +21,7 @@ typedef struct WorkerArgument
 {
 	Oid			dboid;
 	Oid			relid;
-	Oid			owner;			/* InvalidOid: only see who it is */
+	Oid			owner;			/* InvalidOid: only check who it is */
 } WorkerArgument;
 
 extern PGDLLEXPORT void statbuffer_worker_main(Datum main_arg);
