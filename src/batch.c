@@ -126,6 +126,7 @@ batch_take(CounterBatch *batch, const CounterTable *table, ClockTime now,
 	bool		suspects = false;
 	dsa_pointer self;
 
+	Assert(registry_is_mine(buffer));
 	Assert(batch->nitems == 0);
 	batch->discarded = 0;
 	batch->nunreadable = 0;
@@ -211,6 +212,7 @@ batch_commit(CounterBatch *batch)
 
 	if (batch->nitems == 0)
 		return;
+	Assert(registry_is_mine(buffer));
 	for (int i = 0; i < batch->nitems; i++)
 	{
 		BatchItem  *item = &batch->items[i];
@@ -290,6 +292,7 @@ batch_restore(CounterBatch *batch)
 
 	if (batch->nitems == 0)
 		return;
+	Assert(registry_is_mine(buffer));
 
 	/* backwards, so that keys that were due first are first again */
 	for (int i = batch->nitems - 1; i >= 0; i--)
@@ -403,6 +406,7 @@ batch_reap(SharedBuffer *buffer, const CounterTable *table,
 	CounterRef	ref;
 	uint64		nfreed = 0;
 
+	Assert(registry_is_mine(buffer));
 	schedule_forget_idle(&buffer->schedule);
 	table_begin_scan(&scan, table, true);
 	while ((ref = table_next(&scan)).counter != NULL)

@@ -41,6 +41,7 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/resowner.h"
 #include "utils/syscache.h"
 
 static HTAB *buffers = NULL;
@@ -157,10 +158,10 @@ invalidate_wrappers(Datum arg, int cacheid, uint32 hashvalue)
 /*
  * Is the user known to have the INSERT privilege?  True if an earlier check
  * succeeded and nothing has been altered since.  Otherwise the caller must
- * check the catalogs, and pass the result to buffer_note_incrementer().
+ * check the catalogs, and pass the result to note_incrementer().
  */
-bool
-buffer_is_incrementer(Oid relid, Oid userid)
+static bool
+is_incrementer(Oid relid, Oid userid)
 {
 	SbBuffer   *buffer = find_buffer(relid);
 
@@ -171,8 +172,8 @@ buffer_is_incrementer(Oid relid, Oid userid)
  * Remember that the user has the INSERT privilege, unless something has been
  * altered since the check began, when buffer_generation was `asked'.
  */
-void
-buffer_note_incrementer(SbBuffer *buffer, Oid userid, uint64 asked)
+static void
+note_incrementer(SbBuffer *buffer, Oid userid, uint64 asked)
 {
 	if (buffer_generation == asked)
 		buffer->incrementer = userid;
@@ -648,6 +649,70 @@ buffer_open(Oid relid, LOCKMODE lockmode)
 	if (lockmode != NoLock)
 		LockRelationOid(relid, lockmode);
 	return buffer_open_locked(relid, LockRelationOid);
+}
+
+/*
+ * Take a lock that lasts as long as the counts made under it, which is as long
+ * as the (sub)transaction.  The running code may belong to a cursor, and a
+ * cursor's locks are released if a later subtransaction that has used it
+ * fails.
+ *
+ * On error CurrentResourceOwner stays changed; the code that handles the error
+ * restores it.
+ */
+void
+buffer_lock_for_transaction(Oid relid, LOCKMODE lockmode)
+{
+	ResourceOwner owner = CurrentResourceOwner;
+
+	CurrentResourceOwner = CurTransactionResourceOwner;
+	LockRelationOid(relid, lockmode);
+	CurrentResourceOwner = owner;
+}
+
+/* Lock and open a buffer.  Raises an error if it does not accept increments. */
+static SbBuffer *
+lock_and_open(Oid relid)
+{
+	SbBuffer   *buffer;
+
+	buffer_lock_for_transaction(relid, RowExclusiveLock);
+	buffer = buffer_open_locked(relid, buffer_lock_for_transaction);
+	buffer_check_running(buffer);
+	return buffer;
+}
+
+/*
+ * Open a buffer to count in it, with RowExclusiveLock to the end of the
+ * (sub)transaction.  With `check_privilege', the current user must have the
+ * INSERT privilege; the result of the check is cached.
+ *
+ * Raises the errors of buffer_check_privilege(), buffer_open() and
+ * buffer_check_running().
+ */
+SbBuffer *
+buffer_open_to_count(Oid relid, bool check_privilege)
+{
+	Oid			userid = GetUserId();
+	uint64		asked;
+	SbBuffer   *buffer;
+
+	if (!check_privilege)
+		return lock_and_open(relid);
+	if (is_incrementer(relid, userid))
+	{
+		buffer = lock_and_open(relid);
+
+		/* check again: waiting for the lock accepts invalidations */
+		if (is_incrementer(relid, userid))
+			return buffer;
+	}
+
+	asked = buffer_generation;
+	buffer_check_privilege(relid, ACL_INSERT);
+	buffer = lock_and_open(relid);
+	note_incrementer(buffer, userid, asked);
+	return buffer;
 }
 
 /*

@@ -121,11 +121,10 @@ extern void buffer_init(void);
 extern int	buffer_updatable(Relation rel);
 extern void buffer_check_privilege(Oid relid, AclMode mode);
 extern void buffer_check_owner(Oid relid);
-extern bool buffer_is_incrementer(Oid relid, Oid userid);
-extern void buffer_note_incrementer(SbBuffer *buffer, Oid userid,
-									uint64 asked);
 extern SbBuffer *buffer_open(Oid relid, LOCKMODE lockmode);
 extern SbBuffer *buffer_open_locked(Oid relid, BufferLocker lock);
+extern SbBuffer *buffer_open_to_count(Oid relid, bool check_privilege);
+extern void buffer_lock_for_transaction(Oid relid, LOCKMODE lockmode);
 extern void buffer_set_relation_tag(LOCKTAG *tag, Oid relid);
 extern void buffer_set_gate_tag(LOCKTAG *tag, Oid relid);
 extern void buffer_begin_use(SbBuffer *buffer, BufferUse *use);

@@ -356,7 +356,7 @@ start_buffer(FunctionCallInfo fcinfo)
  * The caller must own the buffer.  Takes CONTROL_LOCK on it and, if it is
  * stopped, its gate.  The locks last as long as what it does, which is as long
  * as the (sub)transaction, even if it is called by a cursor: see
- * lock_for_transaction() in pending.c.  Raises an error if the handler cannot
+ * buffer_lock_for_transaction().  Raises an error if the handler cannot
  * be called or the owner cannot connect.
  */
 Datum

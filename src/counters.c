@@ -156,6 +156,8 @@ counters_pin(SharedBuffer *buffer, const CounterTable *table, const KeyBytes *ke
 	int64		count,
 				in_flight;
 
+	Assert(registry_is_usable(buffer));
+
 	/* a new counter that is released wakes the worker, so lock first */
 	for (bool locked = !moderate;; locked = true)
 	{

@@ -391,7 +391,7 @@ pass_gate(FlushState *flush)
  * The relation is gone: remove the buffer, unless another session has a lock
  * on it.  A session that still counts in the buffer, or has created it and not
  * committed, has one, though not always in the expected way: see
- * lock_for_transaction() in pending.c.
+ * buffer_lock_for_transaction().
  */
 static void
 drop_buffer(FlushState *flush)

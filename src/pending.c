@@ -32,10 +32,8 @@
 #include "launch.h"
 #include "miscadmin.h"
 #include "pending_internal.h"
-#include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 
 /* blocks from which keys are allocated once there are many */
 #define BLOCK_MIN_SIZE		((Size) 8 * 1024)
@@ -224,70 +222,6 @@ get_pending_buffer(SbBuffer *buffer)
 }
 
 /*
- * Take a lock that lasts as long as the counts made under it, which is as long
- * as the (sub)transaction.  The running code may belong to a cursor, and a
- * cursor's locks are released if a later subtransaction that has used it
- * fails.
- *
- * On error CurrentResourceOwner stays changed; the code that handles the error
- * restores it.
- */
-static void
-lock_for_transaction(Oid relid, LOCKMODE lockmode)
-{
-	ResourceOwner owner = CurrentResourceOwner;
-
-	CurrentResourceOwner = CurTransactionResourceOwner;
-	LockRelationOid(relid, lockmode);
-	CurrentResourceOwner = owner;
-}
-
-/*
- * Lock and open a buffer.  Raises an error if it does not accept increments.
- */
-static SbBuffer *
-lock_and_open(Oid relid)
-{
-	SbBuffer   *buffer;
-	PendingBuffer *pending;
-
-	lock_for_transaction(relid, RowExclusiveLock);
-	buffer = buffer_open_locked(relid, lock_for_transaction);
-	pending = get_pending_buffer(buffer);
-
-	if (pending->lock_level == 0)
-		pending->lock_level = GetCurrentTransactionNestLevel();
-	buffer_check_running(buffer);
-	return buffer;
-}
-
-/*
- * Likewise, but first check that the user has the INSERT privilege.  The
- * result of the check is cached.
- */
-static SbBuffer *
-check_and_open(Oid relid, Oid userid)
-{
-	uint64		asked;
-	SbBuffer   *buffer;
-
-	if (buffer_is_incrementer(relid, userid))
-	{
-		buffer = lock_and_open(relid);
-
-		/* check again: waiting for the lock accepts invalidations */
-		if (buffer_is_incrementer(relid, userid))
-			return buffer;
-	}
-
-	asked = buffer_generation;
-	buffer_check_privilege(relid, ACL_INSERT);
-	buffer = lock_and_open(relid);
-	buffer_note_incrementer(buffer, userid, asked);
-	return buffer;
-}
-
-/*
  * Open a buffer for counting.  All callers that count must use this.  Takes
  * RowExclusiveLock on the buffer to the end of the transaction.
  *
@@ -295,19 +229,23 @@ check_and_open(Oid relid, Oid userid)
  * the caller must have called buffer_accept_changes(), so that revoked
  * privileges are noticed.  Without, the executor has checked that.
  *
- * Raises the errors of buffer_check_privilege(), buffer_open() and
- * buffer_check_running(); then the target is not open.
+ * Raises the errors of buffer_open_to_count(); then the target is not open.
  */
 void
 pending_open(PendingTarget *target, Oid relid, bool check_privilege)
 {
 	uint64		generation = buffer_generation;
+	PendingBuffer *pending;
+	SbBuffer   *buffer;
 
 	target->buffer = NULL;
 	target->last = NULL;
 	target->userid = GetUserId();
-	target->buffer = check_privilege ?
-		check_and_open(relid, target->userid) : lock_and_open(relid);
+	buffer = buffer_open_to_count(relid, check_privilege);
+	pending = get_pending_buffer(buffer);
+	if (pending->lock_level == 0)
+		pending->lock_level = GetCurrentTransactionNestLevel();
+	target->buffer = buffer;
 	target->generation = generation;
 }
 
@@ -568,7 +506,7 @@ pending_truncate(SbBuffer *buffer)
 
 	if (closed)
 		report_closed(buffer);
-	lock_for_transaction(buffer->relid, AccessExclusiveLock);
+	buffer_lock_for_transaction(buffer->relid, AccessExclusiveLock);
 	pending_come_first(false);
 	for (PendingKey *key = counted.keys; key != NULL; key = key->next)
 	{

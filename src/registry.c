@@ -405,7 +405,7 @@ registry_release(SharedBuffer *buffer, int code)
 
 	forget_claim(buffer);
 	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
-	Assert(slot->pid == MyProcPid);
+	Assert(registry_is_mine(buffer));
 	slot->pid = 0;
 	slot->latch = NULL;
 	slot->left_at = clock_now();
@@ -474,7 +474,7 @@ registry_drop(SharedBuffer *buffer, bool with_database)
 	uint64		sum = 0;
 	bool		provisional = pg_atomic_read_u32(&buffer->settings.provisional) != 0;
 
-	Assert(buffer->slot.pid == MyProcPid);
+	Assert(registry_is_mine(buffer));
 	table_attach(&buffer->table, &table);
 	requests_drop_flushes(&buffer->requests);
 	table_begin_scan(&scan, &table, true);
@@ -571,6 +571,26 @@ registry_start_succeeded(SharedBuffer *buffer)
 	buffer->slot.start_failures = 0;
 	LWLockRelease(&shared_control->lock);
 }
+
+#ifdef USE_ASSERT_CHECKING
+/*
+ * May this process work in the buffer's table: has it a lock on the relation, or
+ * does it act as the worker?
+ */
+bool
+registry_is_usable(SharedBuffer *buffer)
+{
+	LOCKTAG		tag;
+
+	if (registry_is_mine(buffer))
+		return true;
+	SET_LOCKTAG_RELATION(tag, buffer->key.dboid, buffer->key.relid);
+	for (LOCKMODE mode = AccessShareLock; mode <= MaxLockMode; mode++)
+		if (compat_lock_held(&tag, mode))
+			return true;
+	return false;
+}
+#endif
 
 /* ------------------------------------------------------------------------
  * Errors and statistics

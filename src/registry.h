@@ -12,6 +12,7 @@
 
 #include "clock.h"
 #include "lib/dshash.h"
+#include "miscadmin.h"
 #include "requests.h"
 #include "schedule.h"
 #include "shmem.h"
@@ -205,6 +206,20 @@ extern void registry_clear_error(SharedBuffer *buffer);
 extern void registry_reset_stats(SharedBuffer *buffer);
 
 /* The buffer's interval, in microseconds. */
+/*
+ * Does this process act as the buffer's worker?  What is marked (w) is its, and
+ * nobody else writes the slot meanwhile.
+ */
+static inline bool
+registry_is_mine(SharedBuffer *buffer)
+{
+	return buffer->slot.pid == MyProcPid;
+}
+
+#ifdef USE_ASSERT_CHECKING
+extern bool registry_is_usable(SharedBuffer *buffer);
+#endif
+
 static inline int64
 registry_interval(SharedBuffer *buffer)
 {
