@@ -98,7 +98,7 @@ take_counter(BatchItem *item, CounterRef ref, ClockTime now)
 static void
 clear_idle(SharedBuffer *buffer, SharedCounter *counter, ClockTime since)
 {
-	requests_clear_drain(&buffer->requests, counter);
+	requests_clear_key(&buffer->requests, counter);
 	table_clear_failure(&buffer->table, counter);
 	clear_suspect(counter);
 	schedule_note_idle(&buffer->schedule, since);
@@ -146,10 +146,10 @@ batch_take(CounterBatch *batch, const CounterTable *table, ClockTime now,
 			break;
 		}
 
-		/* cleared, and counted anew since: no drain is for that */
+		/* cleared, and counted anew since: no request is for that */
 		if (!schedule_is_due(schedule, counter))
 		{
-			requests_clear_drain(&buffer->requests, counter);
+			requests_clear_key(&buffer->requests, counter);
 			schedule_add(schedule, ref);
 			continue;
 		}
@@ -236,7 +236,7 @@ batch_commit(CounterBatch *batch)
 	/* after the sums, which sessions that wait for a drain will read */
 	for (int i = 0; i < batch->nitems; i++)
 		if (batch->items[i].count != 0)
-			requests_clear_drain(&buffer->requests, batch->items[i].ref.counter);
+			requests_clear_key(&buffer->requests, batch->items[i].ref.counter);
 	batch->nitems = 0;
 }
 

@@ -25,7 +25,9 @@
 #define COUNTER_SUSPECT		((uint32) 1 << 29)	/* (w) was in a batch that
 												 * failed */
 #define COUNTER_ASKED		((uint32) 1 << 28)	/* has a SharedFlushRequest */
-#define COUNTER_PINS		(COUNTER_ASKED - 1)
+#define COUNTER_REQUESTED	((uint32) 1 << 27)	/* (w) was made due by a
+												 * request */
+#define COUNTER_PINS		(COUNTER_REQUESTED - 1)
 
 /*
  * The count of one key.

@@ -118,16 +118,23 @@ extern void requests_drop_flushes(SharedRequests *requests);
 extern void requests_set_locked_out(SharedRequests *requests, bool locked_out);
 
 /*
- * (w) A key was flushed or is empty, so a drain need not wait for it any more.
+ * (w) A key was flushed or found empty, so no request concerns it any more, and
+ * drains need not wait for it.
  */
 static inline void
-requests_clear_drain(SharedRequests *requests, SharedCounter *counter)
+requests_clear_key(SharedRequests *requests, SharedCounter *counter)
 {
-	if (!counter_has_flag(counter, COUNTER_DRAIN))
+	uint32		flags = pg_atomic_read_u32(&counter->pins) &
+	(COUNTER_DRAIN | COUNTER_REQUESTED);
+
+	if (flags == 0)
 		return;
-	Assert(pg_atomic_read_u64(&requests->drain.keys) > 0);
-	counter_clear_flag(counter, COUNTER_DRAIN);
-	pg_atomic_fetch_sub_u64(&requests->drain.keys, 1);
+	counter_clear_flag(counter, flags);
+	if (flags & COUNTER_DRAIN)
+	{
+		Assert(pg_atomic_read_u64(&requests->drain.keys) > 0);
+		pg_atomic_fetch_sub_u64(&requests->drain.keys, 1);
+	}
 }
 
 /* Has a drain with this ticket been satisfied? */

@@ -432,6 +432,11 @@ schedule_make_due(SharedSchedule *schedule, CounterRef ref)
 
 	drain_inbox(schedule);
 
+	/* on the inbox it may just have been found to be idle */
+	if (!counter_has_flag(ref.counter, COUNTER_LINKED))
+		return;
+	counter_set_flag(ref.counter, COUNTER_REQUESTED);
+
 	/* it is in the slot whose number it stores, or already due */
 	slot = &schedule->slots[ref.counter->slot];
 	if (slot->head == ref.self)
@@ -520,6 +525,7 @@ void
 schedule_make_all_due(SharedSchedule *schedule, bool failing_too, ClockTime now)
 {
 	rebuild(schedule, failing_too ? MAKE_DUE_ALL : MAKE_DUE_SOUND, now);
+	(void) schedule_mark_due(schedule, COUNTER_REQUESTED);
 }
 
 /* Make keys due that fail, because the cause may be gone. */
@@ -537,8 +543,8 @@ schedule_sort_again(SharedSchedule *schedule, ClockTime now)
 }
 
 /*
- * Set the buffer's interval.  Keys that were counted before follow it, apart
- * from those that are due already: somebody may have asked for them.
+ * Set the buffer's interval.  Keys that were counted before follow it, except
+ * for those that a request has made due.
  */
 void
 schedule_set_interval(SharedSchedule *schedule, int64 interval, ClockTime now)
@@ -548,7 +554,7 @@ schedule_set_interval(SharedSchedule *schedule, int64 interval, ClockTime now)
 	if (schedule->interval == interval)
 		return;
 
-	/* their due times are to be the same with the new interval */
+	/* these are to have the same due times with the new interval */
 	map_list(schedule->due_head);
 	for (dsa_pointer p = schedule->due_head; DsaPointerIsValid(p);
 		 p = counter->next)
@@ -558,6 +564,7 @@ schedule_set_interval(SharedSchedule *schedule, int64 interval, ClockTime now)
 		counter = counter_at(p);
 		at = pg_atomic_read_u64(&counter->counted_at);
 		if (at != 0 && counter->failures == 0 &&
+			counter_has_flag(counter, COUNTER_REQUESTED) &&
 			schedule_is_due(schedule, counter))
 			set_counted_at(counter, at,
 						   (ClockTime) at + schedule->interval - interval);
