@@ -154,7 +154,7 @@ check_started(void)
 			registry_unlock(buffer);
 		}
 		if (failed)
-			start_failed(&worker->key, _("The worker process could not connect to the database; see the server log."));
+			start_failed(&worker->key, _("worker process could not connect to the database"));
 		pfree(worker->handle);
 		pfree(worker);
 		started = foreach_delete_current(started, lc);
@@ -251,7 +251,7 @@ check_catalogs(Candidate *candidate)
 	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(candidate->owner));
 	if (!HeapTupleIsValid(tuple))
 	{
-		start_failed(&candidate->key, _("The role that owns the buffer does not exist."));
+		start_failed(&candidate->key, _("role that owns the buffer does not exist"));
 		candidate->owner = InvalidOid;
 	}
 	else
@@ -260,7 +260,7 @@ check_catalogs(Candidate *candidate)
 		ReleaseSysCache(tuple);
 		if (COMPAT_OWNER_NEEDS_LOGIN && !can_login)
 		{
-			start_failed(&candidate->key, _("The role that owns the buffer does not have the LOGIN privilege."));
+			start_failed(&candidate->key, _("role that owns the buffer does not have the LOGIN privilege"));
 			candidate->owner = InvalidOid;
 		}
 	}

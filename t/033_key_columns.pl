@@ -168,6 +168,9 @@ wait_for($node, $db,
 	"SELECT state = 'failing' AND last_error LIKE '%altered%'
 	 FROM sb_stat_buffers WHERE buffer = 'shaped'::regclass",
 	'the view tells that they cannot be stored');
+$node->wait_for_log(
+	qr/could not flush \d+ keys? of buffer "shaped": some keys were counted before the key columns were altered\n.*HINT:  Alter the columns back/);
+pass('and so does the log, with a hint');
 wait_for($node, $db, "SELECT k, n FROM stored_names ORDER BY k",
 	'the others are stored', "1|4\nx|8\ny|1");
 is(sql("SELECT sb_drain('shaped', '300ms')"),

@@ -196,7 +196,7 @@ foreach (1 .. 1800)
 	last if $state =~ /^failing/;
 	$old->query_safe('SELECT pg_sleep(0.1)');
 }
-like($state, qr/^failing .*see the server log/, 'and the buffer is seen to fail');
+like($state, qr/^failing .*could not connect to the database/, 'and the buffer is seen to fail');
 is($old->query_safe(q{SELECT sb_count('k', 'hits')}), '50', 'with its count');
 
 # So does a new launcher, and is not started again and again.  The old one stays.
