@@ -88,7 +88,8 @@ launch_ensure(void)
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("could not register the statbuffer launcher"),
 				 errdetail("Counts are kept, but nothing is flushed."),
-				 errhint("You might need to increase max_worker_processes.")));
+				 errhint("You might need to increase \"%s\".",
+						 "max_worker_processes")));
 	MemoryContextSwitchTo(oldcontext);
 }
 

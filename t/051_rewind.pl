@@ -242,7 +242,7 @@ my %rows = map { $_ => $old->safe_psql($_, 'COPY (SELECT * FROM hourly ORDER BY 
 is($rows{postgres}, "gone\t-1\nk1\t7\nk2\t70", 'failover: it can be copied from there');
 is($rows{other}, "k\t700", 'failover: from each database');
 $old->safe_psql($db, q{SELECT sb_flush_all('hourly')});
-$old->wait_for_log(qr/no slot for a statbuffer worker/, $log);
+$old->wait_for_log(qr/out of background worker slots/, $log);
 is($old->safe_psql($db, 'SELECT count(*) FROM hourly'), 3, 'failover: it stays there, due or not');
 is(totals($old), $stored, 'failover: nothing of it was stored');
 $old->stop('fast');
