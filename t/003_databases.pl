@@ -110,7 +110,7 @@ $node->safe_psql('postgres', 'DROP DATABASE doomed WITH (FORCE)');
 $node->wait_for_log(qr/dropped the counts of a database that does not exist any more.*\n.* held a count of 42 in 1 key\./, $offset);
 pass('DROP DATABASE WITH (FORCE)');
 
-# What can't be dropped goes on as before.
+# What cannot be dropped goes on as before.
 increment($node, 'red', 'hits', 'a', 1000);
 my ($result, $stdout, $stderr) = $node->psql('red', 'DROP DATABASE red');
 like($stderr, qr/cannot drop the currently open database/, 'DROP DATABASE of the own one fails');

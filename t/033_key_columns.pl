@@ -101,7 +101,7 @@ sub test_key_columns
 	is(sql('SELECT key, counter FROM narrowed_calls ORDER BY key'), "/|100\nbad /|7\nfine /|5",
 		"$how, narrowed: as what it was counted");
 
-	# With the type itself gone it can't; TRUNCATE ends that.
+	# With the type itself gone it cannot; TRUNCATE ends that.
 	sql(q{INSERT INTO narrowed VALUES ('fine', '/', 5)});
 	sql('DROP TYPE mood CASCADE');
 	sql(q{SELECT sb_increment('/', 1000, 'narrowed'); SELECT sb_flush_all('narrowed')});

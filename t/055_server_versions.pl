@@ -97,7 +97,7 @@ if ($version >= 17)
 }
 else
 {
-	# sb_start() says that it can't, increments are kept until it can.
+	# sb_start() says that it cannot, increments are kept until it can.
 	my ($status, $out, $err) = $node->psql($db, q{SELECT sb_start('likes')});
 	like($err, qr/role "closed" is not permitted to log in.*HINT:  Give the role LOGIN/s,
 		'sb_start() refuses an owner without LOGIN');

@@ -88,8 +88,8 @@ $node->safe_psql($db, 'DROP DATABASE fresh');
 
 # --- SQL objects of another version than the library ------------------------
 
-# A function that the library hasn't: PostgreSQL says so at once, and all is as
-# it was.
+# A function that the library does not have: PostgreSQL says so at once, and
+# all is as it was.
 replace_file("$extensions/statbuffer--1.0.1test--1.1test.sql", q{
 CREATE FUNCTION sb_of_tomorrow() RETURNS void AS 'MODULE_PATHNAME' LANGUAGE C;
 });

@@ -78,7 +78,7 @@ cmp_ok(memory(), '<=', 8 * $MB, 'memory is bounded');
 is($node->safe_psql($db, "SELECT sb_drain('early', '$patience')"), 't', 'the rest is drained');
 is(stored_keys('early'), '300000|300000', 'each key was stored once');
 
-# When they can't be flushed, there is an end: new keys are errors, and the
+# When they cannot be flushed, there is an end: new keys are errors, and the
 # transaction is as if it had not been; those that are held can be counted.
 make_summing_buffer('stuck', q{interval '1h', timeout '100ms', backoff '100ms'});
 $node->safe_psql($db, q{INSERT INTO stuck_bad VALUES ('not now')});
@@ -232,7 +232,7 @@ $node->stop;
 
 # --- the system has less memory than the setting allows ----------------------
 
-# As with a small /dev/shm: a segment of memory can't be made.  Here because
+# As with a small /dev/shm: a segment of memory cannot be made.  Here because
 # files have a limit, that of segments of 8 MB.
 $node = PostgreSQL::Test::Cluster->new('small');
 $node->init(extra => [ '--wal-segsize', '1' ]);
