@@ -148,7 +148,7 @@ launch_await_load(void)
 		warned = true;
 		ereport(WARNING,
 				(errmsg("counts that were saved when the server was stopped are not loaded yet"),
-				 errhint("They are not lost; the server log may tell what they wait for.")));
+				 errhint("The counts are not lost. See the server log for what delays them.")));
 	}
 	return loaded;
 }

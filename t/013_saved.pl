@@ -354,7 +354,7 @@ foreach my $preloaded (0, 1)
 		is($node->safe_psql($db, q{SELECT * FROM hourly}), 'new|1', "$how, $what: the server counts");
 		like(files($node), qr/^statbuffer\.saved\.\d+$/, "$how, $what: the file is set aside");
 		like(slurp_file($node->logfile, $offset),
-			qr/WARNING: .*can't be used\n.*DETAIL: .*$reason.*\n.*HINT: .*renamed to "statbuffer\.saved\.\d+"/,
+			qr/WARNING: .*cannot use file .*\n.*DETAIL: .*$reason.*\n.*HINT: .*renamed to "statbuffer\.saved\.\d+"/,
 			"$how, $what: with a warning");
 		$node->safe_psql($db, 'TRUNCATE hourly');
 		$node->stop;
@@ -390,8 +390,8 @@ foreach my $preloaded (0, 1)
 	$node->safe_psql($db, 'DROP FOREIGN TABLE fleeting');
 	is($node->safe_psql($db, q{SELECT sb_count('x', 'failing')}), '47',
 		"$how: what was not dropped is there");
-	$node->wait_for_log(qr/dropped the counts of a database that does not exist any more.*\n.* held counts of 42 altogether in 2 keys\./, $offset);
-	$node->wait_for_log(qr/dropped the counts of a buffer that does not exist any more.*\n.* held a count of 43 in 1 key\./, $offset);
+	$node->wait_for_log(qr/dropped the counts of a database that no longer exists.*\n.* held counts of 42 altogether in 2 keys\./, $offset);
+	$node->wait_for_log(qr/dropped the counts of a buffer that no longer exists.*\n.* held a count of 43 in 1 key\./, $offset);
 	pass("$how: the log tells what was dropped with it");
 	$node->safe_psql($db, qq{DELETE FROM failing_bad; SELECT sb_drain('failing', '$patience')});
 
@@ -477,7 +477,7 @@ $standby->start;
 $primary->wait_for_catchup($standby);
 is($standby->safe_psql($db, q{SELECT sb_count('a', 'hits') IS NULL}), 't', 'a standby has no counts');
 $standby->promote;
-$standby->wait_for_log(qr/can't be used\n.*DETAIL: .*belongs to timeline 1, but the server is on timeline 2/);
+$standby->wait_for_log(qr/cannot use file .*\n.*DETAIL: .*belongs to timeline 1, but the server is on timeline 2/);
 increment($standby, $db, 'hits', 'a', 1);
 is($standby->safe_psql($db, qq{SELECT sb_drain('hits', '$patience')}), 't', 'the promoted standby counts');
 is(stored($standby, $db, 'hits'), '62', 'and nothing is stored twice');

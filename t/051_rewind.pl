@@ -283,7 +283,7 @@ ok(has_saved($new), 'a switchover without a drain: the file stays when the serve
 is($new->safe_psql($db, q{SELECT count(*) FROM hourly}), 0, 'a switchover without a drain: it is not read');
 $old->stop('fast');
 $new->promote;
-$new->wait_for_log(qr/statbuffer\.saved" with counts of the last shutdown can't be used\n.*DETAIL: .*belongs to timeline/);
+$new->wait_for_log(qr/cannot use file "[^"]*statbuffer\.saved" with counts of the last shutdown\n.*DETAIL: .*belongs to timeline/);
 ok(!has_saved($new), 'a switchover without a drain: it is set aside when the server is promoted');
 my @aside = glob($new->data_dir . "/$saved.*");
 is(scalar(@aside), 1, 'a switchover without a drain: under another name');

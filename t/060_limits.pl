@@ -89,7 +89,7 @@ my ($status, $stdout, $stderr) = $node->psql($db, q{
 	SELECT sb_increment('held 1', 1000000, 'stuck');
 	INSERT INTO stuck SELECT 'new ' || g FROM generate_series(1, 200000) g;
 	COMMIT});
-like($stderr, qr/ERROR:  53200: out of memory for statbuffer keys\nDETAIL:  All that "statbuffer.max_memory" allows is in use.\nHINT:  Raise/,
+like($stderr, qr/ERROR:  53200: out of memory for statbuffer keys\nDETAIL:  All memory that "statbuffer.max_memory" allows is in use.\nHINT:  You might need to increase/,
 	'at the bound new keys are an error');
 is($node->safe_psql($db, q{SELECT count(*), sum(count) FROM stuck}), '10000|10000',
 	'nothing of the transaction has been counted');
