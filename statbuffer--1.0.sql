@@ -25,7 +25,7 @@ COMMENT ON FOREIGN DATA WRAPPER statbuffer IS
 
 CREATE SERVER statbuffer FOREIGN DATA WRAPPER statbuffer;
 COMMENT ON SERVER statbuffer IS
-'whose foreign tables are buffers of counts';
+'server of the foreign tables that are buffers of counts';
 
 --
 -- Counting
@@ -41,19 +41,19 @@ CREATE FUNCTION sb_increment(key anynonarray, count bigint DEFAULT 1, buffer reg
 RETURNS void
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 COMMENT ON FUNCTION sb_increment(anynonarray, bigint, regclass) IS
-'adds to a key''s count as part of the transaction; several key columns are given as a row';
+'adds to a key''s count as part of the transaction; several key columns are specified as a row';
 
 CREATE FUNCTION sb_async_increment(key text, count bigint DEFAULT 1, buffer regclass DEFAULT NULL)
 RETURNS void
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 COMMENT ON FUNCTION sb_async_increment(text, bigint, regclass) IS
-'adds to a key''s count at once, whatever becomes of the transaction';
+'adds to a key''s count at once, regardless of the outcome of the transaction';
 
 CREATE FUNCTION sb_async_increment(key anynonarray, count bigint DEFAULT 1, buffer regclass DEFAULT NULL)
 RETURNS void
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 COMMENT ON FUNCTION sb_async_increment(anynonarray, bigint, regclass) IS
-'adds to a key''s count at once, whatever becomes of the transaction; several key columns are given as a row';
+'adds to a key''s count at once, regardless of the outcome of the transaction; several key columns are specified as a row';
 
 CREATE FUNCTION sb_trigger() RETURNS trigger
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
@@ -114,7 +114,7 @@ CREATE FUNCTION sb_drain(buffer regclass DEFAULT NULL, timeout interval DEFAULT 
 RETURNS boolean
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 COMMENT ON FUNCTION sb_drain(regclass, interval) IS
-'flushes what was counted before the call and waits until it is stored; false when the time ran out';
+'flushes what was counted before the call and waits until it is stored; false on timeout';
 
 --
 -- Starting and stopping
@@ -124,7 +124,7 @@ CREATE FUNCTION sb_start(buffer regclass DEFAULT NULL)
 RETURNS void
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION sb_start(regclass) IS
-'checks a buffer and starts it; makes the default buffer if need be';
+'checks a buffer and starts it; creates the default buffer if needed';
 
 CREATE FUNCTION sb_stop(buffer regclass DEFAULT NULL)
 RETURNS void
@@ -224,7 +224,7 @@ COMMENT ON VIEW sb_stat_buffers IS
 'the buffers of this database: what they hold, and what was done since their statistics were reset';
 
 COMMENT ON COLUMN sb_stat_buffers.buffer IS 'the buffer';
-COMMENT ON COLUMN sb_stat_buffers.owner IS 'the role that owns it, as which its worker runs';
+COMMENT ON COLUMN sb_stat_buffers.owner IS 'the role that owns it; its worker runs as this role';
 COMMENT ON COLUMN sb_stat_buffers.state IS 'running, idle (no worker is needed), stopped or failing';
 COMMENT ON COLUMN sb_stat_buffers.pid IS 'process ID of its worker, or null';
 COMMENT ON COLUMN sb_stat_buffers.keys IS 'number of keys that it holds';
@@ -237,10 +237,10 @@ COMMENT ON COLUMN sb_stat_buffers.flushed_keys IS 'number of keys stored, counte
 COMMENT ON COLUMN sb_stat_buffers.flushed_count IS 'sum of the counts stored';
 COMMENT ON COLUMN sb_stat_buffers.handler_calls IS 'number of calls of the handler';
 COMMENT ON COLUMN sb_stat_buffers.failures IS 'number of failed attempts to store a key, or to call the handler at all';
-COMMENT ON COLUMN sb_stat_buffers.discarded IS 'sum of the counts given up, for the option restart ''temporary''';
+COMMENT ON COLUMN sb_stat_buffers.discarded IS 'sum of the counts discarded because of the option restart ''temporary''';
 COMMENT ON COLUMN sb_stat_buffers.last_flush IS 'when something was stored last';
 COMMENT ON COLUMN sb_stat_buffers.last_error IS 'why an attempt failed last; for the owner and members of pg_read_all_stats';
 COMMENT ON COLUMN sb_stat_buffers.last_error_at IS 'when it failed';
-COMMENT ON COLUMN sb_stat_buffers.stats_reset IS 'since when the statistics are counted';
+COMMENT ON COLUMN sb_stat_buffers.stats_reset IS 'when the statistics were last reset or started';
 
 GRANT SELECT ON sb_stat_buffers TO PUBLIC;

@@ -92,7 +92,7 @@ measure_memory() {
 			END { print total - used - buckets }' "$account")"
 	else
 		memory_part all $((after - before))
-		say "the allocator can't be asked where the memory goes"
+		say "the allocator cannot be asked where the memory goes"
 	fi
 	must_have_counted hits $((million + 1))
 	# or they were flushed now

@@ -48,7 +48,7 @@ measure_stall() {
 	each_round stall_round
 	must_have_counted hits "$stalled"
 	must_be "the buffer's own sum" "$stalled" "SELECT sum(count) FROM hits"
-	# what was seen on the way can't have gone down, or beyond the end
+	# what was seen on the way cannot have gone down, or beyond the end
 	sort -n -c "$work/selected" || die "$group: a later reader saw less"
 	[ "$(tail -n 1 "$work/selected")" -le "$stalled" ] || die "$group: a reader saw more than there was"
 	perform "TRUNCATE hits"

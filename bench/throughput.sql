@@ -36,7 +36,7 @@ INSERT INTO slotted SELECT 'x', slot, 0 FROM generate_series(0, 63) AS slot;
 CREATE TABLE appended (key text NOT NULL, n bigint NOT NULL);
 CREATE TABLE totals (key text PRIMARY KEY, n bigint NOT NULL);
 
--- fast, but of one key that can't roll back
+-- fast, but of one key that cannot roll back
 CREATE SEQUENCE numbers;
 
 VACUUM ANALYZE;

@@ -2,7 +2,7 @@
 #
 # What a trigger that counts costs a transaction: pgbench's own, which is like
 # that of TPC-B, with and without triggers on the table that it inserts into.
-# Commits don't wait for the disk, or nothing but that would be seen.
+# Commits do not wait for the disk, or nothing but that would be seen.
 
 trigger_clients=8
 

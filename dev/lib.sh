@@ -158,7 +158,7 @@ want_packages() {
 	for package in "$@"; do
 		is_installed "$package" && continue
 		say "installing $package"
-		(update_index && install_packages "$package") || say "can't have $package; tests that need it are skipped"
+		(update_index && install_packages "$package") || say "could not install $package; tests that need it are skipped"
 	done
 }
 

@@ -7,7 +7,7 @@
  * marks both for valgrind, in files that include <valgrind/memcheck.h> when
  * USE_VALGRIND is defined.  This file is put in the place of that.
  *
- * The sanitizer can't tell memory that was not yet written to, and a chunk
+ * The sanitizer cannot tell memory that was not yet written to, and a chunk
  * that is freed is marked before VALGRIND_MEMPOOL_FREE().
  */
 #include <sanitizer/asan_interface.h>

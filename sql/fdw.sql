@@ -60,7 +60,7 @@ SELECT sb_count('k1', 'buf');
 ROLLBACK;
 DROP FUNCTION explain_analyze;
 
--- Rows can't be changed or removed one by one, nor locked.
+-- Rows cannot be changed or removed one by one, nor locked.
 UPDATE buf SET count = 0;
 \echo :LAST_ERROR_SQLSTATE
 DELETE FROM buf;

@@ -1,5 +1,5 @@
 --
--- handler: how counts get to it, and what becomes of those that don't
+-- handler: how counts get to it, and what becomes of those that do not
 --
 
 -- A drain that would never end ends the test.
@@ -125,7 +125,7 @@ SELECT keys, counts FROM calls ORDER BY n; TRUNCATE calls;
 SELECT * FROM buf ORDER BY key;
 SELECT key, count, in_flight, failures > 0 AS failed, last_error
   FROM sb_keys('buf') WHERE count > 0 ORDER BY key;
--- They don't hold up others.
+-- They do not hold up others.
 INSERT INTO buf VALUES ('true', 5), ('null', 30);
 SELECT sb_drain('buf', '100 ms');
 SELECT wait_until($$ sb_count('true', 'buf') = 0 $$);

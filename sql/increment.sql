@@ -124,7 +124,7 @@ SELECT sb_increment('/home', 1, 0);
 \echo :LAST_ERROR_SQLSTATE
 SELECT sb_count('/home', 0::regclass);
 
--- Others that don't exist.  What PostgreSQL tells besides is another in 19.
+-- Others that do not exist.  What PostgreSQL tells besides is another in 19.
 SELECT sb_increment('/home', 'hits');
 \set VERBOSITY terse
 SELECT sb_increment();

@@ -196,7 +196,7 @@ END
 $$;
 SELECT key, total - :limit AS more FROM stored WHERE key = 'early';
 
--- Keys that are merged before the handler is called, and don't fit in one
+-- Keys that are merged before the handler is called, and do not fit in one
 -- count together, go in several calls.
 TRUNCATE stored;
 CREATE FUNCTION store(key numeric, counter bigint) RETURNS void LANGUAGE sql

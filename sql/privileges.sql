@@ -284,7 +284,7 @@ SELECT sb_start('nologin_buf');
 SELECT sb_start('nologin_buf') \g /dev/null
 \echo 'ERROR:  role "regress_sb_nologin" is not permitted to log in'
 \echo 'DETAIL:  The worker of a buffer connects as the buffer\'s owner.'
-\echo 'HINT:  Give the role LOGIN (it needs no password), or the buffer another owner.'
+\echo 'HINT:  Grant the role the LOGIN privilege (it needs no password), or change the owner of the buffer.'
 \endif
 \set ECHO all
 RESET ROLE;

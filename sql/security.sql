@@ -245,7 +245,7 @@ DROP TABLE split;
 TRUNCATE buf;
 RESET ROLE;
 
--- Without USAGE on the schema, a buffer can't be named; its OID can, with what
+-- Without USAGE on the schema, a buffer cannot be named; its OID can, with what
 -- the privileges on the buffer itself allow, as with sequences.
 CREATE SCHEMA closed AUTHORIZATION regress_sb_owner;
 SET ROLE regress_sb_owner;

@@ -23,7 +23,7 @@ SELECT sb_increment('k', buffer => 'by_numeric');
 SELECT sb_increment('k', buffer => 'turned');
 SELECT sb_increment('k', buffer => 'by_domain');
 
--- A column that is computed can't be counted by.
+-- A column that is computed cannot be counted by.
 CREATE FOREIGN TABLE generated
   (key text, lower text GENERATED ALWAYS AS (lower(key)) STORED, count bigint)
   SERVER statbuffer;

@@ -30,7 +30,7 @@ SELECT sb_count(7, 'by_int') AS int, sb_count('7', 'by_int') AS text,
 -- A row of one field is the one column.
 SELECT sb_increment(ROW(7), buffer => 'by_int');
 SELECT * FROM by_int;
--- What can't be converted is an error.
+-- What cannot be converted is an error.
 SELECT sb_increment('seven', buffer => 'by_int');
 \echo :LAST_ERROR_SQLSTATE
 SELECT sb_increment('', buffer => 'by_int');
@@ -508,7 +508,7 @@ SELECT * FROM by_many;
 TRUNCATE told_many;
 SELECT sb_drain('by_many');
 TABLE told_many;
--- While there are counts, these stay apart, as they can't be read as what
+-- While there are counts, these stay apart, as they cannot be read as what
 -- they are not.  New ones are counted with the new columns.
 TRUNCATE told_many;
 SELECT sb_increment(ROW(1, 'tag', 'lang'), 5, 'by_many');

@@ -298,7 +298,7 @@ report_wrong_shape(Relation rel, const char *detail)
 			 errmsg("foreign table \"%s\" does not have the shape of a buffer",
 					RelationGetRelationName(rel)),
 			 errdetail("%s", detail),
-			 errhint("A buffer has one or more key columns of any type, and last a column of type bigint for the count.")));
+			 errhint("A buffer has one or more key columns of any type, followed by a column of type bigint for the count.")));
 }
 
 /*
@@ -996,7 +996,7 @@ buffer_check_running(SbBuffer *buffer)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("cannot increment in single-user mode"),
-				 errdetail("Nobody would flush or save what is counted.")));
+				 errdetail("There is no process that would flush or save the counts.")));
 	if (buffer->options.stopped)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

@@ -127,14 +127,14 @@ sb_drain(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_T_R_DEADLOCK_DETECTED),
 				 errmsg("cannot drain buffer \"%s\" while another session waits to alter it",
 						NameStr(buffer->name)),
-				 errdetail("That session waits for this transaction, which has locked the buffer before, and the flush for that session."),
+				 errdetail("That session waits for this transaction, which has already locked the buffer, and the flush waits for that session."),
 				 errhint("Drain the buffer in a transaction of its own.")));
 	if (state == DRAIN_DEADLOCK)
 		ereport(ERROR,
 				(errcode(ERRCODE_T_R_DEADLOCK_DETECTED),
 				 errmsg("cannot drain buffer \"%s\" while its handler waits for this transaction",
 						NameStr(buffer->name)),
-				 errdetail("The handler waits for a lock that this transaction has, or for somebody who waits for it."),
+				 errdetail("The handler waits for a lock that this transaction holds, or for a session that waits for this transaction."),
 				 errhint("Drain the buffer in a transaction of its own.")));
 	PG_RETURN_BOOL(state == DRAIN_DONE);
 }
@@ -291,11 +291,11 @@ check_owner_can_connect(SbBuffer *buffer)
 	if (!compat_may_connect(MyDatabaseId, buffer->owner))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("role \"%s\" may not connect to database \"%s\"",
+				 errmsg("role \"%s\" does not have CONNECT privilege on database \"%s\"",
 						GetUserNameFromId(buffer->owner, false),
 						get_database_name(MyDatabaseId)),
 				 errdetail("The worker of a buffer connects as the buffer's owner."),
-				 errhint("Grant the role CONNECT on the database, or give the buffer another owner.")));
+				 errhint("Grant CONNECT on the database to the role, or change the owner of the buffer.")));
 	if (!COMPAT_OWNER_NEEDS_LOGIN)
 		return;
 	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(buffer->owner));
@@ -309,7 +309,7 @@ check_owner_can_connect(SbBuffer *buffer)
 				 errmsg("role \"%s\" is not permitted to log in",
 						GetUserNameFromId(buffer->owner, false)),
 				 errdetail("The worker of a buffer connects as the buffer's owner."),
-				 errhint("Give the role LOGIN (it needs no password), or the buffer another owner.")));
+				 errhint("Grant the role the LOGIN privilege (it needs no password), or change the owner of the buffer.")));
 }
 
 static void

@@ -411,8 +411,8 @@ report_null_count(TupleDesc desc, SbBuffer *buffer)
 			 errmsg("null value in count column \"%s\" of buffer \"%s\"",
 					NameStr(att->attname), NameStr(buffer->name)),
 			 att->atthasdef ?
-			 errhint("Leave the column out to count its default. If it was left out of a foreign table or partitioned table that leads to this buffer, give the column DEFAULT 1 there.") :
-			 errhint("Give the column DEFAULT 1, or specify a count.")));
+			 errhint("Omit the column to count its default. If it was omitted from a foreign table or partitioned table that leads to this buffer, define the column with DEFAULT 1 there.") :
+			 errhint("Specify a count, or define the column with DEFAULT 1.")));
 }
 
 /*

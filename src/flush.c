@@ -681,6 +681,22 @@ reset_session(FlushState *flush)
 }
 
 /*
+ * Record and log that the batch had due keys that do not fit the key columns.
+ */
+static void
+report_unreadable(FlushState *flush)
+{
+	ErrorData	error = {
+		.sqlerrcode = ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+		.message = _("some keys were counted before the key columns were altered"),
+		.hint = _("Alter the columns back to have the keys stored, or discard them with TRUNCATE.")
+	};
+
+	registry_set_error(flush->shared, error.message, false);
+	log_failure(flush, &error, flush->batch.nunreadable);
+}
+
+/*
  * Flush up to a batch of due keys in one transaction.  Reports errors of user
  * code and definitions instead of raising them.
  */
@@ -706,9 +722,7 @@ flush_batch(FlushState *flush, ClockTime now)
 		reset_session(flush);
 	if (flush->shared != NULL && batch->nunreadable > 0)
 	{
-		registry_set_error(flush->shared,
-						   _("Keys are held that were counted before the key columns were altered. Alter the columns back to have them stored, or discard them with TRUNCATE."),
-						   false);
+		report_unreadable(flush);
 		batch->nunreadable = 0;
 	}
 	pgstat_report_stat(false);

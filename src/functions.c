@@ -119,7 +119,7 @@ function_buffer_argument(FunctionCallInfo fcinfo, int argno)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("there is no default buffer"),
-				 errhint("Create it with sb_start(), or name a buffer in the argument \"buffer\".")));
+				 errhint("Create it with sb_start(), or specify a buffer in the argument \"buffer\".")));
 	return relid;
 }
 

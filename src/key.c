@@ -523,7 +523,7 @@ key_reader_make(TupleDesc desc, const char *relname, Oid argtype)
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
 				 errmsg("buffer \"%s\" has %d key columns", relname,
 						desc->natts),
-				 errhint("Give the key as a row: ROW(...).")));
+				 errhint("Specify the key as a row: ROW(...).")));
 
 	/* a key column of type text needs no input function */
 	if (argtype == TEXTOID && att->atttypid != TEXTOID)
@@ -680,7 +680,7 @@ key_read(KeyReader *reader, Datum arg, bool argnull, Datum *values,
 					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 					 errmsg("key of buffer \"%s\" must not be null",
 							reader->relname),
-					 errhint("A null in a key column is given as a field of the row.")));
+					 errhint("Specify a null in a key column as a field of the row.")));
 		read_row(reader, arg, values, isnull);
 	}
 	else if (reader->is_text)

@@ -88,7 +88,8 @@ launch_ensure(void)
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("could not register the statbuffer launcher"),
 				 errdetail("Counts are kept, but nothing is flushed."),
-				 errhint("You might need to increase max_worker_processes.")));
+				 errhint("You might need to increase \"%s\".",
+						 "max_worker_processes")));
 	MemoryContextSwitchTo(oldcontext);
 }
 
@@ -147,7 +148,7 @@ launch_await_load(void)
 		warned = true;
 		ereport(WARNING,
 				(errmsg("counts that were saved when the server was stopped are not loaded yet"),
-				 errhint("They are not lost; the server log may tell what they wait for.")));
+				 errhint("The counts are not lost. See the server log for what delays them.")));
 	}
 	return loaded;
 }

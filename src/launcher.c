@@ -154,7 +154,7 @@ check_started(void)
 			registry_unlock(buffer);
 		}
 		if (failed)
-			start_failed(&worker->key, _("The worker process could not connect to the database; see the server log."));
+			start_failed(&worker->key, _("worker process could not connect to the database"));
 		pfree(worker->handle);
 		pfree(worker);
 		started = foreach_delete_current(started, lc);
@@ -251,7 +251,7 @@ check_catalogs(Candidate *candidate)
 	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(candidate->owner));
 	if (!HeapTupleIsValid(tuple))
 	{
-		start_failed(&candidate->key, _("The role that owns the buffer does not exist."));
+		start_failed(&candidate->key, _("role that owns the buffer does not exist"));
 		candidate->owner = InvalidOid;
 	}
 	else
@@ -260,7 +260,7 @@ check_catalogs(Candidate *candidate)
 		ReleaseSysCache(tuple);
 		if (COMPAT_OWNER_NEEDS_LOGIN && !can_login)
 		{
-			start_failed(&candidate->key, _("The role that owns the buffer does not have the LOGIN privilege."));
+			start_failed(&candidate->key, _("role that owns the buffer does not have the LOGIN privilege"));
 			candidate->owner = InvalidOid;
 		}
 	}
@@ -404,19 +404,21 @@ report_full(int nwaiting, bool postmaster)
 	if (postmaster)
 		ereport(LOG,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("no slot for a statbuffer worker"),
-				 errdetail_plural("The server's background worker slots are in use; %d buffer with due keys waits.",
-								  "The server's background worker slots are in use; %d buffers with due keys wait.",
+				 errmsg("out of background worker slots"),
+				 errdetail_plural("%d buffer with due keys waits for a statbuffer worker.",
+								  "%d buffers with due keys wait for a statbuffer worker.",
 								  nwaiting, nwaiting),
-				 errhint("You might need to increase max_worker_processes.")));
+				 errhint("You might need to increase \"%s\".",
+						 "max_worker_processes")));
 	else
 		ereport(LOG,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("all statbuffer workers are in use"),
+				 errmsg("out of statbuffer worker slots"),
 				 errdetail_plural("%d buffer with due keys waits; the workers take turns.",
 								  "%d buffers with due keys wait; the workers take turns.",
 								  nwaiting, nwaiting),
-				 errhint("You might need to increase statbuffer.max_workers.")));
+				 errhint("You might need to increase \"%s\".",
+						 "statbuffer.max_workers")));
 	return clock_add(now, LOG_AGAIN_MSECS);
 }
 
@@ -582,8 +584,8 @@ end_or_hand_over(void)
 					proc_exit(0);
 				ereport(LOG,
 						(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-						 errmsg("the statbuffer launcher was told to end, but stays"),
-						 errdetail("There is no background worker slot for another one.")));
+						 errmsg("statbuffer launcher keeps running despite a request to terminate"),
+						 errdetail("There is no background worker slot for its successor.")));
 				return;
 			}
 			offered = true;

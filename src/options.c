@@ -92,8 +92,8 @@ set_option(BufferOptions *result, const OptionDef *def, const char *value)
 								def->name, value),
 						 hint ? errhint("%s", _(hint)) :
 						 def->kind == OPTION_TIME ?
-						 errhint("Give a number of milliseconds, or a time with a unit such as \"500ms\", \"5s\" or \"1min\".") :
-						 errhint("Give a whole number.")));
+						 errhint("Specify a number of milliseconds, or a time with a unit such as \"500ms\", \"5s\" or \"1min\".") :
+						 errhint("Specify a whole number.")));
 			if (*(int *) field < def->min || *(int *) field > def->max)
 				ereport(ERROR,
 						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -111,7 +111,7 @@ set_option(BufferOptions *result, const OptionDef *def, const char *value)
 						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						 errmsg("invalid value for option \"%s\": \"%s\"",
 								def->name, value),
-						 errhint("Give \"true\" or \"false\".")));
+						 errhint("Valid values are \"true\" and \"false\".")));
 			break;
 		case OPTION_RESTART:
 			if (strcmp(value, "transient") == 0)
@@ -123,7 +123,7 @@ set_option(BufferOptions *result, const OptionDef *def, const char *value)
 						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						 errmsg("invalid value for option \"%s\": \"%s\"",
 								def->name, value),
-						 errhint("Give \"transient\" or \"temporary\".")));
+						 errhint("Valid values are \"transient\" and \"temporary\".")));
 			break;
 	}
 }

@@ -123,7 +123,7 @@ pin_truncated(PendingBuffer *pending)
 				 errmsg("cannot truncate buffer \"%s\" now",
 						NameStr(buffer->name)),
 				 errdetail("Counts that were saved when the server was stopped are still being loaded."),
-				 errhint("Try again when \"%s\" is gone from the data directory. If memory is short, raise \"%s\", or drop the buffer.",
+				 errhint("Try again when file \"%s\" no longer exists in the data directory. If memory is short, increase \"%s\", or drop the buffer.",
 						 SAVED_LOADING_FILE, "statbuffer.max_memory")));
 	if (!buffer_attach(buffer, false))
 		return false;

@@ -498,8 +498,8 @@ registry_drop(SharedBuffer *buffer, bool with_database)
 	if (sum != 0)
 		ereport(provisional ? DEBUG1 : LOG,
 				(with_database ?
-				 errmsg("statbuffer dropped the counts of a database that does not exist any more") :
-				 errmsg("statbuffer dropped the counts of a buffer that does not exist any more"),
+				 errmsg("statbuffer dropped the counts of a database that no longer exists") :
+				 errmsg("statbuffer dropped the counts of a buffer that no longer exists"),
 				 errdetail_plural("Relation %u of database %u held a count of %lld in %llu key.",
 								  "Relation %u of database %u held counts of %lld altogether in %llu keys.",
 								  nkeys, key.relid, key.dboid,

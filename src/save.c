@@ -157,7 +157,7 @@ sync_commits(void)
 static void
 saving_context(void *arg)
 {
-	errcontext("saving counts that are not yet stored; they are lost if it fails");
+	errcontext("while saving counts that are not yet stored; they are lost if this fails");
 }
 
 /*

@@ -136,15 +136,15 @@ savefile_set_aside(const char *name, const char *reason)
 				 errmsg("could not rename file \"%s\" to \"%s\": %m",
 						name, aside),
 				 errdetail("%s", reason),
-				 errhint("Counts of the next shutdown will overwrite it.")));
+				 errhint("Counts of the next shutdown will overwrite the file.")));
 		return;
 	}
 	ereport(WARNING,
 			(errcode(ERRCODE_DATA_CORRUPTED),
-			 errmsg("file \"%s\" with counts of the last shutdown can't be used",
+			 errmsg("cannot use file \"%s\" with counts of the last shutdown",
 					name),
 			 errdetail("%s", reason),
-			 errhint("It has been renamed to \"%s\"; the counts in it are not stored.",
+			 errhint("The file has been renamed to \"%s\"; the counts in it are not stored.",
 					 aside)));
 }
 

@@ -153,7 +153,7 @@ find_function(List *names, TupleDesc desc, Oid *types, bool *takes_arrays)
 					(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 					 errmsg("handler %s is not a plain function",
 							func_signature_string(names, nargs, NIL, types)),
-					 errhint("A handler can't be a procedure, an aggregate or a window function.")));
+					 errhint("A handler cannot be a procedure, an aggregate or a window function.")));
 			break;
 	}
 	return funcid;
@@ -231,7 +231,7 @@ handler_check(const char *name, TupleDesc desc, Oid owner)
 	if (!compat_may_execute(funcid, owner))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("role \"%s\" may not execute handler function %s",
+				 errmsg("role \"%s\" does not have EXECUTE privilege on handler function %s",
 						GetUserNameFromId(owner, true),
 						format_procedure(funcid)),
 				 errhint("Grant EXECUTE on the function to the buffer's owner.")));

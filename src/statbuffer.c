@@ -96,8 +96,8 @@ void
 _PG_init(void)
 {
 	DefineCustomIntVariable("statbuffer.max_memory",
-							"Sets the most dynamic shared memory that counts may take.",
-							"Near it keys are flushed before they are due. At it increments of new keys are errors; those of keys already held still work.",
+							"Sets the maximum amount of dynamic shared memory for counts.",
+							"When most of it is in use, keys are flushed before they are due. When all of it is in use, increments of new keys are errors; those of keys already held still work.",
 							&statbuffer_max_memory,
 							256 * 1024,
 							4 * 1024, MAX_KILOBYTES,
@@ -105,8 +105,8 @@ _PG_init(void)
 							GUC_UNIT_KB,
 							NULL, NULL, NULL);
 	DefineCustomIntVariable("statbuffer.max_shutdown",
-							"Sets the most time that the last flush of a buffer may take when the server stops.",
-							"The option \"shutdown\" of a buffer, which its owner sets, counts for no more. What is not stored by then is saved to a file.",
+							"Sets the maximum time for the last flush of a buffer when the server stops.",
+							"It limits the option \"shutdown\" of a buffer, which its owner sets. Counts that are not stored by then are saved to a file.",
 							&statbuffer_max_shutdown,
 							60 * 1000,
 							0, SHUTDOWN_MAX_MSECS,
@@ -114,8 +114,8 @@ _PG_init(void)
 							GUC_UNIT_MS,
 							NULL, NULL, NULL);
 	DefineCustomIntVariable("statbuffer.max_workers",
-							"Sets the most worker processes that flush buffers at a time.",
-							"They are taken from max_worker_processes. When more buffers are busy, workers take turns.",
+							"Sets the maximum number of worker processes that flush buffers at the same time.",
+							"Worker processes are taken from the pool established by \"max_worker_processes\". When more buffers are busy, the workers take turns.",
 							&statbuffer_max_workers,
 							4,
 							1, 1024,

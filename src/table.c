@@ -370,9 +370,9 @@ table_report_out_of_memory(void)
 	ereport(ERROR,
 			(errcode(ERRCODE_OUT_OF_MEMORY),
 			 errmsg("out of memory for statbuffer keys"),
-			 errdetail("All that \"%s\" allows is in use.",
+			 errdetail("All memory that \"%s\" allows is in use.",
 					   "statbuffer.max_memory"),
-			 errhint("Raise \"%s\", or find out with the view \"%s\" which buffer holds that much and whether it can be flushed.",
+			 errhint("You might need to increase \"%s\". The view \"%s\" shows which buffer holds that much and whether it can be flushed.",
 					 "statbuffer.max_memory", "sb_stat_buffers")));
 }
 

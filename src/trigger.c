@@ -109,8 +109,8 @@ check_event(TriggerData *trigdata)
 				 errmsg("cannot truncate table \"%s\" because trigger \"%s\" counts its rows",
 						RelationGetRelationName(trigdata->tg_relation),
 						trigdata->tg_trigger->tgname),
-				 errdetail("TRUNCATE does not look at the rows that it removes, so they can't be counted down."),
-				 errhint("Use DELETE. Or disable the trigger for the TRUNCATE, and set what is counted and stored to what it shall be.")));
+				 errdetail("TRUNCATE does not look at the rows that it removes, so they cannot be counted down."),
+				 errhint("Use DELETE, or disable the trigger for the TRUNCATE and then correct the counts, both stored and not yet stored.")));
 
 	/* BEFORE triggers that run later may still change or prevent the event */
 	if (!TRIGGER_FIRED_AFTER(event))
@@ -159,7 +159,7 @@ find_buffer(const char *name)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("relation \"%s\" does not exist", name),
-				 errhint("The first argument of sb_trigger() is the buffer. Give its schema, too, so that it is found whatever the search path.")));
+				 errhint("The first argument of sb_trigger() is the buffer. Specify its schema, too, so that it is found with any search path.")));
 	return relid;
 }
 
@@ -178,7 +178,7 @@ find_column(Relation rel, const char *name)
 				(errcode(ERRCODE_UNDEFINED_COLUMN),
 				 errmsg("column \"%s\" of relation \"%s\" does not exist",
 						name, RelationGetRelationName(rel)),
-				 errhint("The arguments of sb_trigger() after the first are columns of the table, written as they are stored: without quotes, in upper and lower case.")));
+				 errhint("The arguments of sb_trigger() after the first are columns of the table. Specify their exact names, case-sensitive and without quotes.")));
 	if (attno < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
@@ -211,7 +211,7 @@ check_key_column(Relation rel, Form_pg_attribute att, SbBuffer *buffer,
 						NameStr(att->attname),
 						RelationGetRelationName(rel),
 						format_type_be(att->atttypid)),
-				 errhint("There must be a cast between the types that assignments use.")));
+				 errhint("There must be an assignment cast between the types.")));
 
 	/* otherwise a delete might not subtract what the insert has added */
 	if (!key_assignment_is_immutable(key_att, att->atttypid,

@@ -83,7 +83,7 @@ my ($earliest, $median, $latest) = lateness('middling', '700ms');
 cmp_ok($earliest, '>=', 0, 'second round: none before its time');
 note 'second round: late by ' . ms($median) . ' (median), ' . ms($latest) . ' (most)';
 
-# Increments that come after the first one don't put off the flush.
+# Increments that come after the first one do not put off the flush.
 make_buffer($node, $db, 'busy', q{interval '500ms'});
 $node->safe_psql($db, q{
 	DO $$

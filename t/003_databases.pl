@@ -90,7 +90,7 @@ is($node->safe_psql('doomed', 'SELECT count(pid), sum(pending) FROM sb_stat_buff
 	'a worker sleeps, counts are pending');
 $node->safe_psql('postgres', 'DROP DATABASE doomed');
 pass('DROP DATABASE: the worker made room');
-$node->wait_for_log(qr/dropped the counts of a database that does not exist any more.*\n.* held counts of 42 altogether in 2 keys\./, $offset);
+$node->wait_for_log(qr/dropped the counts of a database that no longer exists.*\n.* held counts of 42 altogether in 2 keys\./, $offset);
 pass('DROP DATABASE: its counts are freed, and the log tells');
 
 # The same with counts whose worker has left.
@@ -99,7 +99,7 @@ new_database('doomed', [ 'hits', q{interval '1h', timeout '100ms'} ]);
 increment($node, 'doomed', 'hits', 'a', 42);
 wait_for_no_worker($node, 'no worker is there');
 $node->safe_psql('postgres', 'DROP DATABASE doomed');
-$node->wait_for_log(qr/dropped the counts of a database that does not exist any more.*\n.* held a count of 42 in 1 key\./, $offset);
+$node->wait_for_log(qr/dropped the counts of a database that no longer exists.*\n.* held a count of 42 in 1 key\./, $offset);
 pass('DROP DATABASE without a worker: its counts are freed, too');
 
 # With FORCE.
@@ -107,10 +107,10 @@ $offset = -s $node->logfile;
 new_database('doomed', [ 'hits', q{interval '1h', timeout '1h'} ]);
 increment($node, 'doomed', 'hits', 'a', 42);
 $node->safe_psql('postgres', 'DROP DATABASE doomed WITH (FORCE)');
-$node->wait_for_log(qr/dropped the counts of a database that does not exist any more.*\n.* held a count of 42 in 1 key\./, $offset);
+$node->wait_for_log(qr/dropped the counts of a database that no longer exists.*\n.* held a count of 42 in 1 key\./, $offset);
 pass('DROP DATABASE WITH (FORCE)');
 
-# What can't be dropped goes on as before.
+# What cannot be dropped goes on as before.
 increment($node, 'red', 'hits', 'a', 1000);
 my ($result, $stdout, $stderr) = $node->psql('red', 'DROP DATABASE red');
 like($stderr, qr/cannot drop the currently open database/, 'DROP DATABASE of the own one fails');
@@ -171,7 +171,7 @@ increment($node, 'doomed', 'hits', 'a');
 is($node->safe_psql('doomed', q{SELECT sb_drain('hits')}), 't', 'not preloaded: a worker is there');
 increment($node, 'doomed', 'hits', 'a', 42);
 $node->safe_psql('postgres', 'DROP DATABASE doomed WITH (FORCE)');
-$node->wait_for_log(qr/dropped the counts of a database that does not exist any more.*\n.* held a count of 42 in 1 key\./, $offset);
+$node->wait_for_log(qr/dropped the counts of a database that no longer exists.*\n.* held a count of 42 in 1 key\./, $offset);
 pass('not preloaded: DROP DATABASE WITH (FORCE) works, and its counts are freed');
 
 # From 19 on the server terminates workers that are in the way.
@@ -204,7 +204,7 @@ SKIP:
 	$offset = -s $node->logfile;
 	increment($node, 'stranger', 'hits', 'a', 42);
 	$node->safe_psql('postgres', "DROP DATABASE $_") for qw(stranger double);
-	$node->wait_for_log(qr/dropped the counts of a database that does not exist any more.*\n.* held a count of 42 in 1 key\./, $offset);
+	$node->wait_for_log(qr/dropped the counts of a database that no longer exists.*\n.* held a count of 42 in 1 key\./, $offset);
 	pass('not preloaded: DROP DATABASE works, and its counts are freed');
 	$node->safe_psql('postgres', 'DROP TABLESPACE space');
 }

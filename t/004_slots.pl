@@ -58,7 +58,7 @@ sub wait_for_in_flight
 wait_for_in_flight(2, 'two workers are at work');
 is(scalar(my @two = processes($node, 'statbuffer worker')), 2, 'and there is no third');
 is($node->safe_psql($db, 'SELECT sum(pending + in_flight) FROM sb_stat_buffers'), '12000', 'the others wait');
-$node->wait_for_log(qr/all statbuffer workers are in use\n.*\d+ buffers? with due keys waits?; the workers take turns/);
+$node->wait_for_log(qr/out of statbuffer worker slots\n.*\d+ buffers? with due keys waits?; the workers take turns/);
 pass('the log tells that there are not enough');
 
 $node->safe_psql($db, 'ALTER SYSTEM SET statbuffer.max_workers = 7');
@@ -79,7 +79,7 @@ increment($node, $db, $_, 'asked', 5) for @buffers;
 is($node->safe_psql($db, 'SELECT count(*) FROM sb_stat_buffers WHERE sb_drain(buffer)'), '12', 'with one worker: all can be drained');
 is($node->safe_psql($db, join ' UNION ALL ', map { "SELECT sum(counter) FROM ${_}_calls WHERE key = 'asked'" } @buffers),
 	join("\n", (5) x 12), 'and that stores them');
-is(lines_in_log($node, qr/all statbuffer workers are in use/), 1, 'the log has told once that there were not enough');
+is(lines_in_log($node, qr/out of statbuffer worker slots/), 1, 'the log has told once that there were not enough');
 $node->stop;
 
 # --- the server's slots are in use ------------------------------------------
@@ -100,7 +100,7 @@ make_buffer($node, $db, 'crowded', q{interval '50ms', timeout '100ms'});
 make_buffer($node, $db, 'crushed', q{interval '50ms', timeout '100ms'});
 increment($node, $db, 'crowded', 'k', 1) for 1 .. 10;
 increment($node, $db, 'crushed', 'k', 1) for 1 .. 10;
-$node->wait_for_log(qr/no slot for a statbuffer worker/);
+$node->wait_for_log(qr/out of background worker slots/);
 pass('the log tells that there is no slot');
 is(scalar(my @launchers = processes($node, 'statbuffer launcher')), 1, 'the launcher is there');
 
@@ -108,7 +108,7 @@ is(scalar(my @launchers = processes($node, 'statbuffer launcher')), 1, 'the laun
 increment($node, $db, 'crowded', 'k', 1) for 1 .. 10;
 is($node->safe_psql($db, q{SELECT sb_count('k', 'crowded'), sb_count('k', 'crushed')}), '20|10', 'counts are kept');
 is($node->safe_psql($db, q{SELECT sb_drain('crowded', '3 s')}), 'f', 'nothing is flushed');
-is(lines_in_log($node, qr/no slot for a statbuffer worker/), 1, 'the log told it once');
+is(lines_in_log($node, qr/out of background worker slots/), 1, 'the log told it once');
 
 # The slot is free again.
 $node->safe_psql($db, q{SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(3600)%' AND backend_type = 'client backend'});
@@ -142,7 +142,7 @@ wait_for($node, $db, q{
 		WITH again AS MATERIALIZED (SELECT sb_increment('k', 0, 'alone') AS done)
 		SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'statbuffer launcher') FROM again},
 	'the launcher has got it, with increments that came after');
-$node->wait_for_log(qr/no slot for a statbuffer worker/);
+$node->wait_for_log(qr/out of background worker slots/);
 is($node->safe_psql($db, q{SELECT sb_count('k', 'alone')}), '10', 'without a slot for workers: counts are kept');
 is(stored($node, $db, 'alone'), '0', 'nothing is flushed');
 

@@ -207,7 +207,7 @@ for my $case ([ 'set back', 0, -$day ], [ 'set forward', -$day, 0 ])
 	is(value('state, keys', 'one'), 'idle|0', "$how: and idle keys their memory");
 }
 
-# A worker that can't connect is tried again.
+# A worker that cannot connect is tried again.
 $node->safe_psql($db, 'CREATE DATABASE other');
 $node->safe_psql('other', 'CREATE EXTENSION statbuffer');
 make_buffer($node, 'other', 'shut', q{interval '10ms'});

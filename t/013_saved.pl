@@ -1,4 +1,4 @@
-# What can't be stored when the server stops is saved, and loaded at the next
+# What cannot be stored when the server stops is saved, and loaded at the next
 # start: whatever kept it from being stored, preloaded or not.
 
 use strict;
@@ -85,7 +85,7 @@ my @held = (
 	[ q{SELECT count(*), sum(count), sum(length(key)) FROM many}, '20000|20000|' . 20000 * 40 ],
 	[ q{SELECT state, pending FROM sb_stat_buffers WHERE buffer = 'hourly'::regclass}, 'idle|30' ]);
 
-# Buffers that can't be flushed when the server stops, each for a reason of its
+# Buffers that cannot be flushed when the server stops, each for a reason of its
 # own, and what they hold.
 sub fill
 {
@@ -288,7 +288,7 @@ foreach my $preloaded (0, 1)
 	is($node->safe_psql($db, q{SELECT sb_count('b', 'hourly')}), '1', "$how: counting went on");
 	is(files($node), '', "$how: what a crash has left is removed");
 
-	# When it can't be saved, that is told; the server stops, and starts.
+	# When it cannot be saved, that is told; the server stops, and starts.
 	$node->safe_psql($db, q{TRUNCATE hourly; ALTER FOREIGN TABLE hourly OPTIONS (ADD shutdown '0')});
 	increment($node, $db, 'hourly', 'lost');
 	mkdir saved_file($node, 'saved.tmp') or die $!;
@@ -297,13 +297,13 @@ foreach my $preloaded (0, 1)
 	rmdir saved_file($node, 'saved.tmp') or die $!;
 	like(slurp_file($node->logfile, $offset),
 		qr/ERROR: .*could not create file "statbuffer.saved.tmp": Is a directory\n.*CONTEXT: .*they are lost if it fails/,
-		"$how: when counts can't be saved, the log tells that they are lost");
+		"$how: when counts cannot be saved, the log tells that they are lost");
 	is(files($node), '', "$how: and there is no file");
 	$node->start;
 	increment($node, $db, 'hourly', 'b');
 	is($node->safe_psql($db, 'SELECT * FROM hourly'), 'b|1', "$how: the server counts");
 
-	# A file that can't be used is set aside, whatever is wrong with it.  The
+	# A file that cannot be used is set aside, whatever is wrong with it.  The
 	# server starts and counts.
 	$node->safe_psql($db, 'TRUNCATE hourly');
 	$node->safe_psql($db, q{INSERT INTO hourly SELECT 'key ' || g, g FROM generate_series(1, 100) g});
@@ -354,7 +354,7 @@ foreach my $preloaded (0, 1)
 		is($node->safe_psql($db, q{SELECT * FROM hourly}), 'new|1', "$how, $what: the server counts");
 		like(files($node), qr/^statbuffer\.saved\.\d+$/, "$how, $what: the file is set aside");
 		like(slurp_file($node->logfile, $offset),
-			qr/WARNING: .*can't be used\n.*DETAIL: .*$reason.*\n.*HINT: .*renamed to "statbuffer\.saved\.\d+"/,
+			qr/WARNING: .*cannot use file .*\n.*DETAIL: .*$reason.*\n.*HINT: .*renamed to "statbuffer\.saved\.\d+"/,
 			"$how, $what: with a warning");
 		$node->safe_psql($db, 'TRUNCATE hourly');
 		$node->stop;
@@ -390,8 +390,8 @@ foreach my $preloaded (0, 1)
 	$node->safe_psql($db, 'DROP FOREIGN TABLE fleeting');
 	is($node->safe_psql($db, q{SELECT sb_count('x', 'failing')}), '47',
 		"$how: what was not dropped is there");
-	$node->wait_for_log(qr/dropped the counts of a database that does not exist any more.*\n.* held counts of 42 altogether in 2 keys\./, $offset);
-	$node->wait_for_log(qr/dropped the counts of a buffer that does not exist any more.*\n.* held a count of 43 in 1 key\./, $offset);
+	$node->wait_for_log(qr/dropped the counts of a database that no longer exists.*\n.* held counts of 42 altogether in 2 keys\./, $offset);
+	$node->wait_for_log(qr/dropped the counts of a buffer that no longer exists.*\n.* held a count of 43 in 1 key\./, $offset);
 	pass("$how: the log tells what was dropped with it");
 	$node->safe_psql($db, qq{DELETE FROM failing_bad; SELECT sb_drain('failing', '$patience')});
 
@@ -477,7 +477,7 @@ $standby->start;
 $primary->wait_for_catchup($standby);
 is($standby->safe_psql($db, q{SELECT sb_count('a', 'hits') IS NULL}), 't', 'a standby has no counts');
 $standby->promote;
-$standby->wait_for_log(qr/can't be used\n.*DETAIL: .*belongs to timeline 1, but the server is on timeline 2/);
+$standby->wait_for_log(qr/cannot use file .*\n.*DETAIL: .*belongs to timeline 1, but the server is on timeline 2/);
 increment($standby, $db, 'hits', 'a', 1);
 is($standby->safe_psql($db, qq{SELECT sb_drain('hits', '$patience')}), 't', 'the promoted standby counts');
 is(stored($standby, $db, 'hits'), '62', 'and nothing is stored twice');

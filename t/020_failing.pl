@@ -138,7 +138,7 @@ OPTIONS (handler '${name}_handler', interval '1h', backoff '1h', batch_size '100
 		"$name: the statistics agree");
 
 	# What is counted after that for the keys that work is stored, and what
-	# is counted for those that don't is kept with the rest.
+	# is counted for those that do not is kept with the rest.
 	sql("SELECT sb_increment(k, 7, '$name') FROM generate_series(499, 501) AS k");
 	sql("SELECT sb_flush(499, '$name'), sb_flush(501, '$name')");
 	wait_for($node, $db,

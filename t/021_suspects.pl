@@ -1,5 +1,5 @@
 # A key that fails and is counted all the time is found among many others, by
-# a handler that takes arrays and doesn't tell which key it was.
+# a handler that takes arrays and does not tell which key it was.
 
 use strict;
 use warnings;

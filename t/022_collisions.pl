@@ -1,7 +1,7 @@
 # Handlers that take their time, that are cut off, that collide with other
-# transactions, and that count themselves: increments don't wait for them, what
-# loses a deadlock or can't be serialized is tried again at once, and everything
-# is stored once.
+# transactions, and that count themselves: increments do not wait for them,
+# what loses a deadlock or cannot be serialized is tried again at once, and
+# everything is stored once.
 
 use strict;
 use warnings;

@@ -42,7 +42,7 @@ for my $round (1 .. 3)
 is($node->safe_psql($db, q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'statbuffer worker' AND wait_event = 'PgSleep'}),
 	'2', 'they do');
 
-# Increments of the same key, of others and of other buffers don't wait.
+# Increments of the same key, of others and of other buffers do not wait.
 in_time($node, $db,
 	(q{SELECT sb_increment('stuck', 1, 'stuck')}) x 50,
 	(q{SELECT sb_async_increment('stuck', 1, 'stuck')}) x 50,
@@ -100,7 +100,7 @@ $node->reload;
 
 # --- sb_stop() --------------------------------------------------------------
 
-# It comes back when "shutdown" is over, though the handler doesn't, and what
+# It comes back when "shutdown" is over, though the handler does not, and what
 # it had is kept.
 for my $shutdown ('1s', '0')
 {

@@ -14,7 +14,7 @@ use Test::More;
 
 my $db = 'postgres';
 
-# Handlers sleep and run in circles in several buffers, and one doesn't let
+# Handlers sleep and run in circles in several buffers, and one does not let
 # itself be cancelled.  The server stops all the same: after "shutdown", and
 # for "shutdown" 0 at once; whatever it says, not later than the setting
 # "statbuffer.max_shutdown" allows.  The hour that they want to take is longer

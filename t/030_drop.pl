@@ -40,7 +40,7 @@ sub test_drop
 	}
 	wait_for_dropped(42, 1, $offset, 'DROP FOREIGN TABLE without a worker');
 
-	# A server of the user's own takes its buffers along; ours can't be dropped.
+	# A server of the user's own takes its buffers along; ours cannot be dropped.
 	make_buffer($node, $db, 'unmoved', q{interval '1h'});
 	like(error_of('DROP SERVER statbuffer CASCADE', $how),
 		qr/cannot drop server statbuffer because extension statbuffer requires it/, "$how, DROP SERVER of the extension");

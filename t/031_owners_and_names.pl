@@ -38,7 +38,7 @@ sub test_owners
 		increment($node, $db, $name, 'k', 5);
 		hold_more($name);
 		like(error_of('DROP ROLE alice', $how), qr/cannot be dropped because some objects depend on it.*\n.*owner of foreign table $name/,
-			"$how, $name: an owner can't be dropped");
+			"$how, $name: an owner cannot be dropped");
 		run_while_busy($statement, $gate);
 		sql('DROP ROLE alice');
 		wait_for_stored($node, $db, $name, 107, "$how, $name: everything is stored");

@@ -101,7 +101,7 @@ sub test_key_columns
 	is(sql('SELECT key, counter FROM narrowed_calls ORDER BY key'), "/|100\nbad /|7\nfine /|5",
 		"$how, narrowed: as what it was counted");
 
-	# With the type itself gone it can't; TRUNCATE ends that.
+	# With the type itself gone it cannot; TRUNCATE ends that.
 	sql(q{INSERT INTO narrowed VALUES ('fine', '/', 5)});
 	sql('DROP TYPE mood CASCADE');
 	sql(q{SELECT sb_increment('/', 1000, 'narrowed'); SELECT sb_flush_all('narrowed')});
@@ -168,6 +168,9 @@ wait_for($node, $db,
 	"SELECT state = 'failing' AND last_error LIKE '%altered%'
 	 FROM sb_stat_buffers WHERE buffer = 'shaped'::regclass",
 	'the view tells that they cannot be stored');
+$node->wait_for_log(
+	qr/could not flush \d+ keys? of buffer "shaped": some keys were counted before the key columns were altered\n.*HINT:  Alter the columns back/);
+pass('and so does the log, with a hint');
 wait_for($node, $db, "SELECT k, n FROM stored_names ORDER BY k",
 	'the others are stored', "1|4\nx|8\ny|1");
 is(sql("SELECT sb_drain('shaped', '300ms')"),

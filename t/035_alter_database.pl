@@ -46,7 +46,7 @@ sub make_busy_database
 sub test_databases
 {
 	my $file = $node->basedir . '/shut';
-	my $dropped = qr/dropped the counts of a database that does not exist any more.*\n.* held counts of/;
+	my $dropped = qr/dropped the counts of a database that no longer exists.*\n.* held counts of/;
 	my $offset;
 
 	make_busy_database('patient', $file);

@@ -101,7 +101,7 @@ is(stored($node, $db, 'pair'), 1, 'what the other one has counted is stored');
 # --- it is cancelled --------------------------------------------------------
 
 # At each of its steps.  Afterwards it is as if it had not been called.  The
-# handler tries for the gate again and again, so that it can't be cancelled.
+# handler tries for the gate again and again, so that it cannot be cancelled.
 sql(q{
 	CREATE TABLE kept_calls (key text, counter bigint);
 	CREATE FUNCTION kept_store(key text, counter bigint) RETURNS void LANGUAGE plpgsql AS $$

@@ -195,7 +195,7 @@ sub count_for_boss
 	return ($superuser eq 't' ? 'superuser' : 'ordinary') . ($other ? ', another worker' : '');
 }
 
-# Does the worker leave, and nothing flush while it can't come back?
+# Does the worker leave, and nothing flush while it cannot come back?
 sub keeps_out
 {
 	my ($what, $take, $give) = @_;

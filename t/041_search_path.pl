@@ -140,7 +140,7 @@ refused(q{ALTER FOREIGN TABLE public.hits OPTIONS (SET handler 'pg_temp.brief');
 		CREATE FUNCTION pg_temp.brief(text, bigint) RETURNS void LANGUAGE sql AS ''},
 	qr/handler function .*brief\(text,bigint\) is temporary/, q{ALTER FOREIGN TABLE public.hits OPTIONS (SET handler 'store')});
 refused(qq{REVOKE CONNECT ON DATABASE $db FROM PUBLIC},
-	qr/role "owner" may not connect to database "$db"/, qq{GRANT CONNECT ON DATABASE $db TO PUBLIC});
+	qr/role "owner" does not have CONNECT privilege on database "$db"/, qq{GRANT CONNECT ON DATABASE $db TO PUBLIC});
 
 # The caller's session is as it was.
 is($node->safe_psql($db, q{SET search_path = elsewhere; SELECT public.sb_start('public.hits'); SHOW search_path; SELECT current_user}),

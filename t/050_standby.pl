@@ -49,7 +49,7 @@ increment($primary, $db, 'twophase', 'k', 1);
 is($primary->safe_psql($db, q{SELECT sb_drain('twophase')}), 't', 'a worker is there');
 $primary->safe_psql($db, 'TRUNCATE twophase_calls');
 
-# What a transaction has counted can't be prepared; what was undone before does
+# What a transaction has counted cannot be prepared; what was undone before does
 # not matter, nor does what was counted outside of it.
 for my $statements (
 	q{SELECT sb_increment('k', 1, 'twophase')},
@@ -368,7 +368,7 @@ ok(-e $standby->data_dir . '/statbuffer.saved', 'what it could not store is stil
 # --- a standby that is waited for -------------------------------------------
 
 # Commits wait for a standby that is not there any more: the worker's, too.
-# Increments don't commit anything that would wait.
+# Increments do not commit anything that would wait.
 $cascade->safe_psql($db, q{
 	ALTER FOREIGN TABLE hits OPTIONS (ADD shutdown '1s');
 	ALTER SYSTEM SET synchronous_standby_names = 'standby';

@@ -242,7 +242,7 @@ my %rows = map { $_ => $old->safe_psql($_, 'COPY (SELECT * FROM hourly ORDER BY 
 is($rows{postgres}, "gone\t-1\nk1\t7\nk2\t70", 'failover: it can be copied from there');
 is($rows{other}, "k\t700", 'failover: from each database');
 $old->safe_psql($db, q{SELECT sb_flush_all('hourly')});
-$old->wait_for_log(qr/no slot for a statbuffer worker/, $log);
+$old->wait_for_log(qr/out of background worker slots/, $log);
 is($old->safe_psql($db, 'SELECT count(*) FROM hourly'), 3, 'failover: it stays there, due or not');
 is(totals($old), $stored, 'failover: nothing of it was stored');
 $old->stop('fast');
@@ -283,7 +283,7 @@ ok(has_saved($new), 'a switchover without a drain: the file stays when the serve
 is($new->safe_psql($db, q{SELECT count(*) FROM hourly}), 0, 'a switchover without a drain: it is not read');
 $old->stop('fast');
 $new->promote;
-$new->wait_for_log(qr/statbuffer\.saved" with counts of the last shutdown can't be used\n.*DETAIL: .*belongs to timeline/);
+$new->wait_for_log(qr/cannot use file "[^"]*statbuffer\.saved" with counts of the last shutdown\n.*DETAIL: .*belongs to timeline/);
 ok(!has_saved($new), 'a switchover without a drain: it is set aside when the server is promoted');
 my @aside = glob($new->data_dir . "/$saved.*");
 is(scalar(@aside), 1, 'a switchover without a drain: under another name');

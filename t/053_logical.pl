@@ -150,7 +150,7 @@ is($subscriber->safe_psql($db, $look =~ s/views/arrived/r), $publisher->safe_psq
 # --- transactions that are prepared -------------------------------------------
 
 # A subscription with two_phase prepares what the publisher has prepared, which
-# a transaction that counts can't be.  It gets no further.
+# a transaction that counts cannot be.  It gets no further.
 $publisher->safe_psql($db, q{
 	CREATE TABLE likes (id int PRIMARY KEY, post text NOT NULL);
 	CREATE PUBLICATION likes FOR TABLE likes});

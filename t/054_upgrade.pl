@@ -5,7 +5,7 @@
 # From this version to itself, or from the one in STATBUFFER_OLD_BINDIR (the
 # directory of another version's executables, where statbuffer is installed,
 # too).  The minor release of the new one must not be older than the old one's:
-# what the last of them have added to the catalogs, those before don't know.
+# what the last of them have added to the catalogs, those before do not know.
 
 use strict;
 use warnings;

@@ -97,9 +97,9 @@ if ($version >= 17)
 }
 else
 {
-	# sb_start() says that it can't, increments are kept until it can.
+	# sb_start() says that it cannot, increments are kept until it can.
 	my ($status, $out, $err) = $node->psql($db, q{SELECT sb_start('likes')});
-	like($err, qr/role "closed" is not permitted to log in.*HINT:  Give the role LOGIN/s,
+	like($err, qr/role "closed" is not permitted to log in.*HINT:  Grant the role the LOGIN privilege/s,
 		'sb_start() refuses an owner without LOGIN');
 	increment($node, $db, 'likes', 'k', 3);
 	wait_for($node, $db, q{

@@ -88,8 +88,8 @@ $node->safe_psql($db, 'DROP DATABASE fresh');
 
 # --- SQL objects of another version than the library ------------------------
 
-# A function that the library hasn't: PostgreSQL says so at once, and all is as
-# it was.
+# A function that the library does not have: PostgreSQL says so at once, and
+# all is as it was.
 replace_file("$extensions/statbuffer--1.0.1test--1.1test.sql", q{
 CREATE FUNCTION sb_of_tomorrow() RETURNS void AS 'MODULE_PATHNAME' LANGUAGE C;
 });
@@ -196,7 +196,7 @@ foreach (1 .. 1800)
 	last if $state =~ /^failing/;
 	$old->query_safe('SELECT pg_sleep(0.1)');
 }
-like($state, qr/^failing .*see the server log/, 'and the buffer is seen to fail');
+like($state, qr/^failing .*could not connect to the database/, 'and the buffer is seen to fail');
 is($old->query_safe(q{SELECT sb_count('k', 'hits')}), '50', 'with its count');
 
 # So does a new launcher, and is not started again and again.  The old one stays.

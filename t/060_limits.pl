@@ -78,7 +78,7 @@ cmp_ok(memory(), '<=', 8 * $MB, 'memory is bounded');
 is($node->safe_psql($db, "SELECT sb_drain('early', '$patience')"), 't', 'the rest is drained');
 is(stored_keys('early'), '300000|300000', 'each key was stored once');
 
-# When they can't be flushed, there is an end: new keys are errors, and the
+# When they cannot be flushed, there is an end: new keys are errors, and the
 # transaction is as if it had not been; those that are held can be counted.
 make_summing_buffer('stuck', q{interval '1h', timeout '100ms', backoff '100ms'});
 $node->safe_psql($db, q{INSERT INTO stuck_bad VALUES ('not now')});
@@ -89,7 +89,7 @@ my ($status, $stdout, $stderr) = $node->psql($db, q{
 	SELECT sb_increment('held 1', 1000000, 'stuck');
 	INSERT INTO stuck SELECT 'new ' || g FROM generate_series(1, 200000) g;
 	COMMIT});
-like($stderr, qr/ERROR:  53200: out of memory for statbuffer keys\nDETAIL:  All that "statbuffer.max_memory" allows is in use.\nHINT:  Raise/,
+like($stderr, qr/ERROR:  53200: out of memory for statbuffer keys\nDETAIL:  All memory that "statbuffer.max_memory" allows is in use.\nHINT:  You might need to increase/,
 	'at the bound new keys are an error');
 is($node->safe_psql($db, q{SELECT count(*), sum(count) FROM stuck}), '10000|10000',
 	'nothing of the transaction has been counted');
@@ -232,7 +232,7 @@ $node->stop;
 
 # --- the system has less memory than the setting allows ----------------------
 
-# As with a small /dev/shm: a segment of memory can't be made.  Here because
+# As with a small /dev/shm: a segment of memory cannot be made.  Here because
 # files have a limit, that of segments of 8 MB.
 $node = PostgreSQL::Test::Cluster->new('small');
 $node->init(extra => [ '--wal-segsize', '1' ]);

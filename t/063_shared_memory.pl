@@ -16,7 +16,7 @@ use WasteTest;
 my $db = 'postgres';
 
 # Little memory, so that what is not given back is missed.  How much is in use
-# can't be seen: it comes in segments, and one of them stays where anything is
+# cannot be seen: it comes in segments, and one of them stays where anything is
 # left in it, such as the list of all buffers, which moves when it grows.  But
 # there is an end to it, and how many of the largest keys there is room for
 # tells to 25 of them, a block of 64 kB, what is in use.

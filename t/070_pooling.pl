@@ -258,7 +258,7 @@ is(sql(q{SELECT n FROM stored WHERE key = 'statement'}), '1275', 'they are count
 # --- nothing of ours stays with the connection ------------------------------
 
 # Two clients take turns on one connection.  What one has not committed, the
-# other doesn't see; nor what it has rolled back, or left without a word.
+# other does not see; nor what it has rolled back, or left without a word.
 sql(q{
 	CREATE FOREIGN TABLE turns (key text NOT NULL, count bigint NOT NULL DEFAULT 1)
 	SERVER statbuffer OPTIONS (handler 'store_hits', interval '1h', timeout '1h')});

@@ -1,7 +1,7 @@
 # Triggers that count the rows of a table: what is stored is what there is,
 # after a million rows were copied in and after sessions that changed and
 # rolled back at the same time.  Triggers are dumped and restored, count what
-# logical replication brings, and can't be part of a prepared transaction.
+# logical replication brings, and cannot be part of a prepared transaction.
 
 use strict;
 use warnings;

@@ -1,7 +1,7 @@
 # What of ours can fail when a transaction commits fails before others do what
-# they can't take back: postgres_fdw has the transactions on other servers commit
-# in the same callback.  Whichever library was loaded first, and whatever the
-# transaction did first.
+# they cannot take back: postgres_fdw has the transactions on other servers
+# commit in the same callback.  Whichever library was loaded first, and whatever
+# the transaction did first.
 
 use strict;
 use warnings;
@@ -77,7 +77,7 @@ sub test_order
 		CREATE TRIGGER b_send AFTER INSERT ON rows FOR EACH ROW EXECUTE FUNCTION send();
 	}, $node->host, $node->port, $db);
 
-	# A key that holds so much that it can't take as much again, one that takes
+	# A key that holds so much that it cannot take as much again, one that takes
 	# all, and no memory for other ones.
 	$node->psql($db, "SELECT sb_increment('large', $large, 'hits')");
 	$sql->("SELECT sb_increment('held', 1, 'hits')");

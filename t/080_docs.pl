@@ -5,11 +5,11 @@
 # session to which its blocks are given in order.  In a page
 #
 # - ```sql starts a block to be run.  Every statement must succeed, unless the
-#   page shows its error (below).  Blocks that are not for psql, or that can't
+#   page shows its error (below).  Blocks that are not for psql, or that cannot
 #   be run here, are marked as another language (sh, conf, log) or as none.
 # - ```text, when it is the next block after one of sql, is what psql shows
 #   for the last statement of that block: a table, or an error with its detail
-#   and hint.  "..." in it stands for what may differ.  Trailing spaces don't
+#   and hint.  "..." in it stands for what may differ.  Trailing spaces do not
 #   matter.
 # - "-- 12" after a statement, on the line where it ends, is its result, one
 #   value: a number, true, false, null or 'text'.  A remark may follow after a

@@ -104,12 +104,12 @@ wait_for($node, 'postgres', q{
 	SELECT state = 'failing' AND in_flight = 0 AND keys = 2 FROM sb_stat_buffers WHERE buffer = 'failing'::regclass},
 	'the other one fails');
 
-# hasty: what fails is given up
+# hasty: what fails is discarded
 $node->safe_psql('postgres', q{INSERT INTO hasty_bad VALUES ('bad')});
 increment($node, 'postgres', 'hasty', 'bad', 6);
 $node->safe_psql('postgres', q{SELECT sb_flush_all('hasty')});
 wait_for($node, 'postgres', q{SELECT discarded = 6 FROM sb_stat_buffers WHERE buffer = 'hasty'::regclass},
-	'a count is given up');
+	'a count is discarded');
 
 # stopped: with an error on its way
 increment($node, 'postgres', 'stopped', 'k', 9);
@@ -277,7 +277,7 @@ cmp_ok(value('failing', 'failing'), '==', 1, 'which buffer fails');
 cmp_ok(value('failures_total', 'failing'), '>', 0, 'how often');
 cmp_ok(value('failing', 'good'), '==', 0, 'and which does not');
 cmp_ok(value('stopped', 'stopped'), '==', 1, 'which is stopped');
-cmp_ok(value('discarded', 'hasty'), '==', 6, 'what is given up');
+cmp_ok(value('discarded', 'hasty'), '==', 6, 'what is discarded');
 cmp_ok(value('in_flight', 'slow'), '==', 1, 'what is being stored');
 cmp_ok(value('flush_lag_seconds', 'slow'), '>', 0, 'what is late');
 cmp_ok(value('flush_lag_seconds', 'good'), '==', 0, 'and what is not');

@@ -142,7 +142,7 @@ sub wait_for_dropped
 	my ($count, $keys, $offset, $what) = @_;
 
 	$node->wait_for_log(
-		qr/dropped the counts of a buffer that does not exist any more.*\n.* held (?:a count|counts) of $count .*in $keys key/, $offset);
+		qr/dropped the counts of a buffer that no longer exists.*\n.* held (?:a count|counts) of $count .*in $keys key/, $offset);
 	pass("$how, $what: the log tells what was dropped");
 	return;
 }

@@ -185,7 +185,7 @@ sub make_peace
 	{
 		is(sql("SELECT sb_drain('$buffer', '180s')"), 't', "$buffer is drained");
 	}
-	# As long as keys of one type are held, those of the other can't be stored.
+	# As long as keys of one type are held, those of the other cannot be stored.
 	my $drained = 'f';
 	foreach my $attempt (1 .. 60)
 	{

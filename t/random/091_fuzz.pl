@@ -89,7 +89,7 @@ foreach my $database (sort keys %databases)
 }
 
 # How many large keys there is room for, by whole hundreds, in a buffer made for
-# it whose keys can't be flushed
+# it whose keys cannot be flushed
 sub room
 {
 	my ($admin) = @_;
@@ -176,7 +176,7 @@ sub connect_client
 {
 	my ($client) = @_;
 
-	# a client waits neither for a lock nor for a flush that can't come
+	# a client waits neither for a lock nor for a flush that cannot come
 	$client->{session} = FuzzSession->new($node, $client->{database}, application_name => 'fuzz',
 		options => '-c statement_timeout=1s -c lock_timeout=300ms');
 	$client->{session}{errors} = \%errors;
@@ -349,7 +349,7 @@ foreach my $database (sort keys %databases)
 
 	# What is still held is discarded, and then nothing is.  A buffer that was
 	# altered into another shape can only be dropped, and one that is stopped or
-	# whose owner can't log in has no worker to clean up.
+	# whose owner cannot log in has no worker to clean up.
 	foreach my $buffer (map { $_->[0] } $session->query(q{
 		SELECT ftrelid::regclass FROM pg_foreign_table t JOIN pg_foreign_server s ON s.oid = ftserver
 		WHERE srvname = 'statbuffer' AND NOT pg_is_other_temp_schema((SELECT relnamespace FROM pg_class WHERE oid = ftrelid))}))
@@ -385,7 +385,7 @@ wait_for($node, 'postgres', q{
 
 # How the memory contexts of a process grow, when it does the same for several
 # times after it has done so for as many: what is to be cached is cached then.
-# Except that PostgreSQL's own cache of the catalogs also remembers what isn't
+# Except that PostgreSQL's own cache of the catalogs also remembers what is not
 # there any more.
 sub growth
 {

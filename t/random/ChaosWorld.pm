@@ -14,7 +14,7 @@
 #
 # whatever else goes on.  See balance_sql().
 #
-# Asynchronous increments don't depend on the transaction.  A sequence, which
+# Asynchronous increments do not depend on the transaction.  A sequence, which
 # no rollback undoes either, is advanced before each and another one after it;
 # the truth is in between, and the two differ only when a session was cut off
 # just there.
@@ -310,7 +310,7 @@ CREATE FOREIGN TABLE rare }
 	  . buffer_sql('key text', 'store_rare',
 		interval => '1h', jitter => '10min', timeout => '100ms');
 
-	# what can't be stored
+	# what cannot be stored
 	$sql .= q{
 CREATE FUNCTION store_stuck(keys text[], counts bigint[]) RETURNS boolean
 LANGUAGE plpgsql AS $$

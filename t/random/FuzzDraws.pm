@@ -143,7 +143,7 @@ our %values = (
 
 our @types = sort keys %values;
 
-# Those whose buffers can't be drained, or whose keys may change their form
+# Those whose buffers cannot be drained, or whose keys may change their form
 our %unfit = map { $_ => 1 } qw(fragile moody shifty holed fleeting);
 our @fit_types = grep { !$unfit{$_} } @types;
 

@@ -3,7 +3,7 @@
 # psql would do for queries; but calls also come by the extended protocol, with
 # parameters in binary, and by the function call message, and what the server
 # answers has to be known statement by statement without a process for each.
-# Sessions don't block, so that one loop can have several at work.
+# Sessions do not block, so that one loop can have several at work.
 
 package FuzzSession;
 
@@ -86,7 +86,7 @@ sub fast_path
 # Sessions
 #
 
-# Connects; dies when that can't be done for long.  The parameters are those
+# Connects; dies when that cannot be done for long.  The parameters are those
 # of the protocol: application_name, options and so on.
 sub new
 {

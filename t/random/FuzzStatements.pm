@@ -14,7 +14,7 @@ our @EXPORT = qw(
   insertion key option query refused selection statement
 );
 
-# --- buffers and what isn't one ---------------------------------------------
+# --- buffers and what is not one ---------------------------------------------
 
 my @no_buffers = qw(pg_class a_view a_table a_index a_sequence a_matview a_partitioned comp pg_toast.pg_toast_2619 a_foreign
   s_none s_one s_int s_domain s_generated s_parent);
@@ -448,7 +448,7 @@ sub definition
 		1 => 'DROP FUNCTION IF EXISTS fleeting_take(anyelement, bigint)');
 }
 
-# What the ledger knows of: in one statement, so that both are or both aren't
+# What the ledger knows of: in one statement, so that both are or both are not
 sub control
 {
 	my $k = number(1, 200);

@@ -123,7 +123,7 @@ sub struck_loop
 		  . ' FOR i IN 1 .. 10 LOOP FETCH c INTO r; PERFORM d_strike(60); END LOOP; CLOSE c;') . ' END');
 }
 
-# In one statement with the ledger, so that both are or both aren't
+# In one statement with the ledger, so that both are or both are not
 sub struck_control
 {
 	my $l = "WITH l AS (INSERT INTO ledger SELECT 'rows', g FROM generate_series(1, " . number(1, 9) . ') g RETURNING n)';

@@ -96,7 +96,7 @@ sub make_definitions
 	$make->("m_$_", 'key text NOT NULL, n bigint NOT NULL DEFAULT 1', "handler 'no_such', interval '1d', shutdown '0'",
 		"CREATE VIEW v_m_$_ AS SELECT * FROM m_$_") foreach 1 .. 9;
 
-	# shapes that buffers can't have
+	# shapes that buffers cannot have
 	$make->('s_none', '');
 	$make->('s_one', 'n bigint');
 	$make->('s_int', 'key text, n int');

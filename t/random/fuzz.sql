@@ -59,7 +59,7 @@ CREATE FUNCTION unordered_in(cstring) RETURNS unordered LANGUAGE internal IMMUTA
 CREATE FUNCTION unordered_out(unordered) RETURNS cstring LANGUAGE internal IMMUTABLE STRICT AS 'textout';
 CREATE TYPE unordered (INPUT = unordered_in, OUTPUT = unordered_out, LIKE = text);
 
--- one that can't be shown
+-- one that cannot be shown
 
 CREATE TYPE fragile;
 CREATE FUNCTION fragile_in(cstring) RETURNS fragile LANGUAGE internal IMMUTABLE STRICT AS 'textin';
@@ -263,7 +263,7 @@ BEGIN
 	RETURN r;
 END $$;
 
--- functions that count and say that they don't
+-- functions that count and say that they do not
 
 CREATE FUNCTION counting(k text) RETURNS text LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
 BEGIN

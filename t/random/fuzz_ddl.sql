@@ -176,7 +176,7 @@ BEGIN
 	RETURN r.r;
 END $$;
 
--- A type whose values can't be had but from text, with casts and an order.
+-- A type whose values cannot be had but from text, with casts and an order.
 
 CREATE TYPE d_ordered;
 CREATE FUNCTION d_ordered_in(cstring) RETURNS d_ordered LANGUAGE internal IMMUTABLE STRICT AS 'textin';
