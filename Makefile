@@ -24,6 +24,7 @@ OBJS = \
 	src/savefile.o \
 	src/schedule.o \
 	src/session.o \
+	src/settings.o \
 	src/shape.o \
 	src/shmem.o \
 	src/shutdown.o \

@@ -37,7 +37,7 @@
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
 #include "registry.h"
-#include "statbuffer.h"
+#include "settings.h"
 #include "shutdown.h"
 #include "storage/condition_variable.h"
 #include "storage/ipc.h"

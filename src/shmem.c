@@ -18,8 +18,8 @@
 #include "counter.h"
 #include "miscadmin.h"
 #include "registry.h"
+#include "settings.h"
 #include "shmem.h"
-#include "statbuffer.h"
 #include "storage/ipc.h"
 #include "utils/memutils.h"
 

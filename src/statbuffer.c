@@ -20,19 +20,14 @@
 #include "launch.h"
 #include "miscadmin.h"
 #include "pending.h"
+#include "settings.h"
 #include "shmem.h"
-#include "statbuffer.h"
 #include "storage/ipc.h"
 #include "tcop/utility.h"
-#include "utils/guc.h"
 
-COMPAT_MODULE_MAGIC("statbuffer", STATBUFFER_VERSION);
+COMPAT_MODULE_MAGIC("statbuffer", SETTINGS_VERSION);
 
 extern PGDLLEXPORT void _PG_init(void);
-
-int			statbuffer_max_memory;
-int			statbuffer_max_shutdown;
-int			statbuffer_max_workers;
 
 static shmem_request_hook_type prev_shmem_request_hook = NULL;
 static ProcessUtility_hook_type prev_ProcessUtility_hook = NULL;
@@ -95,35 +90,7 @@ process_utility(PlannedStmt *pstmt, const char *query_string,
 void
 _PG_init(void)
 {
-	DefineCustomIntVariable("statbuffer.max_memory",
-							"Sets the maximum amount of dynamic shared memory for counts.",
-							"When most of it is in use, keys are flushed before they are due. When all of it is in use, increments of new keys are errors; those of keys already held still work.",
-							&statbuffer_max_memory,
-							256 * 1024,
-							4 * 1024, MAX_KILOBYTES,
-							PGC_SIGHUP,
-							GUC_UNIT_KB,
-							NULL, NULL, NULL);
-	DefineCustomIntVariable("statbuffer.max_shutdown",
-							"Sets the maximum time for the last flush of a buffer when the server stops.",
-							"It limits the option \"shutdown\" of a buffer, which its owner sets. Counts that are not stored by then are saved to a file.",
-							&statbuffer_max_shutdown,
-							60 * 1000,
-							0, SHUTDOWN_MAX_MSECS,
-							PGC_SIGHUP,
-							GUC_UNIT_MS,
-							NULL, NULL, NULL);
-	DefineCustomIntVariable("statbuffer.max_workers",
-							"Sets the maximum number of worker processes that flush buffers at the same time.",
-							"Worker processes are taken from the pool established by \"max_worker_processes\". When more buffers are busy, the workers take turns.",
-							&statbuffer_max_workers,
-							4,
-							1, 1024,
-							PGC_SIGHUP,
-							0,
-							NULL, NULL, NULL);
-	MarkGUCPrefixReserved("statbuffer");
-
+	settings_init();
 	buffer_init();
 	ddl_init();
 	pending_init();

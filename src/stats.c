@@ -22,7 +22,7 @@
 #include "launch.h"
 #include "miscadmin.h"
 #include "registry.h"
-#include "statbuffer.h"
+#include "settings.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"

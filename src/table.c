@@ -21,7 +21,7 @@
 
 #include "compat.h"
 #include "miscadmin.h"
-#include "statbuffer.h"
+#include "settings.h"
 #include "table.h"
 #include "utils/memutils.h"
 

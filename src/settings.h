@@ -1,20 +1,22 @@
 /*-------------------------------------------------------------------------
  *
- * statbuffer.h
+ * settings.h
  *	  The settings and the version of the module.
  *
  * Copyright (c) 2026, statbuffer developers
  *
  *-------------------------------------------------------------------------
  */
-#ifndef STATBUFFER_H
-#define STATBUFFER_H
+#ifndef STATBUFFER_SETTINGS_H
+#define STATBUFFER_SETTINGS_H
 
 /* must match statbuffer.control */
-#define STATBUFFER_VERSION	"1.0"
+#define SETTINGS_VERSION	"1.0"
 
 extern int	statbuffer_max_memory;	/* kilobytes */
 extern int	statbuffer_max_shutdown;	/* milliseconds */
 extern int	statbuffer_max_workers;
 
-#endif							/* STATBUFFER_H */
+extern void settings_init(void);
+
+#endif							/* STATBUFFER_SETTINGS_H */
