@@ -82,6 +82,19 @@ clock_get_timeout(ClockTime when, ClockTime now)
 }
 
 /*
+ * May something happen now that is limited to once in `msecs' milliseconds?  If
+ * so, sets `last', the time when it happened last; 0: never.
+ */
+static inline bool
+clock_limit(ClockTime *last, ClockTime now, int64 msecs)
+{
+	if (*last != 0 && !clock_passed(*last, now, msecs))
+		return false;
+	*last = now;
+	return true;
+}
+
+/*
  * Exponential backoff: double `msecs' once for each of `times' failures, up to
  * `most'.
  */

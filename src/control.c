@@ -238,16 +238,14 @@ set_stopped(SbBuffer *buffer, bool stopped)
 	bool		isnull[Natts_pg_foreign_table] = {0};
 	bool		replace[Natts_pg_foreign_table] = {0};
 	const int	column = Anum_pg_foreign_table_ftoptions - 1;
-	bool		given = false;
+	bool		given;
 	DefElem    *option;
 	Relation	catalog;
 	HeapTuple	tuple;
 	Datum		options;
-	ListCell   *lc;
 
 	/* SET, ADD and DROP depend on whether the option is there */
-	foreach(lc, table->options)
-		given |= strcmp(lfirst_node(DefElem, lc)->defname, "stopped") == 0;
+	given = options_find(table->options, "stopped") != NULL;
 	if (!stopped && !given)
 		return;
 	PreventCommandIfReadOnly("ALTER FOREIGN TABLE");
@@ -285,8 +283,7 @@ set_stopped(SbBuffer *buffer, bool stopped)
 static void
 check_owner_can_connect(SbBuffer *buffer)
 {
-	HeapTuple	tuple;
-	bool		can_login;
+	OwnerInfo	owner;
 
 	if (!compat_may_connect(MyDatabaseId, buffer->owner))
 		ereport(ERROR,
@@ -296,14 +293,8 @@ check_owner_can_connect(SbBuffer *buffer)
 						get_database_name(MyDatabaseId)),
 				 errdetail("The worker of a buffer connects as the buffer's owner."),
 				 errhint("Grant CONNECT on the database to the role, or change the owner of the buffer.")));
-	if (!COMPAT_OWNER_NEEDS_LOGIN)
-		return;
-	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(buffer->owner));
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for role %u", buffer->owner);
-	can_login = ((Form_pg_authid) GETSTRUCT(tuple))->rolcanlogin;
-	ReleaseSysCache(tuple);
-	if (!can_login)
+	owner_get_info(buffer->owner, &owner);
+	if (!owner.may_log_in)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("role \"%s\" is not permitted to log in",

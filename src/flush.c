@@ -112,16 +112,14 @@ log_failure(FlushState *flush, ErrorData *edata, int nkeys)
 	ClockTime	now = clock_now();
 	uint64		suppressed = log->suppressed;
 
-	if (log->logged_at != 0 &&
-		!clock_passed(log->logged_at, now,
-					  edata->sqlerrcode == log->logged_sqlstate ?
-					  LOG_AGAIN_MSECS : LOG_OTHER_MSECS))
+	if (!clock_limit(&log->logged_at, now,
+					 edata->sqlerrcode == log->logged_sqlstate ?
+					 LOG_AGAIN_MSECS : LOG_OTHER_MSECS))
 	{
 		log->suppressed++;
 		return;
 	}
 	log->logged_sqlstate = edata->sqlerrcode;
-	log->logged_at = now;
 	log->suppressed = 0;
 
 	ereport(LOG,
@@ -151,18 +149,14 @@ log_failure(FlushState *flush, ErrorData *edata, int nkeys)
 void
 flush_log_discarded(FlushState *flush, bool at_once)
 {
-	ClockTime	now;
-
 	flush->discarded += (uint64) flush->batch.discarded;
 	flush->any_discarded |= flush->batch.discarded != 0;
 	flush->batch.discarded = 0;
 	if (!flush->any_discarded)
 		return;
-	now = clock_now();
-	if (!at_once && flush->discarded_logged_at != 0 &&
-		!clock_passed(flush->discarded_logged_at, now, LOG_AGAIN_MSECS))
+	if (!clock_limit(&flush->discarded_logged_at, clock_now(),
+					 at_once ? 0 : LOG_AGAIN_MSECS))
 		return;
-	flush->discarded_logged_at = now;
 
 	ereport(LOG,
 			(errmsg("discarded counts of buffer \"%s\": " INT64_FORMAT,

@@ -25,7 +25,6 @@
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "access/xlog.h"
-#include "catalog/pg_authid.h"
 #include "catalog/pg_database.h"
 #include "compat.h"
 #include "ddl.h"
@@ -33,6 +32,7 @@
 #include "launcher.h"
 #include "load.h"
 #include "miscadmin.h"
+#include "owner.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
@@ -236,8 +236,7 @@ remove_gone_databases(void)
 static bool
 check_catalogs(Candidate *candidate)
 {
-	HeapTuple	tuple;
-	bool		can_login;
+	OwnerInfo	owner;
 
 	StartTransactionCommand();
 	if (!SearchSysCacheExists1(DATABASEOID,
@@ -248,21 +247,13 @@ check_catalogs(Candidate *candidate)
 		return false;
 	}
 
-	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(candidate->owner));
-	if (!HeapTupleIsValid(tuple))
+	owner_get_info(candidate->owner, &owner);
+	if (!owner.exists || !owner.may_log_in)
 	{
-		start_failed(&candidate->key, _("role that owns the buffer does not exist"));
+		start_failed(&candidate->key, !owner.exists ?
+					 _("role that owns the buffer does not exist") :
+					 _("role that owns the buffer does not have the LOGIN privilege"));
 		candidate->owner = InvalidOid;
-	}
-	else
-	{
-		can_login = ((Form_pg_authid) GETSTRUCT(tuple))->rolcanlogin;
-		ReleaseSysCache(tuple);
-		if (COMPAT_OWNER_NEEDS_LOGIN && !can_login)
-		{
-			start_failed(&candidate->key, _("role that owns the buffer does not have the LOGIN privilege"));
-			candidate->owner = InvalidOid;
-		}
 	}
 	CommitTransactionCommand();
 	return true;

@@ -351,11 +351,9 @@ static void
 log_error(ErrorData *edata)
 {
 	static ClockTime last_logged = 0;
-	ClockTime	now = clock_now();
 
-	if (last_logged != 0 && !clock_passed(last_logged, now, LOG_AGAIN_MSECS))
+	if (!clock_limit(&last_logged, clock_now(), LOG_AGAIN_MSECS))
 		return;
-	last_logged = now;
 	ereport(LOG,
 			(errcode(edata->sqlerrcode),
 			 errmsg("statbuffer could not load all counts of the last shutdown yet: %s",

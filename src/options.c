@@ -141,6 +141,18 @@ option_names(void)
 	return names.data;
 }
 
+/* Find an option in the list of a foreign table; NULL if it is not given. */
+DefElem *
+options_find(List *options, const char *name)
+{
+	ListCell   *lc;
+
+	foreach(lc, options)
+		if (strcmp(lfirst_node(DefElem, lc)->defname, name) == 0)
+		return lfirst_node(DefElem, lc);
+	return NULL;
+}
+
 /*
  * Parse the options of a foreign table, with defaults for those that are not
  * given.  Raises an error for the first invalid one.  The strings of the

@@ -10,7 +10,7 @@
 #ifndef STATBUFFER_OPTIONS_H
 #define STATBUFFER_OPTIONS_H
 
-#include "nodes/pg_list.h"
+#include "nodes/parsenodes.h"
 
 /* upper limit of waiting for running work: a day */
 #define SHUTDOWN_MAX_MSECS	(24 * 60 * 60 * 1000)
@@ -29,6 +29,7 @@ typedef struct BufferOptions
 	bool		stopped;
 } BufferOptions;
 
+extern DefElem *options_find(List *options, const char *name);
 extern void options_parse(List *options, BufferOptions *result);
 
 #endif							/* STATBUFFER_OPTIONS_H */

@@ -16,8 +16,8 @@
 #include "postgres.h"
 
 #include "access/genam.h"
-#include "access/htup_details.h"
 #include "access/table.h"
+#include "catalog/pg_authid.h"
 #include "catalog/pg_db_role_setting.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
@@ -28,8 +28,25 @@
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/rel.h"
+#include "utils/syscache.h"
 
 #define SEARCH_PATH		"search_path"
+
+/* Look up a role.  The caller is in a transaction. */
+void
+owner_get_info(Oid owner, OwnerInfo *info)
+{
+	HeapTuple	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(owner));
+
+	memset(info, 0, sizeof(OwnerInfo));
+	if (!HeapTupleIsValid(tuple))
+		return;
+	info->exists = true;
+	info->may_log_in = !COMPAT_OWNER_NEEDS_LOGIN ||
+		((Form_pg_authid) GETSTRUCT(tuple))->rolcanlogin;
+	info->is_superuser = ((Form_pg_authid) GETSTRUCT(tuple))->rolsuper;
+	ReleaseSysCache(tuple);
+}
 
 /* Get the search path that a row of pg_db_role_setting sets, or NULL. */
 static char *

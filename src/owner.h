@@ -10,6 +10,14 @@
 #ifndef STATBUFFER_OWNER_H
 #define STATBUFFER_OWNER_H
 
+/* What the catalogs say about a role that owns buffers. */
+typedef struct OwnerInfo
+{
+	bool		exists;
+	bool		may_log_in;		/* or need not: before 17 its workers must */
+	bool		is_superuser;
+} OwnerInfo;
+
 /* What owner_leave() restores. */
 typedef struct OwnerView
 {
@@ -18,6 +26,7 @@ typedef struct OwnerView
 	int			nestlevel;
 } OwnerView;
 
+extern void owner_get_info(Oid owner, OwnerInfo *info);
 extern char *owner_search_path(Oid owner);
 extern void owner_enter(Oid owner, OwnerView *saved);
 extern void owner_leave(const OwnerView *saved);

@@ -18,12 +18,12 @@
 
 #include "access/xact.h"
 #include "catalog/namespace.h"
-#include "catalog/pg_authid.h"
 #include "catalog/pg_database.h"
 #include "commands/prepare.h"
 #include "commands/sequence.h"
 #include "compat.h"
 #include "miscadmin.h"
+#include "owner.h"
 #include "postmaster/interrupt.h"
 #include "session.h"
 #include "settings.h"
@@ -349,29 +349,24 @@ bool
 session_is_valid(void)
 {
 	HeapTuple	tuple;
-	bool		is_superuser;
+	OwnerInfo	owner;
 	bool		valid;
 
-	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(session_owner));
-	if (!HeapTupleIsValid(tuple))
-		return false;
-	valid = !COMPAT_OWNER_NEEDS_LOGIN ||
-		((Form_pg_authid) GETSTRUCT(tuple))->rolcanlogin;
-	is_superuser = ((Form_pg_authid) GETSTRUCT(tuple))->rolsuper;
-	ReleaseSysCache(tuple);
+	owner_get_info(session_owner, &owner);
 	if (!is_known)
 	{
-		was_superuser = is_superuser;
+		was_superuser = owner.is_superuser;
 		is_known = true;
 	}
-	valid = valid && was_superuser == is_superuser;
+	valid = owner.exists && owner.may_log_in &&
+		was_superuser == owner.is_superuser;
 
 	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(MyDatabaseId));
 	if (!HeapTupleIsValid(tuple))
 		return false;
 	valid = valid && ((Form_pg_database) GETSTRUCT(tuple))->datallowconn;
 	ReleaseSysCache(tuple);
-	valid = valid && (is_superuser ||
+	valid = valid && (owner.is_superuser ||
 					  compat_may_connect(MyDatabaseId, session_owner));
 
 	return valid;

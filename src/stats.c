@@ -91,8 +91,8 @@ is_stopped(Oid relid, bool *stopped)
 	HeapTuple	tuple = SearchSysCache1(FOREIGNTABLEREL,
 										ObjectIdGetDatum(relid));
 	Datum		options;
+	DefElem    *option = NULL;
 	bool		isnull;
-	ListCell   *lc;
 
 	*stopped = false;
 	if (!HeapTupleIsValid(tuple))
@@ -100,15 +100,9 @@ is_stopped(Oid relid, bool *stopped)
 	options = SysCacheGetAttr(FOREIGNTABLEREL, tuple,
 							  Anum_pg_foreign_table_ftoptions, &isnull);
 	if (!isnull)
-	{
-		foreach(lc, untransformRelOptions(options))
-		{
-			DefElem    *option = lfirst_node(DefElem, lc);
-
-			if (strcmp(option->defname, "stopped") == 0)
-				(void) parse_bool(defGetString(option), stopped);
-		}
-	}
+		option = options_find(untransformRelOptions(options), "stopped");
+	if (option != NULL)
+		(void) parse_bool(defGetString(option), stopped);
 	ReleaseSysCache(tuple);
 	return true;
 }
