@@ -296,7 +296,7 @@ foreach my $preloaded (0, 1)
 	$node->stop;
 	rmdir saved_file($node, 'saved.tmp') or die $!;
 	like(slurp_file($node->logfile, $offset),
-		qr/ERROR: .*could not create file "statbuffer.saved.tmp": Is a directory\n.*CONTEXT: .*they are lost if it fails/,
+		qr/ERROR: .*could not create file "statbuffer.saved.tmp": Is a directory\n.*CONTEXT: .*they are lost if this fails/,
 		"$how: when counts cannot be saved, the log tells that they are lost");
 	is(files($node), '', "$how: and there is no file");
 	$node->start;
