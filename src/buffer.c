@@ -342,9 +342,10 @@ read_shape(Relation rel)
 		TupleDescCopyEntry(desc, i + 1, reldesc, attnos[i]);
 
 		/*
-		 * Only for key_form().  The server, which looks at its compact copy
-		 * of the attribute, must still expect nulls: some may have been
-		 * counted before the column became NOT NULL.
+		 * Only for key_form().  heap_deform_tuple() must still expect nulls,
+		 * because some may have been counted before the column became NOT
+		 * NULL.  It does: it ignores this field, or looks at the compact copy
+		 * of the attribute, which is not changed here.
 		 */
 		TupleDescAttr(desc, i)->attnotnull = att->attnotnull;
 	}
@@ -652,10 +653,9 @@ buffer_open(Oid relid, LOCKMODE lockmode)
 }
 
 /*
- * Take a lock that lasts as long as the counts made under it, which is as long
- * as the (sub)transaction.  The running code may belong to a cursor, and a
- * cursor's locks are released if a later subtransaction that has used it
- * fails.
+ * Take a lock to the end of the (sub)transaction, because what is counted
+ * under it lasts as long.  The running code may belong to a cursor, whose own
+ * locks are released if a later subtransaction fails that has used the cursor.
  *
  * On error CurrentResourceOwner stays changed; the code that handles the error
  * restores it.
@@ -862,7 +862,10 @@ find_shared(SbBuffer *buffer, bool create)
 static bool
 attach(SbBuffer *buffer, bool create)
 {
-	/* loading the saved file may have added shapes */
+	/*
+	 * The worker may have replaced the table or removed shapes, and loading
+	 * the saved file may have added some.
+	 */
 	if (buffer->shared != NULL &&
 		buffer->table.number == buffer->shared->table.number &&
 		buffer->table.shapes_number == buffer->shared->table.shapes_number &&

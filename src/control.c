@@ -65,10 +65,10 @@ COMPAT_FUNCTION_INFO_V1(sb_start);
 COMPAT_FUNCTION_INFO_V1(sb_stop);
 
 /*
- * Starting and stopping a buffer exclude each other.  Starting blocks neither
- * workers nor increments.  Stopping blocks only increments: STOP_LOCK
- * conflicts with the RowExclusiveLock of increments, but not with a worker's
- * RowShareLock.
+ * The locks of sb_start() and sb_stop(), which exclude each other.
+ * CONTROL_LOCK blocks neither workers nor increments.  STOP_LOCK blocks only
+ * increments: it conflicts with their RowExclusiveLock, but not with a
+ * worker's RowShareLock.
  */
 #define CONTROL_LOCK		ShareUpdateExclusiveLock
 #define STOP_LOCK			ShareRowExclusiveLock
@@ -345,10 +345,10 @@ start_buffer(FunctionCallInfo fcinfo)
  * is none.
  *
  * The caller must own the buffer.  Takes CONTROL_LOCK on it and, if it is
- * stopped, its gate.  The locks last as long as what it does, which is as long
- * as the (sub)transaction, even if it is called by a cursor: see
- * buffer_lock_for_transaction().  Raises an error if the handler cannot
- * be called or the owner cannot connect.
+ * stopped, its gate.  The locks are held to the end of the (sub)transaction,
+ * as what it does lasts as long, even if it is called by a cursor: see
+ * buffer_lock_for_transaction().  Raises an error if the handler cannot be
+ * called or the owner cannot connect.
  */
 Datum
 sb_start(PG_FUNCTION_ARGS)

@@ -58,7 +58,7 @@ static ProcessUtility_hook_type prev_ProcessUtility_hook = NULL;
  * ------------------------------------------------------------------------
  */
 
-/* Note that the transaction has changed a buffer, which stays until it ends. */
+/* Note that the transaction has changed a buffer, and has it locked. */
 static void
 add_changed(SharedBuffer *shared, bool made)
 {
@@ -87,9 +87,10 @@ is_ours(HeapTuple tuple)
 }
 
 /*
- * The transaction has made the shared part of a buffer, by a definition that it
- * may itself have altered.  Then the worker must look at the definition when the
- * transaction has ended, also if it is rolled back.  The relation is locked.
+ * The transaction has made the shared part of a buffer, from the definition
+ * that it sees.  If it has itself altered that, the worker must look at the
+ * definition when the transaction has ended, even if it is rolled back.  The
+ * relation is locked.
  */
 void
 ddl_note_made(SharedBuffer *shared)
@@ -106,10 +107,11 @@ ddl_note_made(SharedBuffer *shared)
  * Note that an object was altered or dropped.  If it is a buffer, its worker
  * is notified at the end of the transaction.
  *
- * The statement has taken AccessExclusiveLock on the relation, or in
- * sb_start() and sb_stop(), a lock on it and the worker's gate.  So the
- * SharedBuffer stays until then.  The worker must pass the gate and lock the
- * relation before it looks at the definition, so it sees what was committed.
+ * The statement has locked the relation, so the SharedBuffer stays until then.
+ * If it changes what the worker looks at, the lock is AccessExclusiveLock, or
+ * in sb_start() and sb_stop(), a weaker one together with the worker's gate.
+ * The worker must pass the gate and lock the relation before it looks at the
+ * definition, so it sees what was committed.
  */
 static void
 note_change(Oid classId, Oid objectId)
@@ -144,8 +146,9 @@ ddl_has_altered(SharedBuffer *shared)
 }
 
 /*
- * What was made by a definition that is rolled back must be looked at.  The
- * locks are still there, so the buffer is.  Takes no lock, cannot fail.
+ * A change is rolled back: if the shared part was made from the definition
+ * that is undone, have the worker look at the present one.  The locks are
+ * still held, so the buffer exists.  Takes no lock, cannot fail.
  */
 static void
 recheck_made(ChangedBuffer *entry)
@@ -428,7 +431,10 @@ process_utility(PlannedStmt *pstmt, const char *query_string,
 	bool		force;
 	Oid			dboid = database_wanted_alone(pstmt->utilityStmt, &force);
 
-	/* do not evict workers for users who may not run the statement */
+	/*
+	 * Do not evict workers for users who do not own the database: the only
+	 * statement that they may be allowed is CREATE DATABASE, from a template.
+	 */
 	if (!OidIsValid(dboid) || dboid == MyDatabaseId ||
 		!compat_owns_database(dboid, GetUserId()))
 	{

@@ -86,6 +86,7 @@ drain_is_locked_out_by_us(SbBuffer *buffer)
 
 /*
  * Does a process wait, directly or not, for a lock that this process holds?
+ * Follows waits for locks only: not those of other sessions for drains.
  * Checks all locks of the server, so it must not be called often.
  */
 static bool

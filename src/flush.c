@@ -70,7 +70,10 @@
  */
 #define GONE_PAUSE_MSECS		100
 
-/* the same failure is logged again after this; a different one after that */
+/*
+ * After a failure was logged, the same one is logged again after
+ * LOG_AGAIN_MSECS at the earliest, and a different one after LOG_OTHER_MSECS.
+ */
 #define LOG_AGAIN_MSECS			60000
 #define LOG_OTHER_MSECS			1000
 
@@ -102,8 +105,8 @@ retry_time(FlushState *flush, int failures)
 }
 
 /*
- * Log a failure, unless this or another worker of the buffer has logged one a
- * while ago.
+ * Log a failure, unless this or an earlier worker of the buffer has just
+ * logged one: see LOG_AGAIN_MSECS.
  */
 static void
 log_failure(FlushState *flush, ErrorData *edata, int nkeys)
@@ -142,9 +145,9 @@ log_failure(FlushState *flush, ErrorData *edata, int nkeys)
 }
 
 /*
- * Log the sum of the counts that were discarded, unless one was logged a while
- * ago.  Then it is logged later, at the latest when the worker leaves
- * (`at_once').
+ * Log the sum of the counts that were discarded, unless one was logged within
+ * LOG_AGAIN_MSECS.  Then it is logged later, at the latest when the worker
+ * leaves (`at_once').
  */
 void
 flush_log_discarded(FlushState *flush, bool at_once)
@@ -203,7 +206,7 @@ classify_failure(FlushState *flush, ErrorData *edata)
 	}
 	else
 	{
-		/* it is not known which one: it will fail again, in the end alone */
+		/* which key is to blame is not known: it will in the end fail alone */
 		for (int i = 0; i < batch->nitems; i++)
 			if (batch->items[i].count != 0)
 				batch->items[i].outcome = BATCH_SUSPECT;
@@ -383,9 +386,8 @@ pass_gate(FlushState *flush)
 
 /*
  * The relation is gone: remove the buffer, unless another session has a lock
- * on it.  A session that still counts in the buffer, or has created it and not
- * committed, has one, though not always in the expected way: see
- * buffer_lock_for_transaction().
+ * on it.  A session that still counts in the buffer, or that has created it
+ * and not committed, has such a lock: see buffer_lock_for_transaction().
  */
 static void
 drop_buffer(FlushState *flush)
@@ -411,7 +413,7 @@ is_owner(FlushState *flush, Oid known_owner)
 	if (flush->buffer->owner == GetSessionUserId())
 		return session_is_valid();
 
-	/* if only now the owner is known, let its worker start at once */
+	/* the launcher did not know this owner: let its worker start at once */
 	if (flush->buffer->owner != known_owner)
 		registry_start_after(flush->shared, 0);
 	return false;
@@ -571,7 +573,7 @@ arrange_batch(FlushState *flush)
 		{
 			int64		sum;
 
-			/* leave what does not fit in one call for the next batch */
+			/* what takes the sum out of range is left for the next batch */
 			if (pg_add_s64_overflow(last->key.count, next.key.count, &sum))
 				batch_pass_over(&flush->batch, next.first_item);
 			else
@@ -675,7 +677,8 @@ reset_session(FlushState *flush)
 }
 
 /*
- * Record and log that the batch had due keys that do not fit the key columns.
+ * Record and log that there were due keys that the batch could not take,
+ * because they do not fit the key columns.
  */
 static void
 report_unreadable(FlushState *flush)

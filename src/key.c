@@ -126,12 +126,11 @@ may_have_rows(Form_pg_attribute att)
  * Form a row anew.  A row that comes from a table has the tuple's visibility
  * information in its header, and its fields may be compressed.
  *
- * With `to_store', the result is made to look like a row without a version of
- * its row type.  So what is counted before and after the type is altered has
- * the same key, as long as the shape says so.  Otherwise, a stored row is
- * turned into a row of the present type, with its version and all fields.  It
- * need not be checked against that version, because the shape has been
- * checked.
+ * With `to_store', the version of the row type is cleared.  So what is counted
+ * before and after the type is altered has the same key if the shape is the
+ * same.  Without, a stored row is turned into a row of the present type, with
+ * that type's version and all its fields.  That the stored row is of an older
+ * version does not matter, because the shapes have been compared.
  */
 static Datum
 normalize_row(Datum value, bool to_store)
@@ -219,7 +218,7 @@ flatten(Form_pg_attribute att, Datum value, bool to_store)
 	return value;
 }
 
-/* Is the key one column of type text, whose values have short headers? */
+/* Is the key one column of type text, whose values may have short headers? */
 bool
 key_is_one_text(TupleDesc desc)
 {
@@ -505,8 +504,8 @@ key_reader_make(TupleDesc desc, const char *relname, Oid argtype)
 	reader->casts = palloc0(desc->natts * sizeof(KeyCast));
 
 	/*
-	 * A row stands for the key columns, unless there is only one, of that
-	 * type.
+	 * The fields of a row are the key columns, unless the row itself is the
+	 * value of the only one.
 	 */
 	reader->is_row = type_is_rowtype(argtype) &&
 		!(desc->natts == 1 && argtype == att->atttypid);

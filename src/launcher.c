@@ -3,12 +3,12 @@
  * launcher.c
  *	  The process that starts workers for buffers that need one.
  *
- * It is connected to no database and sees only the shared catalogs.  It
- * sleeps until its latch is set: by a process that schedules a key of a buffer
- * without a worker, or by a worker that leaves.  Then it scans the registry,
- * and starts workers for the buffers whose keys are due first, up to the limit.
- * If buffers are left over, it sets SharedControl.waiting, so that workers make
- * way for them.
+ * It is connected to no database and sees only the shared catalogs.  It sleeps
+ * until a buffer is going to need a worker, or until its latch is set: by a
+ * process that schedules a key of a buffer without a worker, or by a worker
+ * that leaves.  Then it scans the registry, and starts workers for the buffers
+ * whose keys are due first, up to the limit.  If buffers are left over, it
+ * sets SharedControl.waiting, so that workers make way for them.
  *
  * It also loads the counts that the last shutdown saved, saves counts at the
  * next one, and triggers early flushes when memory runs short.
@@ -58,7 +58,7 @@
 /* a lasting condition is logged again after this */
 #define LOG_AGAIN_MSECS			600000
 
-/* buffers that wait for less than this just wait for an idle worker */
+/* waiting for less than this is normal: an idle worker takes time to leave */
 #define LOG_FULL_MSECS			3000
 
 /* while memory runs short, early flushes are requested this often */
@@ -362,9 +362,10 @@ compare_candidates(const void *a, const void *b)
 
 /*
  * Log that buffers wait for workers, if that lasts (idle workers make way in a
- * moment) and was not logged a while ago.  Must be called whenever the number
- * of waiting buffers has been determined.  `postmaster' says that the
- * postmaster has no slot.  Returns when to call this again if nothing changes.
+ * moment) and was not logged within LOG_AGAIN_MSECS.  Must be called whenever
+ * the number of waiting buffers has been determined.  `postmaster' says that
+ * the postmaster has no slot.  Returns when to call this again if nothing
+ * changes.
  */
 static ClockTime
 report_full(int nwaiting, bool postmaster)
@@ -610,7 +611,7 @@ look_around(void)
 	ClockTime	now = clock_now();
 	ClockTime	next = request_early_flushes();
 
-	/* if the registry is empty, nothing else does this */
+	/* with an empty registry, nothing else that we do unmaps segments */
 	shmem_unmap_freed();
 	if (progress == LOAD_BLOCKED ||
 		(progress == LOAD_FAILED && now >= load_at))

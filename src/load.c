@@ -120,7 +120,8 @@ take_over(bool to_load)
 
 /*
  * Is there a file that has not been read completely?  Can be called by any
- * process that is attached to SharedControl.  Takes no lock.
+ * process that is attached to SharedControl.  Takes no lock, but may have to
+ * look for the file.
  */
 bool
 load_is_pending(void)
@@ -214,9 +215,9 @@ leave_buffer(Loading *loading)
 }
 
 /*
- * Claim the buffer of a section, and create it if necessary.  Returns false if
- * it has a worker: only a process that acts as the worker may access a table
- * without a lock on the relation.
+ * Claim the buffer of a section, and create it if necessary: only a process
+ * that acts as the worker may access a table without a lock on the relation.
+ * Returns false if the buffer has a worker, or was removed at the same moment.
  */
 static bool
 enter_buffer(Loading *loading, const SavedSection *section)
@@ -344,8 +345,8 @@ load_all(Loading *loading)
 }
 
 /*
- * Log an error that occurred during loading, unless one was logged a while
- * ago.
+ * Log an error that occurred during loading, unless one was logged within
+ * LOG_AGAIN_MSECS.
  */
 static void
 log_error(ErrorData *edata)

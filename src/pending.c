@@ -7,10 +7,10 @@
  * the subtransactions.  When the transaction commits they are published: see
  * publish.c.
  *
- * The first entry for a buffer takes RowExclusiveLock on the relation, as
- * INSERT does.  It is held to the end of the transaction, so the definition
- * that was valid when something was counted is still valid when it is
- * published, unless the transaction itself has changed it.
+ * Opening a buffer to count in it takes RowExclusiveLock on the relation, as
+ * INSERT does, to the end of the transaction.  So the definition that was
+ * valid when something was counted is still valid when it is published, unless
+ * the transaction itself has changed it.
  *
  * What can fail at PRE_COMMIT must fail before other libraries do things there
  * that cannot be undone: postgres_fdw commits its remote transactions.  See
@@ -95,7 +95,8 @@ hash_pending(const SbBuffer *buffer, uint32 hash)
 }
 
 /*
- * Keys are only inserted after a failed lookup, so no two entries are equal.
+ * A NULL `b' stands for the key searched for.  No two entries are equal,
+ * because keys are only inserted after a failed lookup.
  */
 static inline bool
 same_key(const PendingKey *a, const PendingKey *b)
@@ -158,8 +159,9 @@ pending_init(void)
  * still register one after that, as postgres_fdw does when a session first
  * connects to another server.  Therefore this must be called again after any
  * statement that may have caused that, and when the transaction is about to
- * commit (`committing').  Since libraries do so only once in a session, a
- * transaction with a great many such statements need not repeat it for each.
+ * commit (`committing').  A library does so only once in a session, so after
+ * FRONT_MAX such statements, a transaction need not repeat this before it
+ * commits.
  *
  * Only forget_all() unregisters the callbacks.  Counting may happen within
  * another library's callback, and while the server walks the list, the items
@@ -633,7 +635,7 @@ pending_scan_key(SbBuffer *buffer, const KeyBytes *bytes, uint64 scan,
 {
 	PendingKey *key = look_up(buffer, bytes);
 
-	/* keys of different shapes may have the same bytes */
+	/* a shared key of another shape, with the same bytes, may have got it */
 	if (key == NULL || key->scan == scan)
 		return false;
 	*delta = key->delta;

@@ -44,9 +44,10 @@ static uint64 npublished = 0;
 /*
  * List the keys in the order of the ranges of their hashes.
  *
- * The ranges are also the ranges of a table of counters.  In any other order,
- * each key's counter, its neighbours in the table, and the keys that move when
- * the table grows would be somewhere else in memory.
+ * A table of counters is divided by the same bits of the hash.  So keys that
+ * follow each other have their counters, their neighbours in the table, and
+ * the keys that move when the table grows close together in memory.  In any
+ * other order, those of each key would be somewhere else.
  *
  * The drawback is that the first ranges fill up, and make the table grow,
  * before the others have anything.  So use this only for keys for which there
@@ -246,7 +247,7 @@ publish_commit(PendingSet *set)
 			registry_ask(shared, REQUEST_SORT_AGAIN);
 		}
 
-		/* before the keys, so that the sums never show less than was stored */
+		/* before the keys: the sums must never show less than was stored */
 		if (pending->attached)
 		{
 			registry_set_committed(shared);

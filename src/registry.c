@@ -5,8 +5,8 @@
  *
  * The registry is a dshash table of SharedBuffer, whose parts belong to other
  * rooms: the table of counters to table.c, the schedule to schedule.c, the
- * requests to requests.c.  What is left is this room's: the settings, the
- * worker's slot, and the totals.  It keeps their lock rules.
+ * requests to requests.c, the state of flushes to flush.c.  What is left is
+ * this room's: the settings, the worker's slot, the totals, and the claims.
  *
  * At most one process acts as a buffer's worker: it has claimed the buffer.
  * When all claims are gone and the server is about to stop, the launcher closes
@@ -229,7 +229,7 @@ registry_set(SharedBuffer *buffer, const BufferSettings *settings)
 	{
 		pg_atomic_write_u32(&shared->stopped, settings->stopped);
 
-		/* what it holds may be due, and nobody was to look at it */
+		/* what it holds may be due: it was not flushed while it was stopped */
 		if (!settings->stopped)
 			registry_wake(buffer);
 	}
@@ -347,8 +347,8 @@ forget_claim(SharedBuffer *buffer)
 }
 
 /*
- * Become the worker of a buffer.  Returns NULL if it does not exist, has a
- * worker, or another process is saving the counts.
+ * Become the worker of a buffer.  Returns NULL if it does not exist, if it has
+ * a worker, or if another process is saving the counts.
  *
  * The caller must call registry_release() or registry_drop();
  * registry_release_all() does so when the process ends.  Locks the partition
@@ -626,8 +626,9 @@ registry_clear_error(SharedBuffer *buffer)
 	SharedTotals *totals = &buffer->totals;
 
 	/*
-	 * Most common case, in each flush.  Only the worker and sb_start() write
-	 * it.
+	 * Usually there is nothing to do, so look without the lock first. Besides
+	 * the worker and sb_start(), only the launcher writes this, for a buffer
+	 * without a worker.
 	 */
 	if (!totals->broken)
 		return;

@@ -35,11 +35,13 @@ typedef struct SharedBufferKey
  * look at the catalogs.
  *
  * Written by registry_set(), by a process that knows the committed definition
- * and prevents changes: one that has locked the relation to count
- * (RowExclusiveLock blocks ALTER and sb_stop(), and nobody counts in a buffer
- * that is not started), or the worker with the gate.  The owner is also
- * written by registry_set_owner(), for which any lock on the relation will do.
- * Read without a lock; the launcher may see an older state.
+ * and keeps it from being changed: sb_start(); one that has locked the
+ * relation to count (RowExclusiveLock blocks ALTER and sb_stop(), and
+ * sb_start() changes only buffers in which nobody can count); or the worker
+ * with the gate.  The owner is also written by registry_set_owner(), for which
+ * any lock on the relation will do, and `provisional' by
+ * registry_set_committed().  Read without a lock; the launcher may see an
+ * older state.
  */
 typedef struct SharedSettings
 {
@@ -62,9 +64,9 @@ typedef struct BufferSettings
 
 /*
  * The buffer's worker, or the process that acts as the worker.  Written under
- * SharedControl.lock, by registry.c alone.  Read without the lock only to
- * choose a latch to set or for display, where a wrong guess costs a needless
- * wake-up.
+ * SharedControl.lock, by registry.c alone.  Read without the lock where an old
+ * value does no harm: for display, to choose a latch to set, and by processes
+ * that check again under the lock or when they are woken next.
  */
 typedef struct SharedSlot
 {
@@ -94,9 +96,9 @@ typedef struct SharedFlush
 } SharedFlush;
 
 /*
- * Totals since the buffer was registered.  They only grow; a reset stores
- * their values as a base.  The sums of counts wrap silently (they are used
- * only as differences), so they are unsigned.
+ * Totals since the buffer was registered.  They are never set back; a reset
+ * stores their values as a base.  The sums of counts wrap silently (they are
+ * used only as differences), so they are unsigned.
  */
 typedef enum SharedStat
 {
@@ -128,10 +130,12 @@ typedef struct SharedTotals
 /*
  * A buffer: an entry of the registry.  Each part states its lock rules.
  *
- * It is made by the first transaction that publishes to the buffer, and
- * removed by the buffer's worker or the launcher when the relation or its
- * database is gone.  Its address stays valid as long as the entry exists,
- * which a lock on the relation, a claim, or registry_lock() ensures.
+ * It is made by the first process that publishes to the buffer or starts it,
+ * or by the launcher when it loads saved counts.  When the relation or its
+ * database is gone, it is removed by a process that has claimed it: the
+ * buffer's worker, another worker of the database, or the launcher.  Its
+ * address stays valid as long as the entry exists, which a lock on the
+ * relation, a claim, or registry_lock() ensures.
  */
 typedef struct SharedBuffer
 {
@@ -205,7 +209,6 @@ extern void registry_set_error(SharedBuffer *buffer, const char *message,
 extern void registry_clear_error(SharedBuffer *buffer);
 extern void registry_reset_stats(SharedBuffer *buffer);
 
-/* The buffer's interval, in microseconds. */
 /*
  * Does this process act as the buffer's worker?  What is marked (w) is its, and
  * nobody else writes the slot meanwhile.
@@ -220,6 +223,7 @@ registry_is_mine(SharedBuffer *buffer)
 extern bool registry_is_usable(SharedBuffer *buffer);
 #endif
 
+/* The buffer's interval, in microseconds. */
 static inline int64
 registry_interval(SharedBuffer *buffer)
 {

@@ -126,8 +126,9 @@ requests_flush_key(SharedRequests *requests, dsa_pointer pointer,
 }
 
 /*
- * Likewise, at the end of a transaction: takes no lock, cannot fail.  There
- * may be other requests for the key, because this one cannot be freed here.
+ * Likewise, at the end of a transaction: takes no lock, cannot fail.  The
+ * request is made even if there is another one for the key, because it could
+ * not be freed here.
  */
 void
 requests_flush_published(SharedRequests *requests, dsa_pointer pointer,

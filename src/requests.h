@@ -71,9 +71,12 @@ typedef struct SharedDrain
 } SharedDrain;
 
 /*
- * Requests to the buffer's worker.  All fields are atomic, and set by any
- * process with a lock on the relation; those marked (w) are for the worker
- * only.  A process that makes a request calls registry_wake() afterwards.
+ * Requests to the buffer's worker.  Fields without a mark are atomic, and set
+ * by any process that keeps the buffer from being removed, by a lock on the
+ * relation or on the buffer's partition of the registry.  Those marked (w) are
+ * written only by the worker, or the process that acts as the worker; others
+ * may read them to see whether there is anything to do.  A process that makes
+ * a request wakes the worker, or the launcher, afterwards.
  */
 typedef struct SharedRequests
 {
@@ -90,9 +93,9 @@ typedef struct SharedRequests
 	pg_atomic_uint32 locked_out;
 
 	/*
-	 * The time when sb_stop() began to wait for the worker, which then
-	 * cancels its transaction; 0 if none waits.  Written under
-	 * ShareRowExclusiveLock on the relation.
+	 * The time when sb_stop() began to wait for the worker's transaction; 0
+	 * if it does not wait.  While it is set, the worker cancels its
+	 * transactions.  Written under ShareRowExclusiveLock on the relation.
 	 */
 	pg_atomic_uint64 halt_at;
 } SharedRequests;

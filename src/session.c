@@ -3,9 +3,10 @@
  * session.c
  *	  A worker's session: cancel, timeouts, and a clean state for each flush.
  *
- * While a transaction is active, an alarm goes off several times a second.  Its
- * handler checks whether the transaction must end, because the worker is being
- * terminated, the buffer is being stopped, or the handler's time is up.
+ * While a transaction is active, an alarm goes off several times a second.
+ * Then a signal handler checks whether the transaction must end, because the
+ * worker is being terminated, the buffer is being stopped, or the time of the
+ * buffer's handler is up.
  *
  * The session is that of the buffer's owner.  What a handler changes in it is
  * reset after each flush.
@@ -130,8 +131,8 @@ session_stop_at(ClockTime now)
 }
 
 /*
- * Check whether the transaction must end, which may be waiting for a lock or
- * for the handler.  Called by the alarm.
+ * Check whether the transaction, which may be waiting for a lock or running
+ * the handler, must end.  Called by the alarm.
  *
  * If the server stops, transactions may take as long as the last flush may.
  * If only this worker is terminated, it ends at once: a session is waiting for

@@ -58,8 +58,8 @@ typedef struct TableEntry
 
 /*
  * Shapes are small and live long.  If they were allocated from the size
- * classes of keys, each shape would keep a block from being returned when the
- * keys are gone.
+ * classes of most keys, each shape would keep a block from being returned when
+ * the keys are gone.
  */
 #define SHAPE_MIN_ALLOC			256
 

@@ -12,8 +12,9 @@
  * same privileges: those of the user who changes the table.
  *
  * The trigger's definition is analyzed once per statement, and the result is
- * cached in fn_extra.  The executor has one for each trigger of each table,
- * for as long as the statement runs, and the table cannot be altered meanwhile.
+ * cached in fn_extra.  The executor has an fn_extra for each trigger of each
+ * table.  It keeps it as long as the statement runs, and the table cannot be
+ * altered meanwhile.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -41,7 +42,8 @@
 COMPAT_FUNCTION_INFO_V1(sb_trigger);
 
 /*
- * A key's columns as in a row or, after key_read_columns(), as in the buffer.
+ * The values of a key's columns: of the types that they have in the table or,
+ * after key_read_columns(), in the buffer.
  */
 typedef struct RowKey
 {

@@ -57,7 +57,7 @@ typedef struct WorkerState
 	ClockTime	started;
 	ClockTime	last_work;		/* when something was last flushed */
 	bool		had_turn;		/* it has flushed something */
-	bool		announced;		/* wake_at is correct for the next worker */
+	bool		announced;		/* wake_at says when to start the next one */
 	uint64		drain_seen;		/* the last drain ticket noticed */
 
 	/* memory */
@@ -395,7 +395,10 @@ may_leave(WorkerState *worker, ClockTime now, ClockTime next)
 {
 	FlushState *flush = &worker->flush;
 
-	/* other buffers wait for the slot: they get it, after a minimum time */
+	/*
+	 * Other buffers wait for the slot: they get it if nothing is due soon, or
+	 * after a minimum time.
+	 */
 	if (pg_atomic_read_u32(&shared_control->waiting) > 0)
 		return next > clock_add(now, TURN_MSECS) ||
 			clock_passed(worker->started, now, TURN_MSECS);
