@@ -475,7 +475,6 @@ retire(MemoryContext context)
 static void
 build(SbBuffer *buffer, Relation rel, BufferLocker lock)
 {
-	ForeignTable *table = GetForeignTable(RelationGetRelid(rel));
 	MemoryContext options_context;
 	MemoryContext oldcontext;
 	BufferShape *shape;
@@ -489,7 +488,7 @@ build(SbBuffer *buffer, Relation rel, BufferLocker lock)
 											"statbuffer options",
 											ALLOCSET_SMALL_SIZES);
 	oldcontext = MemoryContextSwitchTo(options_context);
-	options_parse(table->options, &options);
+	options_parse(GetForeignTable(RelationGetRelid(rel))->options, &options);
 	MemoryContextSwitchTo(oldcontext);
 
 	if (buffer->shape != NULL && same_shape(buffer->shape, shape))

@@ -451,6 +451,8 @@ process_utility(PlannedStmt *pstmt, const char *query_string,
 	}
 	PG_FINALLY();
 	{
+		/* an error may have come when a partition of the registry was locked */
+		LWLockReleaseAll();
 		admit(dboid);
 	}
 	PG_END_TRY();

@@ -190,6 +190,8 @@ registry_make(Oid dboid, Oid relid, const BufferSettings *settings, bool *made)
 	}
 	PG_CATCH();
 	{
+		/* dsa.c raises errors with its locks held, which freeing takes, too */
+		LWLockReleaseAll();
 		table_destroy_handle(table);
 		PG_RE_THROW();
 	}

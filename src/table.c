@@ -468,6 +468,8 @@ create_counter(SharedTable *shared, const CounterTable *table,
 	}
 	PG_CATCH();
 	{
+		/* dsa.c raises errors with its locks held, which freeing takes, too */
+		LWLockReleaseAll();
 		if (DsaPointerIsValid(self))
 			dsa_free(shared_area, self);
 		rethrow_memory_error();

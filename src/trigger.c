@@ -320,7 +320,8 @@ get_cache(FunctionCallInfo fcinfo, TriggerErrorContext *context)
 	}
 
 	buffer_accept_changes();
-	if (pending_is_open(&cache->target) && cache->attnos != NULL)
+	if (pending_is_open(&cache->target) && cache->attnos != NULL &&
+		cache->key_generation == buffer_generation)
 		return cache;
 
 	if (trigger->tgnargs == 0)

@@ -164,6 +164,15 @@ flush_due(FlushState *flush, ClockTime stop_at)
 			flush->shared->flush.breakdowns > 0)
 			return false;
 		now = clock_now();
+
+		/* after a conflict with others, they must have time to go on */
+		if (flush->paused_until > now)
+		{
+			(void) WaitLatch(MyLatch, WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+							 clock_get_timeout(Min(flush->paused_until, stop_at), now),
+							 compat_wait_event("StatbufferShutdown"));
+			now = clock_now();
+		}
 	}
 	return now < stop_at;
 }
@@ -276,6 +285,7 @@ give_memory_back(WorkerState *worker, ClockTime now)
 
 	session_begin_transaction(false);
 	if (ConditionalLockRelationOid(flush->relid, AccessExclusiveLock) &&
+		SearchSysCacheExists1(RELOID, ObjectIdGetDatum(flush->relid)) &&
 		table_nkeys(table) == 0 &&
 		flush->buffer->table.number == table->number)
 	{
