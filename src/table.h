@@ -153,7 +153,7 @@ extern void table_end_scan(TableScan *scan);
 /* memory */
 extern bool table_memory_is_short(void);
 extern bool table_has_room(uint64 nkeys, uint64 size);
-extern void table_report_out_of_memory(void) pg_attribute_noreturn();
+extern void table_report_out_of_memory(void);
 
 /* shapes */
 extern void table_find_shape(SharedTable *shared, const KeyShape *shape,
