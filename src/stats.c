@@ -56,6 +56,18 @@ check_columns(FunctionCallInfo fcinfo, TupleDesc desc, int expected)
 				 errhint("Run ALTER EXTENSION statbuffer UPDATE, or install the version of statbuffer that the database has.")));
 }
 
+/* Get the row type that a function returns, with that number of columns. */
+static TupleDesc
+get_row_type(FunctionCallInfo fcinfo, int ncolumns)
+{
+	TupleDesc	desc;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	check_columns(fcinfo, desc, ncolumns);
+	return BlessTupleDesc(desc);
+}
+
 /* Convert a timestamp; 0 gives null. */
 static void
 set_time(Datum *value, bool *isnull, TimestampTz time)
@@ -223,10 +235,7 @@ sb_stat_get_buffer(PG_FUNCTION_ARGS)
 
 	if (!is_stopped(relid, &stopped))
 		PG_RETURN_NULL();
-	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
-	check_columns(fcinfo, desc, STAT_COLUMNS);
-	desc = BlessTupleDesc(desc);
+	desc = get_row_type(fcinfo, STAT_COLUMNS);
 
 	(void) launch_await_load();
 	read_stats(relid, &stats);
@@ -266,17 +275,13 @@ Datum
 sb_stat_get_memory(PG_FUNCTION_ARGS)
 {
 	TupleDesc	desc;
-	Datum		values[MEMORY_COLUMNS];
-	bool		isnull[MEMORY_COLUMNS] = {0};
-	int64		nbuffers = 0;
+	StatRow		row = {.n = 0};
+	uint64		nbuffers = 0;
 	uint64		nkeys = 0;
 	uint64		nbytes = 0;
 	size_t		mapped = 0;
 
-	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
-	check_columns(fcinfo, desc, MEMORY_COLUMNS);
-	desc = BlessTupleDesc(desc);
+	desc = get_row_type(fcinfo, MEMORY_COLUMNS);
 
 	(void) launch_await_load();
 	if (registry_attach(false))
@@ -296,13 +301,14 @@ sb_stat_get_memory(PG_FUNCTION_ARGS)
 		mapped = compat_area_size(shared_area);
 	}
 
-	values[0] = Int64GetDatum(nbuffers);
-	values[1] = Int64GetDatum((int64) nkeys);
-	values[2] = Int64GetDatum((int64) nbytes);
-	values[3] = Int64GetDatum((int64) mapped);
-	isnull[3] = !COMPAT_AREA_SIZE_KNOWN;
-	values[4] = Int64GetDatum((int64) statbuffer_max_memory * 1024);
-	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, isnull)));
+	put_count(&row, nbuffers);
+	put_count(&row, nkeys);
+	put_count(&row, nbytes);
+	put(&row, Int64GetDatum((int64) mapped), !COMPAT_AREA_SIZE_KNOWN);
+	put_count(&row, (uint64) statbuffer_max_memory * 1024);
+	Assert(row.n == desc->natts);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, row.values,
+													  row.isnull)));
 }
 
 /* A key as it was found in the table; it is converted for display later. */
