@@ -14,13 +14,11 @@
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
-#include "access/xact.h"
 #include "buffer.h"
 #include "catalog/dependency.h"
 #include "catalog/indexing.h"
 #include "catalog/objectaccess.h"
 #include "catalog/objectaddress.h"
-#include "catalog/pg_authid.h"
 #include "catalog/pg_depend.h"
 #include "catalog/pg_extension.h"
 #include "catalog/pg_foreign_server.h"
@@ -31,30 +29,25 @@
 #include "commands/defrem.h"
 #include "compat.h"
 #include "drain.h"
-#include "counters.h"
 #include "executor/spi.h"
 #include "foreign/foreign.h"
-#include "funcapi.h"
 #include "functions.h"
 #include "launch.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "owner.h"
 #include "pending.h"
+#include "registry.h"
 #include "sink_function.h"
 #include "storage/ipc.h"
 #include "storage/lmgr.h"
 #include "storage/lock.h"
-#include "storage/proc.h"
+#include "table.h"
 #include "tcop/utility.h"
-#include "utils/acl.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
-#include "utils/fmgrprotos.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
-#include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/resowner.h"
 #include "utils/syscache.h"
@@ -340,24 +333,33 @@ start_buffer(FunctionCallInfo fcinfo)
 }
 
 /*
+ * Do something whose locks must last as long as its effects, which is as long as
+ * the (sub)transaction, even if it is called by a cursor: see
+ * buffer_lock_for_transaction().
+ */
+static void
+do_for_transaction(void (*action) (FunctionCallInfo), FunctionCallInfo fcinfo)
+{
+	ResourceOwner owner = CurrentResourceOwner;
+
+	CurrentResourceOwner = CurTransactionResourceOwner;
+	action(fcinfo);
+	CurrentResourceOwner = owner;
+}
+
+/*
  * sb_start(buffer regclass): check that a buffer's worker can work, and start
  * the buffer if it is stopped.  With null, creates the default buffer if there
  * is none.
  *
  * The caller must own the buffer.  Takes CONTROL_LOCK on it and, if it is
- * stopped, its gate.  The locks are held to the end of the (sub)transaction,
- * as what it does lasts as long, even if it is called by a cursor: see
- * buffer_lock_for_transaction().  Raises an error if the handler cannot be
- * called or the owner cannot connect.
+ * stopped, its gate, both to the end of the (sub)transaction.  Raises an error if
+ * the handler cannot be called or the owner cannot connect.
  */
 Datum
 sb_start(PG_FUNCTION_ARGS)
 {
-	ResourceOwner owner = CurrentResourceOwner;
-
-	CurrentResourceOwner = CurTransactionResourceOwner;
-	start_buffer(fcinfo);
-	CurrentResourceOwner = owner;
+	do_for_transaction(start_buffer, fcinfo);
 	PG_RETURN_VOID();
 }
 
@@ -510,10 +512,6 @@ stop_buffer(FunctionCallInfo fcinfo)
 Datum
 sb_stop(PG_FUNCTION_ARGS)
 {
-	ResourceOwner owner = CurrentResourceOwner;
-
-	CurrentResourceOwner = CurTransactionResourceOwner;
-	stop_buffer(fcinfo);
-	CurrentResourceOwner = owner;
+	do_for_transaction(stop_buffer, fcinfo);
 	PG_RETURN_VOID();
 }
