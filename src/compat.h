@@ -303,7 +303,7 @@ compat_result_user(ResultRelInfo *rinfo, EState *estate)
 #endif
 }
 
-/* 17: can also look for stronger locks */
+/* 17: LockHeldByMe() can also look for stronger locks */
 static inline bool
 compat_lock_held(const LOCKTAG *tag, LOCKMODE lockmode)
 {
@@ -311,6 +311,20 @@ compat_lock_held(const LOCKTAG *tag, LOCKMODE lockmode)
 	return LockHeldByMe(tag, lockmode, false);
 #else
 	return LockHeldByMe(tag, lockmode);
+#endif
+}
+
+/* Likewise, in this mode or a stronger one */
+static inline bool
+compat_lock_held_or_stronger(const LOCKTAG *tag, LOCKMODE weakest)
+{
+#if PG_VERSION_NUM >= 170000
+	return LockHeldByMe(tag, weakest, true);
+#else
+	for (LOCKMODE mode = weakest; mode <= MaxLockMode; mode++)
+		if (LockHeldByMe(tag, mode))
+			return true;
+	return false;
 #endif
 }
 

@@ -60,10 +60,7 @@ has_locked(Oid relid, LOCKMODE weakest)
 	LOCKTAG		tag;
 
 	buffer_set_relation_tag(&tag, relid);
-	for (LOCKMODE mode = weakest; mode <= MaxLockMode; mode++)
-		if (compat_lock_held(&tag, mode))
-			return true;
-	return false;
+	return compat_lock_held_or_stronger(&tag, weakest);
 }
 
 /*

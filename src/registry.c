@@ -587,10 +587,7 @@ registry_is_usable(SharedBuffer *buffer)
 	if (registry_is_mine(buffer))
 		return true;
 	SET_LOCKTAG_RELATION(tag, buffer->key.dboid, buffer->key.relid);
-	for (LOCKMODE mode = AccessShareLock; mode <= MaxLockMode; mode++)
-		if (compat_lock_held(&tag, mode))
-			return true;
-	return false;
+	return compat_lock_held_or_stronger(&tag, AccessShareLock);
 }
 #endif
 
