@@ -28,7 +28,6 @@
 #include "compat.h"
 #include "ddl.h"
 #include "miscadmin.h"
-#include "tcop/utility.h"
 #include "utils/memutils.h"
 #include "utils/syscache.h"
 
@@ -51,7 +50,6 @@ typedef struct ChangedBuffer
 static List *changed = NIL;		/* in TopTransactionContext */
 
 static object_access_hook_type prev_object_access_hook = NULL;
-static ProcessUtility_hook_type prev_ProcessUtility_hook = NULL;
 
 /* ------------------------------------------------------------------------
  * Buffers
@@ -319,12 +317,12 @@ has_workers(Oid dboid)
 }
 
 /*
- * Ask the workers of a database to leave, and to stay out until admit() is
- * called.  With `wait', waits until they are gone, up to EVICTION_WAIT_MSECS:
+ * Ask the workers of a database to leave, and to stay out until
+ * ddl_admit() is called.  With `wait', waits until they are gone, up to EVICTION_WAIT_MSECS:
  * a handler may be running.
  */
-static void
-evict(Oid dboid, bool wait)
+void
+ddl_evict(Oid dboid, bool wait)
 {
 	ClockTime	start = clock_now();
 
@@ -344,13 +342,17 @@ evict(Oid dboid, bool wait)
 	}
 }
 
-/* Let workers into the database again. */
-static void
-admit(Oid dboid)
+/*
+ * Let workers into the database again.  Also on the way of an error, which may
+ * have come when a partition of the registry was locked: releases all LWLocks.
+ */
+void
+ddl_admit(Oid dboid)
 {
 	RegistryScan scan;
 	SharedBuffer *buffer;
 
+	LWLockReleaseAll();
 	if (!shmem_open(DEBUG1) || !registry_attach(false))
 		return;
 	set_eviction(dboid, 0);
@@ -417,19 +419,14 @@ database_wanted_alone(Node *statement, bool *force)
 }
 
 /*
- * Utility hook: evict workers while a statement needs exclusive use of a
- * database.
+ * Get the database that a statement needs exclusive use of, and that its
+ * workers must leave for it, or InvalidOid.  Sets `force' if the statement
+ * terminates other processes in the database.
  */
-static void
-process_utility(PlannedStmt *pstmt, const char *query_string,
-				bool read_only_tree, ProcessUtilityContext context,
-				ParamListInfo params, QueryEnvironment *query_env,
-				DestReceiver *dest, QueryCompletion *qc)
+Oid
+ddl_wanted_database(Node *statement, bool *force)
 {
-	ProcessUtility_hook_type next = prev_ProcessUtility_hook ?
-	prev_ProcessUtility_hook : standard_ProcessUtility;
-	bool		force;
-	Oid			dboid = database_wanted_alone(pstmt->utilityStmt, &force);
+	Oid			dboid = database_wanted_alone(statement, force);
 
 	/*
 	 * Do not evict workers for users who do not own the database: the only
@@ -437,25 +434,8 @@ process_utility(PlannedStmt *pstmt, const char *query_string,
 	 */
 	if (!OidIsValid(dboid) || dboid == MyDatabaseId ||
 		!compat_owns_database(dboid, GetUserId()))
-	{
-		next(pstmt, query_string, read_only_tree, context, params, query_env,
-			 dest, qc);
-		return;
-	}
-
-	PG_TRY();
-	{
-		evict(dboid, !force);
-		next(pstmt, query_string, read_only_tree, context, params, query_env,
-			 dest, qc);
-	}
-	PG_FINALLY();
-	{
-		/* an error may have come when a partition of the registry was locked */
-		LWLockReleaseAll();
-		admit(dboid);
-	}
-	PG_END_TRY();
+		return InvalidOid;
+	return dboid;
 }
 
 /* Set up this room.  Called once, when the module is loaded. */
@@ -466,6 +446,4 @@ ddl_init(void)
 	RegisterSubXactCallback(subxact_callback, NULL);
 	prev_object_access_hook = object_access_hook;
 	object_access_hook = object_access;
-	prev_ProcessUtility_hook = ProcessUtility_hook;
-	ProcessUtility_hook = process_utility;
 }

@@ -59,7 +59,8 @@ executor_end(QueryDesc *query)
 }
 
 /*
- * Utility hook: ensure that the part of publishing that can fail runs before
+ * Utility hook: evict workers while a statement needs exclusive use of a
+ * database, and ensure that the part of publishing that can fail runs before
  * the commit callbacks of other libraries.  See pending_come_first().
  */
 static void
@@ -70,9 +71,27 @@ process_utility(PlannedStmt *pstmt, const char *query_string,
 {
 	ProcessUtility_hook_type next = prev_ProcessUtility_hook ?
 	prev_ProcessUtility_hook : standard_ProcessUtility;
+	bool		force;
+	Oid			dboid = ddl_wanted_database(pstmt->utilityStmt, &force);
 
 	/* look now: a statement that rolls back may free itself */
 	NodeTag		type = nodeTag(pstmt->utilityStmt);
+
+	if (OidIsValid(dboid))
+	{
+		PG_TRY();
+		{
+			ddl_evict(dboid, !force);
+			next(pstmt, query_string, read_only_tree, context, params,
+				 query_env, dest, qc);
+		}
+		PG_FINALLY();
+		{
+			ddl_admit(dboid);
+		}
+		PG_END_TRY();
+		return;
+	}
 
 	if (type == T_TransactionStmt &&
 		((TransactionStmt *) pstmt->utilityStmt)->kind == TRANS_STMT_COMMIT)
