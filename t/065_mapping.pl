@@ -82,7 +82,7 @@ like(fail_to($session, q{SELECT sb_flush('n', 'small')}), qr/could not open shar
 open_gate($gate);
 $session->quit;
 
-# another session: 19 does not let one map what it has failed to map before
+# another session: since 17 one cannot map what it has failed to map before
 sql(q{SELECT sb_flush('n', 'small')});
 wait_for_stored($node, $db, 'small', 1, 'the next time it can, and the key is flushed');
 wait_for($node, $db, q{SELECT keys = 0 FROM sb_stat_buffers WHERE buffer = 'small'::regclass}, 'and freed');
