@@ -496,6 +496,7 @@ check_definition(FlushState *flush, ClockTime now)
 
 	if (!open_definition(flush))
 		return;
+	flush->unread = false;
 	pgstat_report_activity(STATE_IDLE, NameStr(flush->buffer->name));
 	if (!is_new &&
 		strcmp(owner_search_path(flush->buffer->owner),
@@ -511,11 +512,15 @@ check_definition(FlushState *flush, ClockTime now)
  * Check the definition, outside of a flush.  If a new session of the owner
  * would look for the handler elsewhere than this one, which has the settings
  * with which it started, the worker leaves and another one takes its place.
- * Reports errors instead of raising them.
+ *
+ * Reports errors instead of raising them.  After one, or if the relation is
+ * gone but still locked, the definition remains unread, and the caller must
+ * try again when the pause is over: nobody may ask for it again.
  */
 void
 flush_check_definition(FlushState *flush)
 {
+	flush->unread = true;
 	(void) attempt(flush, check_definition, 0, true);
 }
 
@@ -741,6 +746,7 @@ flush_begin(FlushState *flush, SharedBuffer *shared)
 {
 	flush->relid = shared->key.relid;
 	flush->shared = shared;
+	flush->unread = true;
 	flush->batch.buffer = shared;
 	flush->batch.suspect_limit = 1;
 	session_begin(shared);

@@ -30,7 +30,9 @@ typedef struct FlushState
 {
 	Oid			relid;
 	SharedBuffer *shared;		/* NULL if it is no longer ours */
-	SbBuffer   *buffer;			/* NULL if the definition was not read yet */
+	SbBuffer   *buffer;			/* NULL if the definition was never read */
+	bool		unread;			/* the definition must be read, but not before
+								 * paused_until */
 	bool		leaving;		/* the worker's main loop must end */
 	ClockTime	paused_until;	/* the buffer fails, or blocks others */
 

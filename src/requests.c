@@ -150,6 +150,13 @@ requests_ask_drain(SharedRequests *requests)
  * ------------------------------------------------------------------------
  */
 
+/* Have any of these requests been made since requests_take()? */
+bool
+requests_are_new(SharedRequests *requests, uint32 what)
+{
+	return (pg_atomic_read_u32(&requests->asked) & what) != 0;
+}
+
 /* Take the requests in the mask.  Returns all that are to be carried out. */
 uint32
 requests_take(SharedRequests *requests)

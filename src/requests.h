@@ -113,6 +113,7 @@ extern uint64 requests_ask_drain(SharedRequests *requests);
 extern bool requests_are_open(SharedRequests *requests);
 
 /* for the buffer's worker, or the process that removes or saves the buffer */
+extern bool requests_are_new(SharedRequests *requests, uint32 what);
 extern uint32 requests_take(SharedRequests *requests);
 extern void requests_done(SharedRequests *requests, uint32 what);
 extern void requests_serve(SharedRequests *requests, SharedSchedule *schedule,

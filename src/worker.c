@@ -370,16 +370,16 @@ serve_requests(WorkerState *worker, ClockTime now)
 	SharedRequests *requests = &flush->shared->requests;
 	SharedSchedule *schedule = &flush->shared->schedule;
 	uint64		drain = pg_atomic_read_u64(&requests->drain.asked);
+	bool		recheck = requests_are_new(requests, REQUEST_RECHECK);
 	uint32		asked = requests_take(requests);
 
-	if ((asked & REQUEST_RECHECK) ||
-		(flush->buffer == NULL && now >= flush->paused_until))
+	if (recheck || (flush->unread && now >= flush->paused_until))
 	{
 		flush->paused_until = 0;
 		flush_check_definition(flush);
 
 		/* not before: a worker that is terminated meanwhile has not looked */
-		if (flush->shared != NULL)
+		if (flush->shared != NULL && !flush->unread)
 			requests_done(requests, REQUEST_RECHECK);
 		if (flush->leaving)
 			return;
@@ -414,7 +414,7 @@ may_leave(WorkerState *worker, ClockTime now, ClockTime next)
 			clock_passed(worker->started, now, TURN_MSECS);
 
 	/* a buffer that fails needs no worker during a long pause */
-	if (flush->paused_until > now || flush->buffer == NULL)
+	if (flush->paused_until > now || flush->unread)
 		return flush->paused_until > clock_add(now, LAUNCHER_LEAD_MSECS);
 	return now >= clock_add(worker->last_work, flush->buffer->options.timeout) &&
 		(next == SCHEDULE_NEVER ||
@@ -471,7 +471,7 @@ sleep_until(WorkerState *worker, ClockTime now, ClockTime next, bool due)
 		if (quiet > now)
 			wake_at = Min(wake_at, quiet);
 	}
-	if (!due && flush->buffer != NULL &&
+	if (!due && !flush->unread &&
 		!schedule_sleep_until(&flush->shared->schedule, next, wake_at))
 		return;
 	if (wake_at != SCHEDULE_NEVER)
@@ -516,7 +516,7 @@ take_turn(WorkerState *worker)
 		worker->had_turn = true;
 		return !flush->leaving;
 	}
-	if (due || flush->buffer == NULL)
+	if (due || flush->unread)
 		next = flush->paused_until;
 
 	if (flush->buffer != NULL && next_reap(worker) <= now)

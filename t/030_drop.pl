@@ -1,7 +1,7 @@
 # What becomes of counts and workers when buffers are dropped, alone and with
 # what they need, while a handler is in the middle of a call and while there is
-# no worker; in one transaction with increments; and that the memory of dropped
-# buffers is used again.
+# no worker; while another session waits for the lock; in one transaction with
+# increments; and that the memory of dropped buffers is used again.
 
 use strict;
 use warnings;
@@ -85,6 +85,45 @@ sub test_drop
 	return;
 }
 
+# --- while another session waits for the dropped buffer's lock ----------------
+
+# That session has the lock when the worker looks, and it has it for a while.
+# So the worker must look again, though no one asks it to.  Only a session with
+# the library tells the worker of the DROP.
+sub test_drop_while_locked
+{
+	make_buffer($node, $db, 'wanted', q{interval '1h', timeout '1h'});
+	sql('CREATE TABLE locked ()');
+	increment($node, $db, 'wanted', 'k', 1);
+	sql(q{SELECT sb_drain('wanted')});
+	wait_for($node, $db, q{SELECT pid IS NOT NULL FROM sb_stat_buffers WHERE buffer = 'wanted'::regclass},
+		"$how, DROP of what others wait for: it has a worker");
+	my $buffers = sql('SELECT buffers FROM sb_stat_memory');
+
+	my $gate = close_gate($node, $db);
+	my $reader = start_session($node, $db,
+		'PREPARE p AS SELECT FROM wanted, locked',
+		'SELECT pg_advisory_xact_lock_shared(4713)',
+		'EXECUTE p');
+	wait_at_gate($node, $db, "$how, DROP of what others wait for: another session has a plan");
+	my $dropper = $node->background_psql($db);
+	my $locker = $node->background_psql($db);
+	$dropper->query_safe(q{LOAD 'statbuffer'; BEGIN; DROP FOREIGN TABLE wanted});
+	$locker->query_safe('BEGIN; LOCK locked');
+	open_gate($gate);
+	wait_for_session($reader, q{l.mode = 'AccessShareLock'}, "$how, DROP of what others wait for: it waits");
+	$dropper->query_safe('COMMIT');
+	wait_for_session($reader, q{l.relation = 'locked'::regclass}, "$how, DROP of what others wait for: it has the lock");
+	is(sql('SELECT buffers FROM sb_stat_memory'), $buffers, "$how, DROP of what others wait for: it is still there");
+	$locker->query_safe('COMMIT');
+	$_->quit foreach $dropper, $locker;
+	$reader->{run}->finish;
+	like($reader->{err}, qr/relation "wanted" does not exist/, "$how, DROP of what others wait for: the lock is free");
+	wait_for($node, $db, "SELECT buffers < $buffers FROM sb_stat_memory", "$how, DROP of what others wait for: it is freed");
+	sql('DROP TABLE locked');
+	return;
+}
+
 # --- in one transaction with increments -------------------------------------
 
 sub test_drop_in_transaction
@@ -161,7 +200,7 @@ sub test_drop_in_transaction
 	return;
 }
 
-test_with_servers(\&test_drop, \&test_drop_in_transaction);
+test_with_servers(\&test_drop, \&test_drop_while_locked, \&test_drop_in_transaction);
 
 # --- the memory of what is dropped ------------------------------------------
 
