@@ -127,15 +127,15 @@ log_failure(FlushState *flush, ErrorData *edata, int nkeys)
 
 	ereport(LOG,
 			(errcode(edata->sqlerrcode),
+			 flush->buffer == NULL ?
+			 errmsg("could not flush buffer %u: %s", flush->relid, edata->message) :
 			 nkeys > 0 ?
 			 errmsg_plural("could not flush %d key of buffer \"%s\": %s",
 						   "could not flush %d keys of buffer \"%s\": %s",
 						   nkeys, nkeys, NameStr(flush->buffer->name),
 						   edata->message) :
-			 flush->buffer != NULL ?
 			 errmsg("could not flush buffer \"%s\": %s",
-					NameStr(flush->buffer->name), edata->message) :
-			 errmsg("could not flush buffer %u: %s", flush->relid, edata->message),
+					NameStr(flush->buffer->name), edata->message),
 			 edata->detail ? errdetail_internal("%s", edata->detail) : 0,
 			 edata->hint ? errhint("%s", edata->hint) : 0,
 			 edata->context ? errcontext("%s", edata->context) : 0,

@@ -416,6 +416,7 @@ may_leave(WorkerState *worker, ClockTime now, ClockTime next)
 	/* a buffer that fails needs no worker during a long pause */
 	if (flush->paused_until > now || flush->unread)
 		return flush->paused_until > clock_add(now, LAUNCHER_LEAD_MSECS);
+	Assert(flush->buffer != NULL);
 	return now >= clock_add(worker->last_work, flush->buffer->options.timeout) &&
 		(next == SCHEDULE_NEVER ||
 		 next > clock_add(now, LAUNCHER_LEAD_MSECS));
