@@ -496,7 +496,6 @@ check_definition(FlushState *flush, ClockTime now)
 
 	if (!open_definition(flush))
 		return;
-	flush->unread = false;
 	pgstat_report_activity(STATE_IDLE, NameStr(flush->buffer->name));
 	if (!is_new &&
 		strcmp(owner_search_path(flush->buffer->owner),
@@ -506,6 +505,9 @@ check_definition(FlushState *flush, ClockTime now)
 		requests_ask(&flush->shared->requests, REQUEST_RECHECK);
 		flush->leaving = true;
 	}
+
+	/* last, for the search path may not be readable, either */
+	flush->unread = false;
 }
 
 /*

@@ -122,6 +122,43 @@ sql(q{ALTER SYSTEM SET search_path = in_all});
 $node->reload;
 agree('in_all', 'ALTER SYSTEM');
 
+# --- a worker that could not look --------------------------------------------
+
+# It is cancelled while it waits to read the roles' settings.  It must read them
+# again, though no one asks it to.  No new session can begin meanwhile.
+sub poll_in
+{
+	my ($session, $query, $what) = @_;
+
+	$session->query_safe(qq{
+		DO \$\$ BEGIN
+			FOR i IN 1 .. 100 * $PostgreSQL::Test::Utils::timeout_default LOOP
+				EXIT WHEN ($query);
+				PERFORM pg_sleep(0.01);
+			END LOOP;
+		END \$\$});
+	is($session->query_safe("SELECT ($query)"), 't', $what);
+	return;
+}
+
+sql('ALTER ROLE owner SET search_path = in_role');
+my $session = $node->background_psql($db);
+my $locker = $node->background_psql($db);
+my $worker = sql(q{SELECT pid FROM public.sb_stat_buffers WHERE buffer = 'public.hits'::regclass});
+my $waits = "FROM pg_locks WHERE pid = $worker AND NOT granted AND relation = 'pg_db_role_setting'::regclass";
+$session->query_safe(q{BEGIN; ALTER FOREIGN TABLE public.hits OPTIONS (SET timeout '2h')});
+$locker->query_safe('BEGIN; LOCK pg_db_role_setting');
+$session->query_safe('COMMIT');
+poll_in($session, "SELECT count(waitstart) = 1 $waits", 'a worker that could not look: it waits');
+my $since = $session->query_safe("SELECT waitstart $waits");
+$session->query_safe("SELECT pg_cancel_backend($worker)");
+poll_in($session, "SELECT NOT EXISTS (SELECT $waits AND waitstart IS NOT DISTINCT FROM '$since')", 'a worker that could not look: not any more');
+$locker->query_safe('COMMIT');
+$_->quit foreach $session, $locker;
+wait_for($node, $db, "SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = $worker", 'a worker that could not look: it has looked, and left');
+agree('in_role', 'a worker that could not look');
+sql('ALTER ROLE owner RESET search_path');
+
 # --- what else the worker would not find ------------------------------------
 
 sub refused
