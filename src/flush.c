@@ -495,7 +495,12 @@ check_definition(FlushState *flush, ClockTime now)
 	bool		is_new = flush->buffer == NULL;
 
 	if (!open_definition(flush))
+	{
+		/* it was read, and says that this worker has nothing to do here */
+		if (flush->leaving)
+			flush->unread = false;
 		return;
+	}
 	pgstat_report_activity(STATE_IDLE, NameStr(flush->buffer->name));
 	if (!is_new &&
 		strcmp(owner_search_path(flush->buffer->owner),
