@@ -9,7 +9,7 @@ CREATE TABLE calls (n serial, keys text, counts text, as_whom name DEFAULT curre
 CREATE FOREIGN TABLE buf (key text NOT NULL, count bigint NOT NULL DEFAULT 1)
   SERVER statbuffer OPTIONS (handler 'store', interval '1h', timeout '1h', backoff '1h');
 CREATE FUNCTION has_failed(key text) RETURNS boolean LANGUAGE sql
-AS $$ SELECT wait_until(format('EXISTS (SELECT FROM sb_keys(''buf'') WHERE key = %L AND failures > 0)', key)) $$;
+AS $$ SELECT wait_until(format('EXISTS (SELECT FROM sb_keys(''buf'') WHERE key = %L AND failures > 0 AND last_error IS NOT NULL)', key)) $$;
 CREATE FUNCTION status() RETURNS TABLE (state text, failures bigint, last_error text)
 LANGUAGE sql AS $$
   SELECT state, failures, last_error FROM sb_stat_buffers WHERE buffer = 'buf'::regclass

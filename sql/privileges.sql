@@ -164,7 +164,7 @@ CREATE OR REPLACE FUNCTION store(key text, counter bigint) RETURNS void LANGUAGE
 AS $$ BEGIN RAISE 'a secret'; END $$;
 SELECT sb_increment('k', 1, 'buf');
 SELECT sb_flush('k', 'buf');
-SELECT wait_until($$ (SELECT failures > 0 FROM sb_keys('buf') WHERE key = 'k') $$);
+SELECT wait_until($$ (SELECT failures > 0 AND last_error IS NOT NULL FROM sb_keys('buf') WHERE key = 'k') $$);
 GRANT SELECT ON buf TO regress_sb_monitor;
 SELECT 'owner' AS who, state, failures > 0 AS failed, last_error FROM sb_stat_buffers
   WHERE buffer = 'buf'::regclass;
@@ -237,7 +237,7 @@ AS $$ BEGIN INSERT INTO sb_priv.only_super VALUES (key); END $$;
 ALTER FOREIGN TABLE buf OPTIONS (SET handler 'sb_priv.store');
 SELECT sb_increment('k', 7, 'buf');
 SELECT sb_flush('k', 'buf');
-SELECT wait_until($$ (SELECT failures > 0 FROM sb_keys('buf') WHERE key = 'k') $$);
+SELECT wait_until($$ (SELECT failures > 0 AND last_error IS NOT NULL FROM sb_keys('buf') WHERE key = 'k') $$);
 SELECT last_error FROM sb_keys('buf') WHERE failures > 0;
 -- Not even by changing its role back.
 CREATE OR REPLACE FUNCTION store(key text, counter bigint) RETURNS void LANGUAGE plpgsql

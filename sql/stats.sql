@@ -97,7 +97,7 @@ SELECT * FROM sums();
 SELECT sb_stat_reset('buf');
 INSERT INTO buf VALUES ('bad', 100), ('good', 1);
 SELECT sb_flush_all('buf');
-SELECT wait_until($$ (SELECT failures > 0 FROM sb_keys('buf') WHERE key = 'bad') $$);
+SELECT wait_until($$ (SELECT failures > 0 AND last_error IS NOT NULL FROM sb_keys('buf') WHERE key = 'bad') $$);
 SELECT wait_until('(SELECT flushed_count = 1 AND in_flight = 0 FROM sums())');
 SELECT key, count, in_flight, failures, last_error,
        due_at BETWEEN now() + interval '59 min' AND now() + interval '61 min' AS backs_off
@@ -120,7 +120,7 @@ SELECT key FROM sb_keys('buf') WHERE count <> 0 OR failures <> 0 OR last_error I
 -- So with one that is stored at last.
 INSERT INTO buf VALUES ('bad', 100);
 SELECT sb_flush('bad', 'buf');
-SELECT wait_until($$ (SELECT failures > 0 FROM sb_keys('buf') WHERE key = 'bad') $$);
+SELECT wait_until($$ (SELECT failures > 0 AND last_error IS NOT NULL FROM sb_keys('buf') WHERE key = 'bad') $$);
 CREATE OR REPLACE FUNCTION store(key text, counter bigint) RETURNS void LANGUAGE sql
 AS 'INSERT INTO stored VALUES (key, counter)';
 SELECT sb_drain('buf');
@@ -135,7 +135,7 @@ CREATE OR REPLACE FUNCTION store(key text, counter bigint) RETURNS void LANGUAGE
 AS $$ BEGIN RAISE '%', repeat('0123456789', 1000); END $$;
 INSERT INTO buf VALUES ('long');
 SELECT sb_flush('long', 'buf');
-SELECT wait_until($$ (SELECT failures > 0 FROM sb_keys('buf') WHERE key = 'long') $$);
+SELECT wait_until($$ (SELECT failures > 0 AND last_error IS NOT NULL FROM sb_keys('buf') WHERE key = 'long') $$);
 SELECT length(last_error) > 100 AND repeat('0123456789', 1000) LIKE last_error || '%' AS its_beginning
   FROM sb_keys('buf') WHERE key = 'long';
 SELECT length(last_error) > 100 AND repeat('0123456789', 1000) LIKE last_error || '%' AS its_beginning
