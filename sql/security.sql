@@ -126,7 +126,7 @@ CREATE OR REPLACE FUNCTION store(key text, counter bigint) RETURNS void LANGUAGE
 AS $$ BEGIN RAISE 'a secret of %', key; END $$;
 SELECT sb_increment('k', 5, 'buf');
 SELECT sb_flush('k', 'buf');
-SELECT wait_until($$ (SELECT failures > 0 FROM sb_keys('sb_sec.buf') WHERE key = 'k') $$);
+SELECT wait_until($$ (SELECT failures > 0 AND last_error IS NOT NULL FROM sb_keys('sb_sec.buf') WHERE key = 'k') $$);
 RESET ROLE;
 CREATE FUNCTION seen_by(who name, query text) RETURNS SETOF text
 LANGUAGE plpgsql AS $$
@@ -342,7 +342,7 @@ SET ROLE regress_sb_stranger;
 ALTER FOREIGN TABLE sb_strange.buf OPTIONS (SET handler 'public.sb_sec_super');
 SELECT sb_start('sb_strange.buf');
 SELECT sb_flush('k', 'sb_strange.buf');
-SELECT wait_until($$ (SELECT last_error IS NOT NULL FROM sb_keys('sb_strange.buf')) $$);
+SELECT wait_until($$ (SELECT failures > 0 AND last_error IS NOT NULL FROM sb_keys('sb_strange.buf')) $$);
 SELECT last_error FROM sb_keys('sb_strange.buf');
 -- To give it to a role that he is not, so that it runs as that role, he may not.
 \set VERBOSITY sqlstate

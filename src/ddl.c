@@ -317,9 +317,9 @@ has_workers(Oid dboid)
 }
 
 /*
- * Ask the workers of a database to leave, and to stay out until
- * ddl_admit() is called.  With `wait', waits until they are gone, up to EVICTION_WAIT_MSECS:
- * a handler may be running.
+ * Ask the workers of a database to leave, and to stay out until ddl_admit() is
+ * called.  With `wait', waits until they are gone, up to EVICTION_WAIT_MSECS: a
+ * handler may be running.
  */
 void
 ddl_evict(Oid dboid, bool wait)

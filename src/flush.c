@@ -277,6 +277,8 @@ report_failure(FlushState *flush, ErrorData *edata, int nitems)
 	if (edata == NULL || flush->shared == NULL)
 		return;
 
+	/* first: where a key shows its error, the buffer shows it, too */
+	registry_set_error(flush->shared, edata->message, nitems == 0);
 	if (nitems == 0)
 	{
 		/* the buffer itself has failed, not a key */
@@ -286,7 +288,6 @@ report_failure(FlushState *flush, ErrorData *edata, int nitems)
 	}
 	else
 		batch_tidy(&flush->batch, nitems, edata->message);
-	registry_set_error(flush->shared, edata->message, nitems == 0);
 	log_failure(flush, edata, nitems);
 }
 

@@ -452,8 +452,9 @@ try_to_leave(WorkerState *worker, ClockTime now, ClockTime next)
  * Sleep until `next', when the first key is due, or until it is time to reap
  * idle keys or to leave.
  *
- * If the buffer pauses although keys are due (`due'), new keys do not wake us:
- * they are sorted in after the pause.  Requests do.
+ * If the buffer pauses although keys are due (`due'), or because its definition
+ * could not be read, new keys do not wake us: they are sorted in after the
+ * pause.  Requests do.
  */
 static void
 sleep_until(WorkerState *worker, ClockTime now, ClockTime next, bool due)
