@@ -468,8 +468,9 @@ typedef enum MakeDue
 } MakeDue;
 
 /*
- * Empty the wheel, set it to `now', and sort all keys in again, because their
- * times or the interval have changed, or to make keys due.
+ * Empty the wheel, advance it to `now', and sort all keys in again, because
+ * their times or the interval have changed, or to make keys due.  The caller
+ * may have read the clock before the wheel was last advanced.
  */
 static void
 rebuild(SharedSchedule *schedule, MakeDue make_due, ClockTime now)
@@ -483,7 +484,7 @@ rebuild(SharedSchedule *schedule, MakeDue make_due, ClockTime now)
 	for (int i = 0; i < lengthof(schedule->slots); i++)
 		map_list(schedule->slots[i].head);
 
-	schedule->tick = now / SCHEDULE_TICK_USECS;
+	schedule->tick = Max(schedule->tick, now / SCHEDULE_TICK_USECS);
 	for (int i = 0; i < lengthof(schedule->slots); i++)
 	{
 		WheelSlot  *slot = &schedule->slots[i];

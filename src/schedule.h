@@ -67,7 +67,9 @@ typedef struct SharedSchedule
 	int64		interval;		/* (w) interval by which the wheel is sorted,
 								 * in microseconds */
 	dsa_pointer drained;		/* (w) taken from the inbox, not yet sorted in */
-	int64		tick;			/* (w) the last tick processed */
+	int64		tick;			/* (w) the last tick processed; never
+								 * decreases, so that a key that is due stays
+								 * due */
 	dsa_pointer due_head;		/* (w) list of due keys, first come first */
 	dsa_pointer due_tail;		/* (w) */
 	uint64		nscheduled;		/* (w) counters in the wheel */

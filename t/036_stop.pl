@@ -98,6 +98,31 @@ sql(q{SELECT sb_start('pair')});
 sql(q{SELECT sb_drain('pair')});
 is(stored($node, $db, 'pair'), 1, 'what the other one has counted is stored');
 
+# --- it is rolled back ------------------------------------------------------
+
+# The buffer's first worker waits for it, for longer than a tick of the
+# schedule, and then finds two requests.  The key that one has made due is due
+# for the other, too.
+make_buffer($node, $db, 'kept_on', q{interval '1h', timeout '1h', shutdown '0'});
+sql(q{SELECT sb_increment('k', 1, 'kept_on')});
+my $stopping_session = $node->background_psql($db);
+$stopping_session->query_safe(q{SET client_min_messages = warning; BEGIN; SELECT sb_stop('kept_on')});
+sql(q{SELECT sb_flush('k', 'kept_on')});
+wait_for($node, $db, q{
+	SELECT EXISTS (SELECT FROM pg_locks JOIN pg_stat_activity USING (pid)
+		WHERE backend_type = 'statbuffer worker' AND locktype = 'advisory' AND NOT granted)},
+	'a worker comes up for sb_flush(), and waits');
+my $drain = start_session($node, $db, q{SELECT sb_drain('kept_on')});
+wait_for_session($drain, q{a.wait_event_type = 'Extension'}, 'sb_drain() waits');
+$gate = close_gate($node, $db);
+$stopping_session->query_safe('ROLLBACK');
+$stopping_session->quit;
+wait_at_gate($node, $db, 'after ROLLBACK, the handler is at work');
+is(sql("SELECT count(*) FROM pg_stat_activity WHERE application_name = '$drain->{name}'"), 1, 'and sb_drain() waits for it');
+open_gate($gate);
+finish_session($drain, 'sb_drain() returns');
+is(stored($node, $db, 'kept_on'), 1, 'when everything is stored');
+
 # --- it is cancelled --------------------------------------------------------
 
 # At each of its steps.  Afterwards it is as if it had not been called.  The
