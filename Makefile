@@ -10,6 +10,7 @@ OBJS = \
 	src/fdw.o \
 	src/flush.o \
 	src/functions.o \
+	src/hashtable.o \
 	src/key.o \
 	src/launch.o \
 	src/launcher.o \

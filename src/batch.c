@@ -394,6 +394,26 @@ batch_tidy(CounterBatch *batch, int nitems, const char *message)
 }
 
 /*
+ * May the counter be freed?  If it is empty, but not for long enough, notes it
+ * as idle.  Its partition is locked exclusively, so it cannot be pinned.
+ */
+static bool
+reap_counter(SharedBuffer *buffer, SharedCounter *counter,
+			 ClockTime idle_before)
+{
+	uint32		pins = pg_atomic_read_u32(&counter->pins);
+
+	if ((pins & COUNTER_LINKED) != 0 ||
+		pg_atomic_read_u64(&counter->count) != 0 ||
+		pg_atomic_read_u64(&counter->in_flight) != 0)
+		return false;
+	if (pins == 0 && (ClockTime) counter->next <= idle_before)
+		return true;
+	schedule_note_idle(&buffer->schedule, (ClockTime) counter->next);
+	return false;
+}
+
+/*
  * Free the counters that are empty, not pinned, and were last taken before
  * `idle_before'.  Other empty ones are noted as idle again.  Scans the whole
  * table, with its partitions locked exclusively.
@@ -409,25 +429,13 @@ batch_reap(SharedBuffer *buffer, const CounterTable *table,
 	Assert(registry_is_mine(buffer));
 	schedule_forget_idle(&buffer->schedule);
 	table_begin_scan(&scan, table, true);
-	while ((ref = table_next(&scan)).counter != NULL)
-	{
-		SharedCounter *counter = ref.counter;
-		uint32		pins = pg_atomic_read_u32(&counter->pins);
-
-		/* counters are pinned under the partition's lock, which we hold */
-		if ((pins & COUNTER_LINKED) != 0 ||
-			pg_atomic_read_u64(&counter->count) != 0 ||
-			pg_atomic_read_u64(&counter->in_flight) != 0)
-			continue;
-		if (pins != 0 || (ClockTime) counter->next > idle_before)
-		{
-			schedule_note_idle(&buffer->schedule, (ClockTime) counter->next);
-			continue;
-		}
-		table_delete_current(&buffer->table, &scan, ref);
-		nfreed++;
-	}
-	table_end_scan(&scan);
+	while (table_begin_portion(&scan))
+		while ((ref = table_next(&scan)).counter != NULL)
+			if (reap_counter(buffer, ref.counter, idle_before))
+			{
+				table_delete_current(&buffer->table, &scan, ref);
+				nfreed++;
+			}
 	if (nfreed >= TRIM_MIN_KEYS)
 		shmem_trim();
 }
@@ -439,7 +447,7 @@ batch_reap(SharedBuffer *buffer, const CounterTable *table,
 void
 batch_remove_shapes(SharedBuffer *buffer, ClockTime now)
 {
-	CounterTable table = {.dshash = NULL};
+	CounterTable table = {.partitions = NULL};
 	TableScan	scan;
 	CounterRef	ref;
 	uint32		used = 0;
@@ -447,9 +455,9 @@ batch_remove_shapes(SharedBuffer *buffer, ClockTime now)
 	table_attach(&buffer->table, &table);
 	batch_reap(buffer, &table, now);
 	table_begin_scan(&scan, &table, false);
-	while ((ref = table_next(&scan)).counter != NULL)
-		used |= (uint32) 1 << ref.counter->shape;
-	table_end_scan(&scan);
+	while (table_begin_portion(&scan))
+		while ((ref = table_next(&scan)).counter != NULL)
+			used |= (uint32) 1 << ref.counter->shape;
 	table_detach(&table);
 	table_remove_shapes(&buffer->table, used);
 }

@@ -62,6 +62,8 @@ typedef struct SharedCounter
 
 	/* on a list: the next counter; else (w) the time of the last take */
 	uint64		next;
+	dsa_pointer chain;			/* the next counter in the hash table's
+								 * bucket; under the partition's lock */
 	dsa_pointer error;			/* (w) SharedError; under SharedTable.lock */
 	pg_atomic_uint32 pins;
 	uint16		changecount;	/* (w) */

@@ -367,23 +367,26 @@ counters_pin_all(const CounterTable *table, int *npins)
 	int			n = 0;
 
 	table_begin_scan(&scan, table, false);
-	while (table_next(&scan).counter != NULL)
-		size++;
-	table_end_scan(&scan);
+	while (table_begin_portion(&scan))
+	{
+		while (table_next(&scan).counter != NULL)
+			size++;
+		CHECK_FOR_INTERRUPTS();
+	}
 
 	pins = MemoryContextAllocHuge(CurrentMemoryContext,
 								  Max(size, 1) * sizeof(CounterPin));
 	table_begin_scan(&scan, table, false);
-	while ((ref = table_next(&scan)).counter != NULL)
-	{
-		if (n == size)
-			elog(ERROR, "keys were added to a buffer that is being truncated");
-		counter_pin(ref.counter);
-		pins[n].ref = ref;
-		pins[n].locked = false;
-		n++;
-	}
-	table_end_scan(&scan);
+	while (table_begin_portion(&scan))
+		while ((ref = table_next(&scan)).counter != NULL)
+		{
+			if (n == size)
+				elog(ERROR, "keys were added to a buffer that is being truncated");
+			counter_pin(ref.counter);
+			pins[n].ref = ref;
+			pins[n].locked = false;
+			n++;
+		}
 
 	*npins = n;
 	return pins;
@@ -425,9 +428,10 @@ counters_wait_unpinned(SharedBuffer *buffer, const CounterTable *table,
 		requests_drop_flushes(&buffer->requests);
 		pinned = false;
 		table_begin_scan(&scan, table, false);
-		while (!pinned && (ref = table_next(&scan)).counter != NULL)
-			pinned = counter_has_flag(ref.counter, COUNTER_PINS);
-		table_end_scan(&scan);
+		while (!pinned && table_begin_portion(&scan))
+			while (!pinned && (ref = table_next(&scan)).counter != NULL)
+				pinned = counter_has_flag(ref.counter, COUNTER_PINS);
+		table_end_portion(&scan);
 
 		/*
 		 * Sleep without a lock: the process with the pin may need the

@@ -174,7 +174,7 @@ registry_make(Oid dboid, Oid relid, const BufferSettings *settings, bool *made)
 {
 	SharedBufferKey key = {dboid, relid};
 	SharedBuffer *buffer;
-	dshash_table_handle table;
+	dsa_pointer table;
 	bool		found;
 
 	*made = false;
@@ -192,7 +192,7 @@ registry_make(Oid dboid, Oid relid, const BufferSettings *settings, bool *made)
 	{
 		/* dsa.c raises errors with its locks held, which freeing takes, too */
 		LWLockReleaseAll();
-		table_destroy_handle(table);
+		table_free(table);
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
@@ -211,7 +211,7 @@ registry_make(Oid dboid, Oid relid, const BufferSettings *settings, bool *made)
 
 	*made = !found;
 	if (found)
-		table_destroy_handle(table);
+		table_free(table);
 	return buffer;
 }
 
@@ -470,7 +470,7 @@ registry_drop(SharedBuffer *buffer, bool with_database)
 {
 	SharedBufferKey key = buffer->key;
 	uint64		nkeys = table_nkeys(&buffer->table);
-	CounterTable table = {.dshash = NULL};
+	CounterTable table = {.partitions = NULL};
 	TableScan	scan;
 	CounterRef	ref;
 	uint64		sum = 0;
@@ -480,13 +480,13 @@ registry_drop(SharedBuffer *buffer, bool with_database)
 	table_attach(&buffer->table, &table);
 	requests_drop_flushes(&buffer->requests);
 	table_begin_scan(&scan, &table, true);
-	while ((ref = table_next(&scan)).counter != NULL)
-	{
-		sum += pg_atomic_read_u64(&ref.counter->count);
-		table_delete_current(&buffer->table, &scan, ref);
-	}
-	table_end_scan(&scan);
-	table_destroy(&buffer->table, &table);
+	while (table_begin_portion(&scan))
+		while ((ref = table_next(&scan)).counter != NULL)
+		{
+			sum += pg_atomic_read_u64(&ref.counter->count);
+			table_delete_current(&buffer->table, &scan, ref);
+		}
+	table_destroy(&buffer->table);
 
 	forget_claim(buffer);
 	dshash_delete_key(registry, &key);

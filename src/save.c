@@ -63,7 +63,7 @@ static void
 save_buffer(Saving *saving, SharedBufferKey key)
 {
 	SharedBuffer *buffer = registry_claim(key.dboid, key.relid);
-	CounterTable table = {.dshash = NULL};
+	CounterTable table = {.partitions = NULL};
 
 	if (buffer == NULL)
 		return;

@@ -25,7 +25,7 @@
  * files can be replaced while it runs, and then sessions with the old and with
  * the new library meet in the same memory.
  */
-#define SHARED_LAYOUT		"statbuffer shared memory, layout 3"
+#define SHARED_LAYOUT		"statbuffer shared memory, layout 4"
 #define SHARED_LAYOUT_SIZE	96
 
 /* size of the space reserved in the main segment; must never change */
@@ -138,6 +138,7 @@ typedef struct SharedControl
 	SharedClaims claims;
 	SharedLoad	load;
 	SharedMemoryUse memory;
+	pg_atomic_uint64 last_table;	/* number of the last table made */
 	SharedEviction evictions[SHARED_EVICTIONS];
 
 	/* buffers with due keys and no worker for them; written by the launcher */

@@ -3,15 +3,12 @@
  * table.c
  *	  A buffer's table of counters by key: create, find, read, scan.
  *
- * Each buffer has a dshash table whose entries only point to the counters.
- * So a counter is as small as its key allows, and has a dsa_pointer, which
- * dshash does not reveal for its entries.
- *
- * The locks of the table's partitions protect the set of counters.  Their
+ * The locks of the hash table's partitions protect the set of counters.  Their
  * contents are changed by atomic operations, without these locks.
  *
  * This room also accounts for the memory that keys take, and keeps the
- * shapes of a buffer's keys.  No other file knows that the table is a dshash.
+ * shapes of a buffer's keys.  hashtable.c is the table itself; no other file
+ * calls it.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -25,29 +22,20 @@
 #include "table.h"
 #include "utils/memutils.h"
 
-/* An entry of a buffer's table. */
-typedef struct TableEntry
-{
-	dsa_pointer counter;		/* InvalidDsaPointer: the key searched for */
-} TableEntry;
-
 #define COUNTER_SIZE(keylen) \
 	(offsetof(SharedCounter, key) + KEY_LENGTH(keylen))
 
 /*
- * The memory that a key uses: the entry with dshash's header, its share of the
- * table's buckets, of which there are 1.3 to 2.7 per key, and the counter, for
- * which dsa.c has size classes in steps of 16 bytes (or somewhat coarser).
+ * The memory that a key uses: the counter, for which dsa.c has size classes in
+ * steps of 16 bytes (or somewhat coarser), and its bucket.
  */
 #define KEY_COST(keylen) \
-	(MAXALIGN(sizeof(TableEntry)) + 16 + 2 * sizeof(dsa_pointer) + \
-	 TYPEALIGN(16, COUNTER_SIZE(keylen)))
+	(TYPEALIGN(16, COUNTER_SIZE(keylen)) + sizeof(dsa_pointer))
 
 /*
  * The share of statbuffer.max_memory that keys may use, and the share from
- * which on they are flushed early.  The rest is for a table's new buckets
- * while it still has the old ones, for the registry, and for what allocation
- * wastes.
+ * which on they are flushed early.  The rest is for the registry, and for what
+ * allocation wastes.
  *
  * We must refuse a key before dsa.c does.  If dsa.c cannot get a block, it
  * leaks the block's descriptor, and with it a segment that could have been
@@ -63,81 +51,21 @@ typedef struct TableEntry
  */
 #define SHAPE_MIN_ALLOC			256
 
-/* The key searched for; an entry without a counter stands for it. */
-static const KeyBytes *searched = NULL;
-static uint8 searched_shape;
-
 /* ------------------------------------------------------------------------
  * Making and attaching
  * ------------------------------------------------------------------------
  */
 
-static int
-compare_entries(const void *a, const void *b, size_t size, void *arg)
-{
-	dsa_pointer pa = ((const TableEntry *) a)->counter;
-	dsa_pointer pb = ((const TableEntry *) b)->counter;
-	SharedCounter *counter;
-
-	/* dshash only ever compares the key searched for with an entry */
-	Assert(DsaPointerIsValid(pa) != DsaPointerIsValid(pb));
-	counter = counter_at(DsaPointerIsValid(pa) ? pa : pb);
-
-	if (counter->keylen != searched->len || counter->shape != searched_shape)
-		return 1;
-	return memcmp(counter->key, searched->data, KEY_LENGTH(searched->len));
-}
-
-static dshash_hash
-hash_entry(const void *entry, size_t size, void *arg)
-{
-	Assert(!DsaPointerIsValid(((const TableEntry *) entry)->counter));
-	return searched->hash;
-}
-
-static dshash_parameters
-table_parameters(void)
-{
-	dshash_parameters params = {
-		.key_size = sizeof(TableEntry),
-		.entry_size = sizeof(TableEntry),
-		.compare_function = compare_entries,
-		.hash_function = hash_entry,
-		COMPAT_DSHASH_COPY_MEMCPY
-		.tranche_id = shared_control->tranches.counters
-	};
-
-	return params;
-}
-
-static dshash_table *
-attach_handle(dshash_table_handle handle)
-{
-	dshash_parameters params = table_parameters();
-	MemoryContext oldcontext = MemoryContextSwitchTo(TopMemoryContext);
-	dshash_table *dshash = dshash_attach(shared_area, &params, handle, NULL);
-
-	MemoryContextSwitchTo(oldcontext);
-	return dshash;
-}
-
 /* Create an empty table.  Raises an error if memory is out. */
-dshash_table_handle
+dsa_pointer
 table_create(void)
 {
-	dshash_parameters params = table_parameters();
-	dshash_table *dshash = dshash_create(shared_area, &params, NULL);
-	dshash_table_handle handle = dshash_get_hash_table_handle(dshash);
+	dsa_pointer pointer = dsa_allocate(shared_area,
+									   HASH_PARTITIONS * sizeof(HashPartition));
 
-	dshash_detach(dshash);
-	return handle;
-}
-
-/* Free an empty table that does not belong to a buffer. */
-void
-table_destroy_handle(dshash_table_handle handle)
-{
-	dshash_destroy(attach_handle(handle));
+	hash_init(dsa_get_address(shared_area, pointer),
+			  shared_control->tranches.counters);
+	return pointer;
 }
 
 /*
@@ -145,10 +73,10 @@ table_destroy_handle(dshash_table_handle handle)
  * Cannot fail.
  */
 void
-table_init(SharedTable *shared, dshash_table_handle handle)
+table_init(SharedTable *shared, dsa_pointer partitions)
 {
-	shared->handle = handle;
-	shared->number = 1;
+	shared->partitions = partitions;
+	shared->number = pg_atomic_add_fetch_u64(&shared_control->last_table, 1);
 	pg_atomic_init_u64(&shared->nkeys, 0);
 	pg_atomic_init_u64(&shared->nbytes, 0);
 	pg_atomic_init_u32(&shared->failing, 0);
@@ -160,28 +88,22 @@ table_init(SharedTable *shared, dshash_table_handle handle)
 
 /*
  * Attach to the table of a buffer, unless already attached.  Does not set the
- * shape: see table_find_shape().  Raises an error if memory is out.
+ * shape: see table_find_shape().  Raises an error if memory cannot be mapped.
  */
 void
 table_attach(SharedTable *shared, CounterTable *table)
 {
-	if (table->dshash != NULL)
-	{
-		if (table->number == shared->number)
-			return;
-		table_detach(table);
-	}
+	if (table->partitions != NULL && table->number == shared->number)
+		return;
+	table->partitions = dsa_get_address(shared_area, shared->partitions);
 	table->number = shared->number;
-	table->dshash = attach_handle(shared->handle);
 }
 
 /* Detach, if attached. */
 void
 table_detach(CounterTable *table)
 {
-	if (table->dshash != NULL)
-		dshash_detach(table->dshash);
-	table->dshash = NULL;
+	table->partitions = NULL;
 }
 
 /* ------------------------------------------------------------------------
@@ -190,108 +112,121 @@ table_detach(CounterTable *table)
  */
 
 /*
- * Find a key and lock its partition.  Returns NULL, without a lock, if it does
- * not exist.
- */
-static TableEntry *
-find_entry(const CounterTable *table, const KeyBytes *key)
-{
-	TableEntry	probe = {InvalidDsaPointer};
-
-	searched = key;
-	searched_shape = table->shape;
-	return dshash_find(table->dshash, &probe, false);
-}
-
-/*
  * Get what is counted for a key and not yet stored.  Returns false if the
  * buffer does not hold the key.  Locks a partition of the table.
  */
 bool
 table_lookup(const CounterTable *table, const KeyBytes *key, int64 *count)
 {
-	TableEntry *entry = find_entry(table, key);
+	LWLock	   *lock = hash_lock(table->partitions, key->hash, LW_SHARED);
+	CounterRef	ref = hash_find(table->partitions, key, table->shape);
 	int64		in_flight;
 
-	if (entry == NULL)
-		return false;
-	counter_read(counter_at(entry->counter), count, &in_flight);
-	dshash_release_lock(table->dshash, entry);
+	if (ref.counter != NULL)
+	{
+		counter_read(ref.counter, count, &in_flight);
 
-	/* counters_pin() keeps the sum in range */
-	*count += in_flight;
-	return true;
+		/* counters_pin() keeps the sum in range */
+		*count += in_flight;
+	}
+	LWLockRelease(lock);
+	return ref.counter != NULL;
 }
 
 /*
  * Begin a scan of all keys, of any shape.  With `to_delete', partitions are
  * locked exclusively.
+ *
+ * The scan is a loop over portions, and within it, one over counters: the lock
+ * of a partition is held only within a portion.
  */
 void
 table_begin_scan(TableScan *scan, const CounterTable *table, bool to_delete)
 {
-	dshash_seq_init(&scan->status, table->dshash, to_delete);
+	hash_begin_scan(&scan->scan, table->partitions,
+					to_delete ? LW_EXCLUSIVE : LW_SHARED);
+}
+
+/* Begin the next portion.  Returns false if there is none. */
+bool
+table_begin_portion(TableScan *scan)
+{
+	return hash_begin_portion(&scan->scan);
 }
 
 /*
- * Get the next counter, with the lock of its partition held.  At the end,
- * returns one with a NULL pointer.
+ * Get the next counter of the portion, with the lock of its partition held.  At
+ * the end of the portion, returns one with a NULL pointer, and has released the
+ * lock.
  */
 CounterRef
 table_next(TableScan *scan)
 {
-	TableEntry *entry = dshash_seq_next(&scan->status);
-
-	return counter_ref(entry != NULL ? entry->counter : InvalidDsaPointer);
+	return hash_next(&scan->scan);
 }
 
-/* End a scan, and release its lock. */
+/* End a scan in the middle of a portion. */
 void
-table_end_scan(TableScan *scan)
+table_end_portion(TableScan *scan)
 {
-	dshash_seq_term(&scan->status);
+	hash_end_portion(&scan->scan);
+}
+
+/* Call the visitor for a key. */
+static void
+visit_counter(SharedTable *shared, SharedCounter *counter,
+			  CounterVisitor visit, void *arg)
+{
+	CounterInfo info;
+
+	info.key = counter->key;
+	info.keylen = counter->keylen;
+	info.counted_at = (ClockTime) pg_atomic_read_u64(&counter->counted_at);
+	counter_read(counter, &info.count, &info.in_flight);
+	info.failures = counter->failures;
+	info.error = NULL;
+	if (info.failures == 0)
+	{
+		visit(&info, arg);
+		return;
+	}
+	LWLockAcquire(&shared->lock, LW_SHARED);
+	if (DsaPointerIsValid(counter->error))
+		info.error = ((SharedError *) dsa_get_address(shared_area,
+													  counter->error))->message;
+	visit(&info, arg);
+	LWLockRelease(&shared->lock);
 }
 
 /*
- * Call the visitor for every key that can be read under the table's shape.  It
- * is called under a partition lock and, if there is an error,
- * SharedTable.lock.
+ * Call the visitor for every key of the next portion that can be read under
+ * the table's shape.  It is called under a partition lock and, if there is an
+ * error, SharedTable.lock.  Returns false if there is no portion any more.
  */
+bool
+table_visit_portion(SharedTable *shared, const CounterTable *table,
+					TableScan *scan, CounterVisitor visit, void *arg)
+{
+	CounterRef	ref;
+
+	if (!table_begin_portion(scan))
+		return false;
+	while ((ref = table_next(scan)).counter != NULL)
+		if (table_can_read(table, ref.counter))
+			visit_counter(shared, ref.counter, visit, arg);
+	return true;
+}
+
+/* The same for all portions. */
 void
 table_visit(SharedTable *shared, const CounterTable *table,
 			CounterVisitor visit, void *arg)
 {
 	TableScan	scan;
-	CounterRef	ref;
 
 	table_begin_scan(&scan, table, false);
-	while ((ref = table_next(&scan)).counter != NULL)
-	{
-		SharedCounter *counter = ref.counter;
-		CounterInfo info;
-
-		if (!table_can_read(table, counter))
-			continue;
-		info.key = counter->key;
-		info.keylen = counter->keylen;
-		info.counted_at = (ClockTime) pg_atomic_read_u64(&counter->counted_at);
-		counter_read(counter, &info.count, &info.in_flight);
-		info.failures = counter->failures;
-		info.error = NULL;
-		if (info.failures == 0)
-			visit(&info, arg);
-		else
-		{
-			LWLockAcquire(&shared->lock, LW_SHARED);
-			if (DsaPointerIsValid(counter->error))
-				info.error = ((SharedError *)
-							  dsa_get_address(shared_area,
-											  counter->error))->message;
-			visit(&info, arg);
-			LWLockRelease(&shared->lock);
-		}
-	}
-	table_end_scan(&scan);
+	while (table_visit_portion(shared, table, &scan, visit, arg))
+		;
 }
 
 /*
@@ -307,17 +242,20 @@ table_sum(const CounterTable *table, uint64 *nkeys, int64 *sum)
 
 	*nkeys = 0;
 	table_begin_scan(&scan, table, false);
-	while ((ref = table_next(&scan)).counter != NULL)
+	while (table_begin_portion(&scan))
 	{
-		int64		count,
-					in_flight;
+		while ((ref = table_next(&scan)).counter != NULL)
+		{
+			int64		count,
+						in_flight;
 
-		counter_read(ref.counter, &count, &in_flight);
-		total += (uint64) count + (uint64) in_flight;
-		if (count != 0 || in_flight != 0)
-			(*nkeys)++;
+			counter_read(ref.counter, &count, &in_flight);
+			total += (uint64) count + (uint64) in_flight;
+			if (count != 0 || in_flight != 0)
+				(*nkeys)++;
+		}
+		CHECK_FOR_INTERRUPTS();
 	}
-	table_end_scan(&scan);
 	*sum = (int64) total;
 }
 
@@ -393,22 +331,32 @@ account(SharedTable *shared, uint16 keylen, int sign)
  */
 
 /*
+ * Find the counter of a key and pin it.  If the buffer does not hold the key,
+ * returns one with a NULL pointer; then, unless `spare' is NULL, notes what
+ * hash_prepare() is to allocate for it.  Locks a partition of the table.
+ */
+static CounterRef
+find_and_pin(const CounterTable *table, const KeyBytes *key, HashSpare * spare)
+{
+	LWLock	   *lock = hash_lock(table->partitions, key->hash, LW_SHARED);
+	CounterRef	ref = hash_find(table->partitions, key, table->shape);
+
+	if (ref.counter != NULL)
+		counter_pin(ref.counter);
+	else if (spare != NULL)
+		hash_plan(table->partitions, key->hash, spare);
+	LWLockRelease(lock);
+	return ref;
+}
+
+/*
  * Find the counter of a key and pin it.  Returns one with a NULL pointer if
  * the buffer does not hold the key.  Locks a partition of the table.
  */
 CounterRef
 table_pin(const CounterTable *table, const KeyBytes *key)
 {
-	TableEntry *entry = find_entry(table, key);
-	CounterRef	ref = {NULL, InvalidDsaPointer};
-
-	if (entry != NULL)
-	{
-		ref = counter_ref(entry->counter);
-		counter_pin(ref.counter);
-		dshash_release_lock(table->dshash, entry);
-	}
-	return ref;
+	return find_and_pin(table, key, NULL);
 }
 
 /*
@@ -428,8 +376,8 @@ rethrow_memory_error(void)
 	report_short_memory();
 
 	/*
-	 * Was it dsa.c's size limit, which dshash's buckets have reached?  What
-	 * the system has refused has the same SQLSTATE.
+	 * Was it dsa.c's size limit?  What the system has refused has the same
+	 * SQLSTATE.
 	 */
 	if (edata->sqlerrcode == ERRCODE_OUT_OF_MEMORY && edata->funcname != NULL &&
 		strcmp(edata->funcname, "dsa_allocate_extended") == 0)
@@ -439,17 +387,36 @@ rethrow_memory_error(void)
 	ReThrowError(edata);
 }
 
-/* Create a counter for a key, and pin it. */
+/* Initialize a counter that is pinned once. */
+static void
+init_counter(SharedCounter *counter, const KeyBytes *key, uint8 shape)
+{
+	pg_atomic_init_u64(&counter->count, 0);
+	pg_atomic_init_u64(&counter->in_flight, 0);
+	pg_atomic_init_u64(&counter->counted_at, 0);
+	counter->next = 0;
+	counter->chain = InvalidDsaPointer;
+	counter->error = InvalidDsaPointer;
+	pg_atomic_init_u32(&counter->pins, 1);
+	counter->changecount = 0;
+	counter->failures = 0;
+	counter->keylen = key->len;
+	counter->shape = shape;
+	counter->slot = 0;
+	memcpy(counter->key, key->data, KEY_LENGTH(key->len));
+}
+
+/*
+ * Create a counter for a key, and pin it; `spare' is planned.  If another
+ * process has just created it, pins that one.
+ */
 static CounterRef
 create_counter(SharedTable *shared, const CounterTable *table,
-			   const KeyBytes *key)
+			   const KeyBytes *key, HashSpare * spare)
 {
-	dsa_pointer volatile self = InvalidDsaPointer;
-	CounterRef	ref;
-	SharedCounter *counter;
-	TableEntry	probe = {InvalidDsaPointer};
-	TableEntry *entry = NULL;
-	bool		found;
+	volatile CounterRef created = {NULL, InvalidDsaPointer};
+	CounterRef	ref = {NULL, InvalidDsaPointer};
+	LWLock	   *lock;
 
 	if (pg_atomic_read_u64(&shared_control->memory.nbytes) + KEY_COST(key->len) >
 		memory_eighths(KEY_MEMORY_EIGHTHS))
@@ -458,53 +425,42 @@ create_counter(SharedTable *shared, const CounterTable *table,
 		table_report_out_of_memory();
 	}
 
+	/* all memory is allocated, and the counter is complete, before the lock */
 	PG_TRY();
 	{
-		self = dsa_allocate(shared_area, COUNTER_SIZE(key->len));
-		counter = counter_at(self);
-		searched = key;
-		searched_shape = table->shape;
-		entry = dshash_find_or_insert(table->dshash, &probe, &found);
+		created.self = dsa_allocate(shared_area, COUNTER_SIZE(key->len));
+		created.counter = counter_at(created.self);
+		init_counter(created.counter, key, table->shape);
+		hash_prepare(spare);
+
+		lock = hash_lock(table->partitions, key->hash, LW_EXCLUSIVE);
+		ref = hash_find(table->partitions, key, table->shape);
+		if (ref.counter == NULL)
+		{
+			ref.counter = created.counter;
+			ref.self = created.self;
+			hash_insert(table->partitions, key->hash, ref, spare);
+			created.self = InvalidDsaPointer;
+			account(shared, key->len, 1);
+		}
+		else
+			counter_pin(ref.counter);
+		LWLockRelease(lock);
 	}
 	PG_CATCH();
 	{
 		/* dsa.c raises errors with its locks held, which freeing takes, too */
 		LWLockReleaseAll();
-		if (DsaPointerIsValid(self))
-			dsa_free(shared_area, self);
+		if (DsaPointerIsValid(created.self))
+			dsa_free(shared_area, created.self);
+		hash_free_spare(spare);
 		rethrow_memory_error();
 	}
 	PG_END_TRY();
 
-	if (!found)
-	{
-		pg_atomic_init_u64(&counter->count, 0);
-		pg_atomic_init_u64(&counter->in_flight, 0);
-		pg_atomic_init_u64(&counter->counted_at, 0);
-		counter->next = 0;
-		counter->error = InvalidDsaPointer;
-		pg_atomic_init_u32(&counter->pins, 1);
-		counter->changecount = 0;
-		counter->failures = 0;
-		counter->keylen = key->len;
-		counter->shape = table->shape;
-		counter->slot = 0;
-		memcpy(counter->key, key->data, KEY_LENGTH(key->len));
-		entry->counter = self;
-		account(shared, key->len, 1);
-		ref.counter = counter;
-		ref.self = self;
-	}
-	else
-	{
-		/* another process has just created it */
-		ref = counter_ref(entry->counter);
-		counter_pin(ref.counter);
-	}
-	dshash_release_lock(table->dshash, entry);
-
-	if (found)
-		dsa_free(shared_area, self);
+	hash_free_spare(spare);
+	if (DsaPointerIsValid(created.self))
+		dsa_free(shared_area, created.self);
 	else if (unlikely(table_memory_is_short()))
 		report_short_memory();
 	return ref;
@@ -518,10 +474,11 @@ CounterRef
 table_pin_or_create(SharedTable *shared, const CounterTable *table,
 					const KeyBytes *key)
 {
-	CounterRef	ref = table_pin(table, key);
+	HashSpare	spare;
+	CounterRef	ref = find_and_pin(table, key, &spare);
 
 	return likely(ref.counter != NULL) ? ref :
-		create_counter(shared, table, key);
+		create_counter(shared, table, key, &spare);
 }
 
 /* ------------------------------------------------------------------------
@@ -669,27 +626,16 @@ table_delete_current(SharedTable *shared, TableScan *scan, CounterRef ref)
 {
 	table_replace_error(shared, ref.counter, InvalidDsaPointer);
 	account(shared, ref.counter->keylen, -1);
-	dshash_delete_current(&scan->status);
+	hash_delete_current(&scan->scan);
 	dsa_free(shared_area, ref.self);
 }
 
-/*
- * Replace an empty table by a new one, because dshash never shrinks its array
- * of buckets.  The caller holds AccessExclusiveLock on the relation, and must
- * attach again.  Raises an error if memory is out.
- */
+/* Free an empty table that no buffer has. */
 void
-table_replace(SharedTable *shared)
+table_free(dsa_pointer partitions)
 {
-	dshash_table_handle handle = table_create();
-	CounterTable old = {.dshash = NULL};
-
-	Assert(table_nkeys(shared) == 0);
-	table_attach(shared, &old);
-	shared->handle = handle;
-	shared->number++;
-	dshash_destroy(old.dshash);
-	shmem_trim();
+	hash_free_buckets(dsa_get_address(shared_area, partitions));
+	dsa_free(shared_area, partitions);
 }
 
 /*
@@ -697,10 +643,9 @@ table_replace(SharedTable *shared)
  * SharedTable.lock.
  */
 void
-table_destroy(SharedTable *shared, CounterTable *table)
+table_destroy(SharedTable *shared)
 {
 	Assert(table_nkeys(shared) == 0);
 	table_remove_shapes(shared, 0);
-	dshash_destroy(table->dshash);
-	table->dshash = NULL;
+	table_free(shared->partitions);
 }

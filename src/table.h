@@ -11,7 +11,7 @@
 #define STATBUFFER_TABLE_H
 
 #include "counter.h"
-#include "lib/dshash.h"
+#include "hashtable.h"
 #include "shape.h"
 #include "storage/lwlock.h"
 
@@ -23,18 +23,13 @@
  *
  * A process that reads or writes it must hold a lock on the relation, to the
  * end of the transaction, or must have claimed the buffer, as its worker does.
- * So the worker may replace an empty table under AccessExclusiveLock, and no
- * process uses a table that is being destroyed with its relation.
+ * So no process uses a table that is being destroyed with its relation.
  */
 typedef struct SharedTable
 {
-	/*
-	 * The handle, and a number that changes when the table is replaced.
-	 * Written under AccessExclusiveLock on the relation, read under
-	 * AccessShareLock.
-	 */
-	dshash_table_handle handle;
-	uint32		number;
+	/* the partitions, and a number that no other table has; constant */
+	dsa_pointer partitions;
+	uint64		number;
 
 	/* keys held, and the bytes that they use; changed with the table */
 	pg_atomic_uint64 nkeys;
@@ -71,8 +66,8 @@ typedef struct SharedError
  */
 typedef struct CounterTable
 {
-	dshash_table *dshash;		/* NULL: not attached */
-	uint32		number;			/* SharedTable.number */
+	HashPartition *partitions;	/* NULL: not attached */
+	uint64		number;			/* SharedTable.number */
 	uint32		shapes_number;	/* SharedTable.shapes_number */
 	uint8		shape;			/* number of the shape in use, or TABLE_SHAPES
 								 * if it has none */
@@ -123,17 +118,17 @@ typedef struct CounterInfo
 /* Called under a partition lock: must only copy. */
 typedef void (*CounterVisitor) (const CounterInfo *info, void *arg);
 
-/* A scan of a table, which holds the lock of a partition. */
+/* A scan of a table, in portions: see HashScan. */
 typedef struct TableScan
 {
-	dshash_seq_status status;
+	HashScan	scan;
 } TableScan;
 
-extern dshash_table_handle table_create(void);
-extern void table_init(SharedTable *shared, dshash_table_handle handle);
+extern dsa_pointer table_create(void);
+extern void table_init(SharedTable *shared, dsa_pointer partitions);
 extern void table_attach(SharedTable *shared, CounterTable *table);
 extern void table_detach(CounterTable *table);
-extern void table_destroy_handle(dshash_table_handle handle);
+extern void table_free(dsa_pointer partitions);
 
 /* for all processes that hold a lock on the relation */
 extern bool table_lookup(const CounterTable *table, const KeyBytes *key,
@@ -145,10 +140,14 @@ extern CounterRef table_pin_or_create(SharedTable *shared,
 extern void table_visit(SharedTable *shared, const CounterTable *table,
 						CounterVisitor visit, void *arg);
 extern void table_sum(const CounterTable *table, uint64 *nkeys, int64 *sum);
+extern bool table_visit_portion(SharedTable *shared,
+								const CounterTable *table, TableScan *scan,
+								CounterVisitor visit, void *arg);
 extern void table_begin_scan(TableScan *scan, const CounterTable *table,
 							 bool to_delete);
+extern bool table_begin_portion(TableScan *scan);
 extern CounterRef table_next(TableScan *scan);
-extern void table_end_scan(TableScan *scan);
+extern void table_end_portion(TableScan *scan);
 
 /* memory */
 extern bool table_memory_is_short(void);
@@ -165,8 +164,7 @@ extern void table_delete_current(SharedTable *shared, TableScan *scan,
 								 CounterRef ref);
 extern void table_replace_error(SharedTable *shared, SharedCounter *counter,
 								dsa_pointer error);
-extern void table_replace(SharedTable *shared);
 extern void table_remove_shapes(SharedTable *shared, uint32 used);
-extern void table_destroy(SharedTable *shared, CounterTable *table);
+extern void table_destroy(SharedTable *shared);
 
 #endif							/* STATBUFFER_TABLE_H */

@@ -1,0 +1,586 @@
+/*-------------------------------------------------------------------------
+ *
+ * hashtable.c
+ *	  A concurrent hash table of counters, which grows and shrinks in steps.
+ *
+ * core's dshash doubles the whole table at once, under all of its locks, and
+ * needs an entry of its own for each counter.  Here each partition grows by
+ * itself, a bucket at a time, and counters are chained to each other.
+ *
+ * This file knows only what a counter needs to be found: its chain and its
+ * key.  It calls nothing but dsa.c, LWLocks and key_hash(), so that it can be
+ * tested with threads: see t/threads.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "hashtable.h"
+#include "port/pg_bitutils.h"
+#include "port/pg_bswap.h"
+
+/* buckets in a chunk */
+#define HASH_CHUNK_BUCKETS	64
+
+/* The chunks of a partition that has more than one. */
+typedef struct HashDirectory
+{
+	uint64		size;			/* a power of 2, at least DIRECTORY_MIN */
+	dsa_pointer chunks[FLEXIBLE_ARRAY_MEMBER];
+}			HashDirectory;
+
+#define DIRECTORY_MIN		8
+#define DIRECTORY_SIZE(size) \
+	(offsetof(HashDirectory, chunks) + (size) * sizeof(dsa_pointer))
+
+/* a portion of a scan ends after this many counters and buckets */
+#define PORTION_STEPS		256
+
+/* shrink if there are more than this many buckets for a key */
+#define SHRINK_FACTOR		2
+
+/* ------------------------------------------------------------------------
+ * Buckets
+ * ------------------------------------------------------------------------
+ */
+
+/* The largest power of 2 that is not greater than the number of buckets. */
+static inline uint32
+lower_power(uint32 nbuckets)
+{
+	return (uint32) 1 << pg_leftmost_one_pos32(nbuckets);
+}
+
+/* The number of the bucket for a hash. */
+static inline uint32
+bucket_number(const HashPartition * partition, uint32 hash)
+{
+	uint32		power = lower_power(partition->nbuckets);
+	uint32		number = hash & (2 * power - 1);
+
+	/* a bucket that is not there yet: its keys are still in the other half */
+	return number < partition->nbuckets ? number : number & (power - 1);
+}
+
+static inline int
+partition_number(uint32 hash)
+{
+	return hash >> (32 - HASH_PARTITION_BITS);
+}
+
+/* The partition of a hash. */
+static inline HashPartition *
+partition_of(HashPartition * partitions, uint32 hash)
+{
+	return &partitions[partition_number(hash)];
+}
+
+/* In which chunk is a bucket that is not one of the first? */
+static inline uint32
+chunk_number(uint32 bucket)
+{
+	return (bucket - HASH_FIRST_BUCKETS) / HASH_CHUNK_BUCKETS;
+}
+
+static inline bool
+begins_chunk(uint32 bucket)
+{
+	return bucket >= HASH_FIRST_BUCKETS &&
+		(bucket - HASH_FIRST_BUCKETS) % HASH_CHUNK_BUCKETS == 0;
+}
+
+/* Get the head of a bucket.  The partition is locked. */
+static inline dsa_pointer *
+bucket_head(HashPartition * partition, uint32 bucket)
+{
+	dsa_pointer *chunk;
+
+	if (bucket < HASH_FIRST_BUCKETS)
+		return &partition->buckets[bucket];
+	chunk = dsa_get_address(shared_area, partition->root);
+	if (chunk_number(partition->nbuckets - 1) > 0)
+		chunk = dsa_get_address(shared_area,
+								((HashDirectory *) chunk)->chunks[chunk_number(bucket)]);
+	return &chunk[(bucket - HASH_FIRST_BUCKETS) % HASH_CHUNK_BUCKETS];
+}
+
+/* The hash of a counter's key. */
+static inline uint32
+counter_hash(const SharedCounter *counter)
+{
+	return key_hash(counter->key, counter->keylen);
+}
+
+/* ------------------------------------------------------------------------
+ * Making
+ * ------------------------------------------------------------------------
+ */
+
+/* Initialize the partitions of an empty table.  Cannot fail. */
+void
+hash_init(HashPartition * partitions, int tranche)
+{
+	for (int i = 0; i < HASH_PARTITIONS; i++)
+	{
+		HashPartition *partition = &partitions[i];
+
+		LWLockInitialize(&partition->lock, tranche);
+		partition->nkeys = 0;
+		partition->nbuckets = HASH_FIRST_BUCKETS;
+		partition->root = InvalidDsaPointer;
+		for (int b = 0; b < HASH_FIRST_BUCKETS; b++)
+			partition->buckets[b] = InvalidDsaPointer;
+	}
+}
+
+/*
+ * Free what an empty table has allocated.  No other process uses it any more.
+ */
+void
+hash_free_buckets(HashPartition * partitions)
+{
+	for (int i = 0; i < HASH_PARTITIONS; i++)
+	{
+		HashPartition *partition = &partitions[i];
+		uint32		nchunks;
+
+		Assert(partition->nkeys == 0);
+		if (partition->nbuckets == HASH_FIRST_BUCKETS)
+			continue;
+		nchunks = chunk_number(partition->nbuckets - 1) + 1;
+		if (nchunks > 1)
+		{
+			HashDirectory *directory = dsa_get_address(shared_area,
+													   partition->root);
+
+			for (uint32 c = 0; c < nchunks; c++)
+				dsa_free(shared_area, directory->chunks[c]);
+		}
+		dsa_free(shared_area, partition->root);
+		partition->nbuckets = HASH_FIRST_BUCKETS;
+		partition->root = InvalidDsaPointer;
+	}
+}
+
+/* ------------------------------------------------------------------------
+ * Finding
+ * ------------------------------------------------------------------------
+ */
+
+/* Lock the partition of a hash.  Returns the lock, for LWLockRelease(). */
+LWLock *
+hash_lock(HashPartition * partitions, uint32 hash, LWLockMode mode)
+{
+	LWLock	   *lock = &partition_of(partitions, hash)->lock;
+
+	LWLockAcquire(lock, mode);
+	return lock;
+}
+
+/*
+ * Find a key.  Returns a counter with a NULL pointer if it is not there.  The
+ * partition is locked.  Raises an error if memory cannot be mapped.
+ */
+CounterRef
+hash_find(HashPartition * partitions, const KeyBytes *key, uint8 shape)
+{
+	HashPartition *partition = partition_of(partitions, key->hash);
+	CounterRef	ref;
+
+	ref.self = *bucket_head(partition, bucket_number(partition, key->hash));
+	for (;;)
+	{
+		ref.counter = counter_at(ref.self);
+		if (ref.counter == NULL ||
+			(ref.counter->keylen == key->len && ref.counter->shape == shape &&
+			 memcmp(ref.counter->key, key->data, KEY_LENGTH(key->len)) == 0))
+			return ref;
+		ref.self = ref.counter->chain;
+	}
+}
+
+/* ------------------------------------------------------------------------
+ * Growing
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Note what a new key of this hash will need.  The partition is locked.
+ * Cannot fail.
+ */
+void
+hash_plan(const HashPartition * partitions, uint32 hash, HashSpare * spare)
+{
+	const		HashPartition *partition = &partitions[partition_number(hash)];
+	uint32		nbuckets = partition->nbuckets;
+
+	memset(spare, 0, sizeof(HashSpare));
+	spare->needs_chunk = partition->nkeys >= nbuckets && begins_chunk(nbuckets);
+	if (unlikely(spare->needs_chunk))
+	{
+		uint32		c = chunk_number(nbuckets);
+
+		/* if the number of chunks is a power of 2, the directory may be full */
+		if (c == 1)
+			spare->directory_size = DIRECTORY_MIN;
+		else if (c >= DIRECTORY_MIN && (c & (c - 1)) == 0)
+			spare->directory_size = 2 * (uint64) c;
+	}
+}
+
+/*
+ * Allocate what was planned.  Nothing is locked.  If memory is out, the
+ * partition does without.  May raise other errors.
+ */
+void
+hash_prepare(HashSpare * spare)
+{
+	if (likely(!spare->needs_chunk))
+		return;
+	spare->chunk = dsa_allocate_extended(shared_area,
+										 HASH_CHUNK_BUCKETS * sizeof(dsa_pointer),
+										 DSA_ALLOC_NO_OOM | DSA_ALLOC_ZERO);
+	if (spare->directory_size == 0)
+		return;
+	spare->directory = dsa_allocate_extended(shared_area,
+											 DIRECTORY_SIZE(spare->directory_size),
+											 DSA_ALLOC_NO_OOM | DSA_ALLOC_HUGE);
+	if (DsaPointerIsValid(spare->directory))
+		((HashDirectory *) dsa_get_address(shared_area,
+										   spare->directory))->size = spare->directory_size;
+}
+
+/* Free what was prepared and not used, and what was replaced by it. */
+void
+hash_free_spare(HashSpare * spare)
+{
+	if (DsaPointerIsValid(spare->chunk))
+		dsa_free(shared_area, spare->chunk);
+	if (DsaPointerIsValid(spare->directory))
+		dsa_free(shared_area, spare->directory);
+}
+
+/*
+ * Make room for one more bucket.  Returns false if that needs memory that was
+ * not prepared.  What is no longer needed takes the place in `spare' of what
+ * was used.
+ */
+static bool
+add_chunk(HashPartition * partition, HashSpare * spare)
+{
+	uint32		c = chunk_number(partition->nbuckets);
+	dsa_pointer chunk = spare->chunk;
+	HashDirectory *directory = NULL;
+
+	if (!begins_chunk(partition->nbuckets))
+		return true;
+	if (!DsaPointerIsValid(chunk))
+		return false;
+
+	/* map what is about to be used: later nothing may fail */
+	(void) dsa_get_address(shared_area, chunk);
+	if (c == 0)
+		partition->root = chunk;
+	else
+	{
+		if (c > 1)
+			directory = dsa_get_address(shared_area, partition->root);
+		if (c == 1 || directory->size == c)
+		{
+			HashDirectory *larger = dsa_get_address(shared_area,
+													spare->directory);
+
+			if (larger == NULL || larger->size <= c)
+				return false;
+			if (c == 1)
+			{
+				larger->chunks[0] = partition->root;
+				partition->root = spare->directory;
+				spare->directory = InvalidDsaPointer;
+			}
+			else
+			{
+				dsa_pointer old = partition->root;
+
+				memcpy(larger->chunks, directory->chunks,
+					   c * sizeof(dsa_pointer));
+				partition->root = spare->directory;
+				spare->directory = old;
+			}
+			directory = larger;
+		}
+		directory->chunks[c] = chunk;
+	}
+	spare->chunk = InvalidDsaPointer;
+	return true;
+}
+
+/* Map the counters of a chain, so that going along it cannot fail. */
+static void
+map_chain(dsa_pointer pointer)
+{
+	while (DsaPointerIsValid(pointer))
+		pointer = counter_at(pointer)->chain;
+}
+
+/*
+ * Split the bucket whose turn it is, if the partition has as many keys as
+ * buckets.
+ */
+static void
+grow(HashPartition * partition, HashSpare * spare)
+{
+	uint32		number = partition->nbuckets;
+	uint32		old_number = number - lower_power(number);
+	dsa_pointer *old_link;
+	dsa_pointer *new_link;
+
+	if (partition->nkeys < number || number == PG_UINT32_MAX / 2)
+		return;
+	map_chain(*bucket_head(partition, old_number));
+	if (!add_chunk(partition, spare))
+		return;
+
+	partition->nbuckets++;
+	old_link = bucket_head(partition, old_number);
+	new_link = bucket_head(partition, number);
+	for (dsa_pointer pointer = *old_link; DsaPointerIsValid(pointer);)
+	{
+		SharedCounter *counter = counter_at(pointer);
+		dsa_pointer next = counter->chain;
+
+		if (bucket_number(partition, counter_hash(counter)) == number)
+		{
+			*new_link = pointer;
+			new_link = &counter->chain;
+		}
+		else
+		{
+			*old_link = pointer;
+			old_link = &counter->chain;
+		}
+		pointer = next;
+	}
+	*old_link = InvalidDsaPointer;
+	*new_link = InvalidDsaPointer;
+}
+
+/*
+ * Insert a counter, which has a key that is not there.  The partition is locked
+ * exclusively, `spare' was prepared for the same hash.  On error nothing is
+ * inserted.
+ */
+void
+hash_insert(HashPartition * partitions, uint32 hash, CounterRef ref,
+			HashSpare * spare)
+{
+	HashPartition *partition = partition_of(partitions, hash);
+	dsa_pointer *head;
+
+	Assert(LWLockHeldByMeInMode(&partition->lock, LW_EXCLUSIVE));
+	grow(partition, spare);
+	head = bucket_head(partition, bucket_number(partition, hash));
+	ref.counter->chain = *head;
+	*head = ref.self;
+	partition->nkeys++;
+}
+
+/* ------------------------------------------------------------------------
+ * Shrinking
+ * ------------------------------------------------------------------------
+ */
+
+/* Free the chunk that began with the bucket which was just removed. */
+static void
+remove_chunk(HashPartition * partition)
+{
+	uint32		c = chunk_number(partition->nbuckets);
+	HashDirectory *directory;
+	dsa_pointer chunk = partition->root;
+	dsa_pointer old_directory = InvalidDsaPointer;
+
+	if (c == 0)
+		partition->root = InvalidDsaPointer;
+	else
+	{
+		directory = dsa_get_address(shared_area, partition->root);
+		chunk = directory->chunks[c];
+		if (c == 1)
+		{
+			old_directory = partition->root;
+			partition->root = directory->chunks[0];
+		}
+	}
+	dsa_free(shared_area, chunk);
+	if (DsaPointerIsValid(old_directory))
+		dsa_free(shared_area, old_directory);
+}
+
+/*
+ * Join the last bucket with the one that it was split from, as long as there
+ * are too many.  The partition is locked exclusively.
+ */
+static void
+shrink(HashPartition * partition)
+{
+	while (partition->nbuckets > HASH_FIRST_BUCKETS &&
+		   partition->nbuckets / SHRINK_FACTOR > partition->nkeys)
+	{
+		uint32		last = partition->nbuckets - 1;
+		dsa_pointer *last_head = bucket_head(partition, last);
+		dsa_pointer *link = bucket_head(partition, last - lower_power(last));
+
+		map_chain(*last_head);
+		while (DsaPointerIsValid(*link))
+			link = &counter_at(*link)->chain;
+		*link = *last_head;
+		partition->nbuckets--;
+		if (begins_chunk(last))
+			remove_chunk(partition);
+	}
+}
+
+/* ------------------------------------------------------------------------
+ * Scanning
+ * ------------------------------------------------------------------------
+ */
+
+/* Reverse the order of the bits. */
+static inline uint32
+reverse_bits(uint32 x)
+{
+	x = ((x >> 1) & 0x55555555) | ((x & 0x55555555) << 1);
+	x = ((x >> 2) & 0x33333333) | ((x & 0x33333333) << 2);
+	x = ((x >> 4) & 0x0F0F0F0F) | ((x & 0x0F0F0F0F) << 4);
+	return pg_bswap32(x);
+}
+
+/* Begin a scan.  Nothing is locked yet. */
+void
+hash_begin_scan(HashScan * scan, HashPartition * partitions, LWLockMode mode)
+{
+	memset(scan, 0, sizeof(HashScan));
+	scan->partitions = partitions;
+	scan->mode = mode;
+}
+
+/*
+ * Begin the next portion, and lock its partition.  Returns false, without a
+ * lock, if there is none.
+ */
+bool
+hash_begin_portion(HashScan * scan)
+{
+	Assert(!scan->locked && scan->link == NULL);
+	if (scan->partition == HASH_PARTITIONS)
+		return false;
+	LWLockAcquire(&scan->partitions[scan->partition].lock, scan->mode);
+	scan->locked = true;
+	scan->steps = 0;
+	return true;
+}
+
+/* Enter the bucket that has the scan's position. */
+static void
+enter_bucket(HashScan * scan)
+{
+	HashPartition *partition = &scan->partitions[scan->partition];
+	uint32		power = lower_power(partition->nbuckets);
+	uint32		number = bucket_number(partition,
+									   reverse_bits((uint32) scan->position));
+	bool		is_split = number >= power || number + power < partition->nbuckets;
+
+	/* the bucket's keys agree in so many of the lower bits of their hashes */
+	int			bits = pg_leftmost_one_pos32(power) + is_split;
+
+	scan->bucket_end = (uint64) reverse_bits(number) +
+		(UINT64CONST(1) << (32 - bits));
+	scan->link = bucket_head(partition, number);
+	scan->counter = NULL;
+	scan->steps++;
+}
+
+/* Leave the bucket, and after the last one, the partition. */
+static void
+leave_bucket(HashScan * scan)
+{
+	scan->link = NULL;
+	scan->position = scan->bucket_end;
+	if (scan->position > PG_UINT32_MAX)
+	{
+		int			done = scan->partition;
+
+		hash_end_portion(scan);
+		scan->partition = done + 1;
+		scan->position = 0;
+	}
+	else if (scan->steps >= PORTION_STEPS)
+		hash_end_portion(scan);
+}
+
+/*
+ * Get the next counter of the portion, which is locked until the next call.
+ * At the end of the portion, returns one with a NULL pointer, and nothing is
+ * locked.
+ */
+CounterRef
+hash_next(HashScan * scan)
+{
+	CounterRef	ref = {NULL, InvalidDsaPointer};
+
+	while (scan->locked)
+	{
+		if (scan->link == NULL)
+			enter_bucket(scan);
+		else if (scan->counter != NULL)
+			scan->link = &scan->counter->chain;
+
+		ref = counter_ref(*scan->link);
+		scan->counter = ref.counter;
+		if (ref.counter == NULL)
+		{
+			leave_bucket(scan);
+			continue;
+		}
+		scan->steps++;
+
+		/* if buckets were joined meanwhile, some of its counters are done */
+		if (reverse_bits(counter_hash(ref.counter)) >= scan->position)
+			break;
+	}
+	return ref;
+}
+
+/*
+ * Remove the counter that hash_next() has just returned.  The scan's mode is
+ * LW_EXCLUSIVE.  Cannot fail.
+ */
+void
+hash_delete_current(HashScan * scan)
+{
+	Assert(scan->locked && scan->mode == LW_EXCLUSIVE);
+	*scan->link = scan->counter->chain;
+	scan->counter = NULL;
+	scan->partitions[scan->partition].nkeys--;
+}
+
+/* End the portion, also in the middle of a bucket; then the scan is over. */
+void
+hash_end_portion(HashScan * scan)
+{
+	HashPartition *partition = &scan->partitions[scan->partition];
+
+	if (!scan->locked)
+		return;
+	if (scan->link != NULL)
+	{
+		scan->link = NULL;
+		scan->partition = HASH_PARTITIONS;
+	}
+	if (scan->mode == LW_EXCLUSIVE)
+		shrink(partition);
+	LWLockRelease(&partition->lock);
+	scan->locked = false;
+}
