@@ -1,4 +1,4 @@
-# Small C libraries that tests build and have a server load.
+# Small C libraries that tests build and have a server load, and programs.
 
 package TestLibrary;
 
@@ -8,7 +8,7 @@ use warnings;
 use Exporter 'import';
 use PostgreSQL::Test::Utils;
 
-our @EXPORT = qw(can_build_library build_library);
+our @EXPORT = qw(can_build_library build_library build_program);
 
 sub pg_config
 {
@@ -43,6 +43,30 @@ sub build_library
 	system_or_bail(split(/ /, pg_config('cc')), '-shared', '-fPIC', '-fno-builtin', '-O1', '-w',
 		'-I' . pg_config('includedir-server'), '-o', "$dir/$name.so", @files);
 	return "$dir/$name.so";
+}
+
+# build_program(NAME, OPTIONS, INCLUDES, SOURCE...): a program of these files, or
+# texts, of C, compiled with these options and with headers from this folder
+# besides the server's.  Returns its path, or undef if that fails; it is there
+# until the test ends.
+sub build_program
+{
+	my ($name, $options, $includes, @sources) = @_;
+	my $dir = PostgreSQL::Test::Utils::tempdir;
+	my @files;
+
+	foreach my $source (@sources)
+	{
+		push @files, -f $source ? $source : "$dir/$name" . @files . '.c';
+		append_to_file($files[-1], $source) if $files[-1] ne $source;
+	}
+	my @command = (
+		split(/ /, pg_config('cc')), '-O1', '-g', '-w', @$options, "-I$includes",
+		'-I' . pg_config('includedir-server'), '-o', "$dir/$name", @files, '-lpthread');
+	my ($out, $err) = run_command(\@command);
+	return "$dir/$name" if -x "$dir/$name";
+	diag("@command\n$err");
+	return;
 }
 
 1;

@@ -1,0 +1,420 @@
+/*-------------------------------------------------------------------------
+ *
+ * hashtable_test.c
+ *	  src/hashtable.c in one process with threads, for the thread sanitizer.
+ *
+ * The server's processes share memory in a way that no sanitizer follows.  So
+ * what hashtable.c calls is replaced here: its memory comes from malloc(), and
+ * its locks are those of POSIX threads.
+ *
+ * usage: hashtable_test SEED
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <pthread.h>
+#include <unistd.h>
+
+#include "hashtable.h"
+
+/* the server has its own, which we do not link */
+#undef printf
+#undef sprintf
+
+#define MAKERS			3		/* threads that make keys and delete them */
+#define SCANNERS		2		/* threads that scan all the time */
+#define KEYS			20000	/* keys of each maker */
+#define STABLE_KEYS		5000	/* keys that are there all the time */
+#define ROUNDS			2		/* how often they grow and shrink */
+#define LARGE			200000	/* keys of a large table */
+#define PAUSES			4		/* where a scan is interrupted */
+#define TRANCHE			1
+
+dsa_area   *shared_area = NULL;
+
+/* ------------------------------------------------------------------------
+ * What hashtable.c calls
+ * ------------------------------------------------------------------------
+ */
+
+static long blocks = 0;			/* allocated and not freed */
+static unsigned int refusals = 0;	/* how many allocations were refused */
+static _Thread_local unsigned int random_state;
+
+static unsigned int
+next_random(void)
+{
+	random_state = random_state * 1103515245 + 12345;
+	return random_state >> 8;
+}
+
+void *
+dsa_get_address(dsa_area *area, dsa_pointer pointer)
+{
+	return (void *) (uintptr_t) pointer;
+}
+
+dsa_pointer
+dsa_allocate_extended(dsa_area *area, size_t size, int flags)
+{
+	if ((flags & DSA_ALLOC_NO_OOM) != 0 && next_random() % 8 == 0)
+	{
+		__atomic_fetch_add(&refusals, 1, __ATOMIC_RELAXED);
+		return InvalidDsaPointer;
+	}
+	__atomic_fetch_add(&blocks, 1, __ATOMIC_RELAXED);
+	return (dsa_pointer) (uintptr_t) calloc(1, size);
+}
+
+void
+dsa_free(dsa_area *area, dsa_pointer pointer)
+{
+	__atomic_fetch_sub(&blocks, 1, __ATOMIC_RELAXED);
+	free((void *) (uintptr_t) pointer);
+}
+
+/* Locks are numbered as they are initialized; the tranche is the number. */
+static pthread_rwlock_t locks[HASH_PARTITIONS];
+static int	nlocks = 0;
+static _Thread_local LWLock *held = NULL;
+static _Thread_local LWLockMode held_mode;
+
+void
+LWLockInitialize(LWLock *lock, int tranche)
+{
+	lock->tranche = nlocks;
+	pthread_rwlock_init(&locks[nlocks++], NULL);
+}
+
+bool
+LWLockAcquire(LWLock *lock, LWLockMode mode)
+{
+	if (mode == LW_EXCLUSIVE)
+		pthread_rwlock_wrlock(&locks[lock->tranche]);
+	else
+		pthread_rwlock_rdlock(&locks[lock->tranche]);
+	held = lock;
+	held_mode = mode;
+	return true;
+}
+
+void
+LWLockRelease(LWLock *lock)
+{
+	held = NULL;
+	pthread_rwlock_unlock(&locks[lock->tranche]);
+}
+
+bool
+LWLockHeldByMeInMode(LWLock *lock, LWLockMode mode)
+{
+	return held == lock && held_mode == mode;
+}
+
+uint32
+key_hash(const char *data, uint16 len)
+{
+	uint32		hash = 2166136261U;
+
+	for (int i = 0; i < len; i++)
+		hash = (hash ^ (unsigned char) data[i]) * 16777619U;
+	hash ^= hash >> 15;
+	hash *= 0x2c1b3c6dU;
+	return hash ^ hash >> 13;
+}
+
+static void
+fail(const char *what, long number)
+{
+	printf("failed: %s: %ld\n", what, number);
+	fflush(stdout);
+	abort();
+}
+
+#if PG_VERSION_NUM >= 160000
+void
+ExceptionalCondition(const char *condition, const char *file, int line)
+{
+	fail(condition, line);
+	abort();
+}
+#else
+void
+ExceptionalCondition(const char *condition, const char *type, const char *file,
+					 int line)
+{
+	fail(condition, line);
+	abort();
+}
+#endif
+
+/* ------------------------------------------------------------------------
+ * The test
+ * ------------------------------------------------------------------------
+ */
+
+static HashPartition partitions[HASH_PARTITIONS];
+static int	working = MAKERS;
+static long scans = 0;
+
+/* The key of a number; keys of all makers and the stable ones differ. */
+static void
+make_key(int maker, int number, char *space, KeyBytes *key)
+{
+	key->len = sprintf(space, "%d/%d", maker, number);
+	key->data = space;
+	key->hash = key_hash(key->data, key->len);
+}
+
+/* Find a key, or make it.  Returns whether it was made. */
+static bool
+find_or_make(int maker, int number)
+{
+	char		space[32];
+	KeyBytes	key;
+	HashSpare	spare;
+	CounterRef	ref;
+	LWLock	   *lock;
+	bool		made = false;
+
+	make_key(maker, number, space, &key);
+	lock = hash_lock(partitions, key.hash, LW_SHARED);
+	ref = hash_find(partitions, &key, 0);
+	if (ref.counter == NULL)
+		hash_plan(partitions, key.hash, &spare);
+	LWLockRelease(lock);
+	if (ref.counter != NULL)
+		return false;
+
+	ref.self = dsa_allocate_extended(NULL, offsetof(SharedCounter, key) + key.len, 0);
+	ref.counter = counter_at(ref.self);
+	ref.counter->keylen = key.len;
+	ref.counter->shape = 0;
+	memcpy(ref.counter->key, key.data, key.len);
+	hash_prepare(&spare);
+	lock = hash_lock(partitions, key.hash, LW_EXCLUSIVE);
+	if (hash_find(partitions, &key, 0).counter == NULL)
+	{
+		hash_insert(partitions, key.hash, ref, &spare);
+		made = true;
+	}
+	LWLockRelease(lock);
+	hash_free_spare(&spare);
+	if (!made)
+		dsa_free(NULL, ref.self);
+	return made;
+}
+
+/* Delete a maker's keys, or those of all if it is -1.  Returns how many. */
+static long
+delete_keys(int maker)
+{
+	HashScan	scan;
+	CounterRef	ref;
+	long		n = 0;
+
+	hash_begin_scan(&scan, partitions, LW_EXCLUSIVE);
+	while (hash_begin_portion(&scan))
+		while ((ref = hash_next(&scan)).counter != NULL)
+			if (maker == -1 || ref.counter->key[0] == '0' + maker)
+			{
+				hash_delete_current(&scan);
+				dsa_free(NULL, ref.self);
+				n++;
+			}
+	return n;
+}
+
+/* A maker's table grows and shrinks, again and again. */
+static void *
+make_and_delete(void *arg)
+{
+	int			maker = (int) (intptr_t) arg;
+
+	random_state += maker;
+	for (int round = 0; round < ROUNDS; round++)
+	{
+		long		made = 0;
+		long		deleted;
+
+		for (int i = 0; i < KEYS; i++)
+			made += find_or_make(maker, i);
+		for (int i = 0; i < KEYS; i += 7)
+			if (find_or_make(maker, i))
+				fail("a key that was made is not found", i);
+		if (made != KEYS)
+			fail("keys made", made);
+		deleted = delete_keys(maker);
+		if (deleted != made)
+			fail("keys deleted", deleted);
+	}
+	__atomic_fetch_sub(&working, 1, __ATOMIC_SEQ_CST);
+	return NULL;
+}
+
+/* Note a counter that a scan has returned, if its key is a stable one. */
+static void
+note_stable(const SharedCounter *counter, unsigned char *seen)
+{
+	char		number[16] = {0};
+
+	if (counter->key[0] != '9')
+		return;
+	memcpy(number, counter->key + 2, counter->keylen - 2);
+	if (seen[atoi(number)]++)
+		fail("a key is returned twice", atoi(number));
+}
+
+static void
+check_seen(const unsigned char *seen)
+{
+	for (int i = 0; i < STABLE_KEYS; i++)
+		if (!seen[i])
+			fail("a key is not returned", i);
+}
+
+/* Every scan returns each stable key once, whatever happens meanwhile. */
+static void *
+scan_all(void *arg)
+{
+	unsigned char *seen = calloc(STABLE_KEYS, 1);
+
+	random_state += 100 + (int) (intptr_t) arg;
+	do
+	{
+		HashScan	scan;
+		CounterRef	ref;
+
+		memset(seen, 0, STABLE_KEYS);
+		hash_begin_scan(&scan, partitions, LW_SHARED);
+		while (hash_begin_portion(&scan))
+		{
+			while ((ref = hash_next(&scan)).counter != NULL)
+				note_stable(ref.counter, seen);
+
+			/* give the others time to change what is between two portions */
+			if (next_random() % 8 == 0)
+				usleep(next_random() % 1000);
+		}
+		check_seen(seen);
+		__atomic_fetch_add(&scans, 1, __ATOMIC_RELAXED);
+	} while (__atomic_load_n(&working, __ATOMIC_SEQ_CST) > 0);
+	free(seen);
+	return NULL;
+}
+
+/* A table has about as many buckets as keys, or up to twice as many. */
+static void
+check_sizes(void)
+{
+	for (int i = 0; i < HASH_PARTITIONS; i++)
+	{
+		uint32		nkeys = partitions[i].nkeys;
+		uint32		nbuckets = partitions[i].nbuckets;
+
+		/* the growth after an allocation was refused comes a few keys later */
+		if (nkeys > nbuckets + 32)
+			fail("too few buckets", nbuckets);
+		if (nbuckets > HASH_FIRST_BUCKETS && nbuckets > 2 * nkeys + 1)
+			fail("too many buckets", nbuckets);
+	}
+}
+
+/*
+ * Scan, and change the table after a number of portions: with `grow' it grows
+ * then, otherwise it shrinks.  Each stable key is still returned once.
+ */
+static void
+scan_across(int portions, bool grow)
+{
+	static unsigned char seen[STABLE_KEYS];
+	HashScan	scan;
+	CounterRef	ref;
+
+	memset(seen, 0, STABLE_KEYS);
+	for (int i = 0; !grow && i < 3 * KEYS; i++)
+		(void) find_or_make(6, i);
+	hash_begin_scan(&scan, partitions, LW_SHARED);
+	for (int n = 0; hash_begin_portion(&scan); n++)
+	{
+		while ((ref = hash_next(&scan)).counter != NULL)
+			note_stable(ref.counter, seen);
+		if (n != portions)
+			continue;
+		if (!grow)
+			(void) delete_keys(6);
+		for (int i = 0; grow && i < 3 * KEYS; i++)
+			(void) find_or_make(6, i);
+	}
+	check_seen(seen);
+	(void) delete_keys(6);
+}
+
+/* Two threads make the same keys: each key is made once. */
+static long shared_made = 0;
+
+static void *
+make_shared(void *arg)
+{
+	long		made = 0;
+
+	random_state += 200 + (int) (intptr_t) arg;
+	for (int i = 0; i < KEYS; i++)
+		made += find_or_make(8, i);
+	__atomic_fetch_add(&shared_made, made, __ATOMIC_RELAXED);
+	return NULL;
+}
+
+int
+main(int argc, char **argv)
+{
+	pthread_t	threads[MAKERS + SCANNERS + 2];
+	int			n = 0;
+	long		blocks_before;
+
+	random_state = argc > 1 ? atoi(argv[1]) : 1;
+	hash_init(partitions, TRANCHE);
+	for (int i = 0; i < STABLE_KEYS; i++)
+		if (!find_or_make(9, i))
+			fail("a key is there before it was made", i);
+	blocks_before = blocks;
+
+	for (int i = 0; i < MAKERS; i++)
+		pthread_create(&threads[n++], NULL, make_and_delete, (void *) (intptr_t) i);
+	for (int i = 0; i < SCANNERS; i++)
+		pthread_create(&threads[n++], NULL, scan_all, (void *) (intptr_t) i);
+	for (int i = 0; i < 2; i++)
+		pthread_create(&threads[n++], NULL, make_shared, (void *) (intptr_t) i);
+	for (int i = 0; i < n; i++)
+		pthread_join(threads[i], NULL);
+
+	if (shared_made != KEYS)
+		fail("keys that two threads made", shared_made);
+	for (int portions = 0; portions < PAUSES; portions++)
+	{
+		scan_across(portions, true);
+		scan_across(portions, false);
+	}
+	for (int i = 0; i < LARGE; i++)
+		(void) find_or_make(7, i);
+	check_sizes();
+	if (delete_keys(7) != LARGE)
+		fail("keys of a large table", LARGE);
+	check_sizes();
+	if (delete_keys(8) != KEYS)
+		fail("keys that two threads made and that were deleted", KEYS);
+	check_sizes();
+	printf("blocks: %ld for %d keys, %ld before\n", blocks, STABLE_KEYS, blocks_before);
+	if (delete_keys(-1) != STABLE_KEYS)
+		fail("stable keys", STABLE_KEYS);
+	hash_free_buckets(partitions);
+	if (blocks != 0)
+		fail("blocks that are not freed", blocks);
+	if (refusals == 0)
+		fail("allocations that were refused", refusals);
+	printf("passed: %ld scans, %u refusals\n", scans, refusals);
+	return 0;
+}
