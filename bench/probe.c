@@ -29,7 +29,6 @@
 PG_MODULE_MAGIC;
 
 PG_FUNCTION_INFO_V1(noop);
-PG_FUNCTION_INFO_V1(can_dump_area);
 PG_FUNCTION_INFO_V1(dump_area);
 PG_FUNCTION_INFO_V1(callgrind_start);
 PG_FUNCTION_INFO_V1(callgrind_stop);
@@ -41,29 +40,20 @@ noop(PG_FUNCTION_ARGS)
 }
 
 /*
- * The area is found by the name of the variable that has it: this library must
- * load, too, where statbuffer hides it.
+ * dump_area(distance bigint): have dsa.c print its account.  The variable that
+ * has the area is not exported, so the caller says how far it is from what is:
+ * the launcher's main function.  The session must have used a buffer.
+ *
+ * Prints to standard error, which is the server's log.
  */
-static dsa_area *
-find_area(void)
-{
-	dsa_area  **area = dlsym(RTLD_DEFAULT, "shared_area");
-
-	return area != NULL ? *area : NULL;
-}
-
-/* The session must have used a buffer. */
-Datum
-can_dump_area(PG_FUNCTION_ARGS)
-{
-	PG_RETURN_BOOL(find_area() != NULL);
-}
-
-/* Prints to standard error, which is the server's log. */
 Datum
 dump_area(PG_FUNCTION_ARGS)
 {
-	dsa_dump(find_area());
+	char	   *known = dlsym(RTLD_DEFAULT, "statbuffer_launcher_main");
+
+	if (known == NULL)
+		elog(ERROR, "the session has not loaded statbuffer");
+	dsa_dump(*(dsa_area **) (known + PG_GETARG_INT64(0)));
 	PG_RETURN_VOID();
 }
 

@@ -1,9 +1,7 @@
 -- What looks into a server from within; :probe is the library built from
 -- bench/probe.c.
 
-CREATE FUNCTION can_dump_area() RETURNS boolean
-AS :probe LANGUAGE C VOLATILE;
-CREATE FUNCTION dump_area() RETURNS void
+CREATE FUNCTION dump_area(distance bigint) RETURNS void
 AS :probe LANGUAGE C VOLATILE;
 CREATE FUNCTION callgrind_start() RETURNS void
 AS :probe LANGUAGE C VOLATILE;

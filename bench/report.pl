@@ -247,7 +247,7 @@ sub make_rows
 	value_row('memory for each of 1,000,000 keys of 16 bytes, pages in use',
 		'memory all statbuffer 1000000', undef, '<= 128');
 	value_row("  of that, $_", "memory $_ statbuffer 1000000")
-	  foreach 'counters', 'entries', 'buckets', 'allocator';
+	  foreach 'counters', 'buckets', 'allocator';
 	value_row('  pages that wait for the next keys', 'memory waiting statbuffer 1000000');
 	value_row('  as sb_stat_buffers tells', 'memory accounted statbuffer 1000000');
 

@@ -280,6 +280,28 @@ DROP FOREIGN TABLE wide;
 -- A lot of keys, more than one block's worth, in one statement.
 INSERT INTO buf SELECT md5(i::text), i FROM generate_series(1, 20000) AS i;
 SELECT count(*), sum(count), bool_and(key = md5(count::text)) FROM buf;
+-- Keys are only read as long as somebody asks for rows.
+CREATE FUNCTION keys_copied(statement text) RETURNS int LANGUAGE plpgsql AS $$
+DECLARE
+  plan json;
+BEGIN
+  EXECUTE 'EXPLAIN (ANALYZE, FORMAT json, TIMING off) ' || statement INTO plan;
+  RETURN (regexp_match(plan::text, '"Keys Copied": (\d+)'))[1];
+END $$;
+SELECT keys_copied('TABLE buf'), keys_copied('TABLE buf LIMIT 1') BETWEEN 1 AND 1000 AS limited;
+-- Each scan of a statement begins anew, and each row is returned once.
+SELECT count(*), sum(n) FROM (VALUES (1), (2)) AS v (i),
+  LATERAL (SELECT count(*) AS n FROM buf WHERE count % 2 = i % 2) AS b;
+SELECT count(DISTINCT b) FROM buf AS b;
+SELECT count(*) FROM sb_keys('buf') WHERE count > 0;
+-- What the statement itself counts, it does not see.
+BEGIN;
+INSERT INTO buf SELECT 'new ' || key, 1 FROM buf;
+SELECT count(*), sum(count) FROM buf WHERE key LIKE 'new %';
+INSERT INTO buf SELECT 'newer ' || key, 1 FROM buf;
+SELECT count(*), sum(count) FROM buf;
+ROLLBACK;
+DROP FUNCTION keys_copied(text);
 SELECT sb_drain('buf');
 SELECT count(*), sum(total), bool_and(key = md5(total::text)) FROM stored;
 SELECT count(*) FROM buf;

@@ -64,15 +64,22 @@ typedef struct BufferScan
 	SbBuffer   *buffer;
 	const BufferShape *shape;	/* of the rows */
 	BufferUse	use;
-	bool		filled;
+	bool		needs_keys;		/* a key column is used */
+	bool		started;
 	MemoryContext context;		/* of the rows */
 	MemoryContext row_context;	/* of the row last returned */
 	ScanBlock  *first;
 	ScanBlock  *last;
 	uint64		nrows;
 
+	/* where more rows come from */
+	bool		more;
+	SharedBuffer *shared;
+	CounterTable table;
+	TableScan	scan;
+
 	/* position of the next row */
-	ScanBlock  *block;
+	ScanBlock  *block;			/* NULL: before the first */
 	Size		offset;
 } BufferScan;
 
@@ -115,24 +122,50 @@ get_rel_size(PlannerInfo *root, RelOptInfo *rel, Oid relid)
 static void
 get_paths(PlannerInfo *root, RelOptInfo *rel, Oid relid)
 {
-	/* all rows are copied before the first is returned */
-	Cost		startup = cpu_operator_cost * rel->tuples;
-	Cost		total = startup + (cpu_tuple_cost +
-								   rel->baserestrictcost.per_tuple) * rel->tuples;
+	Cost		total = (cpu_operator_cost + cpu_tuple_cost +
+						 rel->baserestrictcost.per_tuple) * rel->tuples;
 
 	add_path(rel, (Path *) compat_create_foreignscan_path(root, rel,
-														  rel->rows, startup,
+														  rel->rows, 0,
 														  total));
 }
 
-/* GetForeignPlan: the executor checks all conditions. */
+/* Is a column other than the last one, the count, used? */
+static bool
+uses_keys(PlannerInfo *root, RelOptInfo *rel, Oid relid, List *clauses)
+{
+	int			count_attno = buffer_open(relid, NoLock)->shape->count_attno;
+	Bitmapset  *used = NULL;
+	int			attno = -1;
+
+	pull_varattnos((Node *) rel->reltarget->exprs, rel->relid, &used);
+	pull_varattnos((Node *) clauses, rel->relid, &used);
+	while ((attno = bms_next_member(used, attno)) >= 0)
+	{
+		int			column = attno + FirstLowInvalidHeapAttributeNumber;
+
+		/* 0 is the whole row */
+		if (column >= 0 && column != count_attno)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * GetForeignPlan: the executor checks all conditions.  Tells the scan whether
+ * key columns are needed.
+ */
 static ForeignScan *
 get_plan(PlannerInfo *root, RelOptInfo *rel, Oid relid,
 		 ForeignPath *best_path, List *tlist, List *scan_clauses,
 		 Plan *outer_plan)
 {
-	return make_foreignscan(tlist, extract_actual_clauses(scan_clauses, false),
-							rel->relid, NIL, NIL, NIL, NIL, outer_plan);
+	List	   *clauses = extract_actual_clauses(scan_clauses, false);
+	bool		needs_keys = uses_keys(root, rel, relid, clauses);
+
+	return make_foreignscan(tlist, clauses, rel->relid, NIL,
+							list_make1(makeInteger(needs_keys)), NIL, NIL,
+							outer_plan);
 }
 
 /*
@@ -151,6 +184,8 @@ begin_scan(ForeignScanState *node, int eflags)
 	state->buffer = buffer_open(RelationGetRelid(node->ss.ss_currentRelation),
 								AccessShareLock);
 	state->shape = state->buffer->shape;
+	state->needs_keys =
+		intVal(linitial(((ForeignScan *) node->ss.ps.plan)->fdw_private)) != 0;
 	state->context = AllocSetContextCreate(CurrentMemoryContext,
 										   "statbuffer scan",
 										   ALLOCSET_DEFAULT_SIZES);
@@ -163,15 +198,24 @@ begin_scan(ForeignScanState *node, int eflags)
 	node->fdw_state = state;
 }
 
+static Size
+row_size(uint16 keylen)
+{
+	return MAXALIGN(offsetof(ScanRow, key) + KEY_LENGTH(keylen));
+}
+
 /* Append a row to the scan, unless its count is 0. */
 static void
 add_row(BufferScan *state, const char *key, uint16 keylen, int64 count)
 {
-	Size		size = MAXALIGN(offsetof(ScanRow, key) + KEY_LENGTH(keylen));
+	Size		size;
 	ScanRow    *row;
 
 	if (count == 0)
 		return;
+	if (!state->needs_keys)
+		keylen = 0;
+	size = row_size(keylen);
 	if (state->last == NULL || state->last->used + size > SCAN_BLOCK_SIZE)
 	{
 		ScanBlock  *block;
@@ -228,36 +272,81 @@ add_pending(BufferScan *state)
 				row->count = DatumGetInt64(DirectFunctionCall2(int8pl,
 															   Int64GetDatum(row->count),
 															   Int64GetDatum(delta)));
-			offset += MAXALIGN(offsetof(ScanRow, key) +
-							   KEY_LENGTH(row->keylen));
+			offset += row_size(row->keylen);
 		}
 	}
 	pending_scan_rest(buffer, scan, visit_pending, state);
 }
 
+/* Copy the next portion of the rows.  Returns false if there are no more. */
+static bool
+fetch_portion(BufferScan *state)
+{
+	CHECK_FOR_INTERRUPTS();
+	state->more = state->more &&
+		table_visit_portion(&state->shared->table, &state->table, &state->scan,
+							visit_counter, state);
+	return state->more;
+}
+
 /*
- * Copy the keys and counts.  Raises an error if the transaction has altered
- * the key columns since the scan began.  The scan may be planned and started,
- * but only run after the buffer's columns were dropped with their types.
+ * Start to copy rows.  Raises an error if the transaction has altered the key
+ * columns since the scan began.  The scan may be planned and started, but only
+ * run after the buffer's columns were dropped with their types.
+ *
+ * If the transaction itself has counted in the buffer, all rows are copied at
+ * once, because what it counts while the scan runs must not be seen.
  */
 static void
-fill(BufferScan *state)
+start(BufferScan *state)
 {
 	SbBuffer   *buffer = state->buffer;
 
-	state->filled = true;
+	state->started = true;
 	if (!buffer_revalidate(buffer))
 		return;
 	buffer_check_shape(buffer, state->shape);
 	if (buffer_attach(buffer, false) && !pending_truncated(buffer))
-		table_visit(&buffer->shared->table, &buffer->table, visit_counter, state);
-	if (buffer->pending != NULL)
-		add_pending(state);
-	state->block = state->first;
-	state->offset = 0;
+	{
+		state->shared = buffer->shared;
+		state->table = buffer->table;
+		table_begin_scan(&state->scan, &state->table, false);
+		state->more = true;
+	}
+	if (buffer->pending == NULL)
+		return;
+	state->needs_keys = true;
+	while (fetch_portion(state))
+		;
+	add_pending(state);
 }
 
-/* IterateForeignScan: return the next row.  The first call copies them all. */
+/* Get the next row, or NULL. */
+static ScanRow *
+next_row(BufferScan *state)
+{
+	for (;;)
+	{
+		ScanBlock  *block = state->block;
+
+		if (block != NULL && state->offset < block->used)
+		{
+			ScanRow    *row = (ScanRow *) (block->data + state->offset);
+
+			state->offset += row_size(row->keylen);
+			return row;
+		}
+		if (block == NULL ? state->first != NULL : block->next != NULL)
+		{
+			state->block = block == NULL ? state->first : block->next;
+			state->offset = 0;
+		}
+		else if (!fetch_portion(state))
+			return NULL;
+	}
+}
+
+/* IterateForeignScan: return the next row. */
 static TupleTableSlot *
 iterate_scan(ForeignScanState *node)
 {
@@ -270,25 +359,25 @@ iterate_scan(ForeignScanState *node)
 	bool	   *isnull;
 	ScanRow    *row;
 
-	if (!state->filled)
-		fill(state);
+	if (!state->started)
+		start(state);
 
 	ExecClearTuple(slot);
 	do
 	{
-		while (state->block != NULL && state->offset >= state->block->used)
-		{
-			state->block = state->block->next;
-			state->offset = 0;
-		}
-		if (state->block == NULL)
+		row = next_row(state);
+		if (row == NULL)
 			return slot;
-		row = (ScanRow *) (state->block->data + state->offset);
-		state->offset += MAXALIGN(offsetof(ScanRow, key) +
-								  KEY_LENGTH(row->keylen));
 
 		/* skip keys whose sum with our own increments is 0 */
 	} while (row->count == 0);
+
+	/* dropped columns, and those that are not used, are null */
+	memset(slot->tts_isnull, true, slot->tts_tupleDescriptor->natts);
+	slot->tts_values[shape->count_attno - 1] = Int64GetDatum(row->count);
+	slot->tts_isnull[shape->count_attno - 1] = false;
+	if (!state->needs_keys)
+		return ExecStoreVirtualTuple(slot);
 
 	MemoryContextReset(state->row_context);
 	oldcontext = MemoryContextSwitchTo(state->row_context);
@@ -297,28 +386,24 @@ iterate_scan(ForeignScanState *node)
 	key_deform(desc, row->key, row->keylen, values, isnull);
 	MemoryContextSwitchTo(oldcontext);
 
-	/* dropped columns are null */
-	memset(slot->tts_isnull, true, slot->tts_tupleDescriptor->natts);
 	for (int i = 0; i < desc->natts; i++)
 	{
 		slot->tts_values[shape->key_attnos[i] - 1] = values[i];
 		slot->tts_isnull[shape->key_attnos[i] - 1] = isnull[i];
 	}
-	slot->tts_values[shape->count_attno - 1] = Int64GetDatum(row->count);
-	slot->tts_isnull[shape->count_attno - 1] = false;
 	return ExecStoreVirtualTuple(slot);
 }
 
 /*
- * ReScanForeignScan: return the same rows again, because a statement sees one
- * state of the buffer.
+ * ReScanForeignScan: return the same rows again, because a statement sees each
+ * key in one state.
  */
 static void
 rescan(ForeignScanState *node)
 {
 	BufferScan *state = node->fdw_state;
 
-	state->block = state->first;
+	state->block = NULL;
 	state->offset = 0;
 }
 

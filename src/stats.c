@@ -343,11 +343,40 @@ collect_key(const CounterInfo *info, void *arg)
 	*rows = lappend(*rows, row);
 }
 
+/* Put a row of sb_keys() into its result. */
+static void
+put_key(ReturnSetInfo *rsinfo, SbBuffer *buffer, KeyRow *key, bool see_all,
+		int64 to_timestamp)
+{
+	text	   *name = key_out(buffer->shape->desc, key->data, key->keylen);
+	Datum		values[KEY_COLUMNS];
+	bool		isnull[KEY_COLUMNS] = {0};
+	ClockTime	due_at = key->counted_at;
+
+	values[0] = PointerGetDatum(name);
+	isnull[0] = name == NULL;
+	values[1] = Int64GetDatum(key->count);
+	values[2] = Int64GetDatum(key->in_flight);
+	if (due_at != 0 && key->failures == 0)
+		due_at += registry_interval(buffer->shared);
+	set_clock_time(&values[3], &isnull[3], due_at, to_timestamp);
+	values[4] = Int32GetDatum(key->failures);
+	isnull[5] = key->errorlen < 0 || !see_all;
+	if (!isnull[5])
+		values[5] = PointerGetDatum(cstring_to_text_with_len(key->data + KEY_LENGTH(key->keylen),
+															 key->errorlen));
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, isnull);
+}
+
 /*
  * sb_get_keys(buffer regclass): the keys that a buffer holds, for sb_keys().
  *
  * Requires the SELECT privilege; errors are only shown to the owner and to
  * pg_read_all_stats.  Takes AccessShareLock on the buffer.
+ *
+ * Goes by portions, and keeps no more than one of them in memory: the keys are
+ * copied while a partition is locked, and converted without a lock, because
+ * that may run user code.
  */
 Datum
 sb_get_keys(PG_FUNCTION_ARGS)
@@ -355,11 +384,14 @@ sb_get_keys(PG_FUNCTION_ARGS)
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	Oid			relid = function_buffer_argument(fcinfo, 0);
 	SbBuffer   *buffer;
+	CounterTable table;
+	TableScan	scan;
 	BufferUse	use;
 	List	   *rows = NIL;
-	ListCell   *lc;
 	bool		see_all;
 	int64		to_timestamp = clock_to_timestamp();
+	MemoryContext context;
+	MemoryContext oldcontext;
 
 	buffer_check_privilege(relid, ACL_SELECT);
 	see_all = may_see_all(relid);
@@ -370,32 +402,24 @@ sb_get_keys(PG_FUNCTION_ARGS)
 		return (Datum) 0;
 
 	buffer_begin_use(buffer, &use);
-	table_visit(&buffer->shared->table, &buffer->table, collect_key, &rows);
-	foreach(lc, rows)
+	table = buffer->table;
+	context = AllocSetContextCreate(CurrentMemoryContext, "statbuffer keys",
+									ALLOCSET_DEFAULT_SIZES);
+	oldcontext = MemoryContextSwitchTo(context);
+	table_begin_scan(&scan, &table, false);
+	while (table_visit_portion(&buffer->shared->table, &table, &scan,
+							   collect_key, &rows))
 	{
-		KeyRow	   *row = lfirst(lc);
-		text	   *key = key_out(buffer->shape->desc, row->data, row->keylen);
-		Datum		values[KEY_COLUMNS];
-		bool		isnull[KEY_COLUMNS] = {0};
-		ClockTime	due_at;
+		ListCell   *lc;
 
-		values[0] = PointerGetDatum(key);
-		isnull[0] = key == NULL;
-		values[1] = Int64GetDatum(row->count);
-		values[2] = Int64GetDatum(row->in_flight);
-		due_at = row->counted_at;
-		if (due_at != 0 && row->failures == 0)
-			due_at += registry_interval(buffer->shared);
-		set_clock_time(&values[3], &isnull[3], due_at, to_timestamp);
-		values[4] = Int32GetDatum(row->failures);
-		isnull[5] = row->errorlen < 0 || !see_all;
-		if (!isnull[5])
-			values[5] = PointerGetDatum(cstring_to_text_with_len(row->data + KEY_LENGTH(row->keylen),
-																 row->errorlen));
-		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values,
-							 isnull);
+		foreach(lc, rows)
+			put_key(rsinfo, buffer, lfirst(lc), see_all, to_timestamp);
+		rows = NIL;
+		MemoryContextReset(context);
 		CHECK_FOR_INTERRUPTS();
 	}
+	MemoryContextSwitchTo(oldcontext);
+	MemoryContextDelete(context);
 	buffer_end_use(&use);
 	return (Datum) 0;
 }
