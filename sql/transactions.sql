@@ -179,6 +179,118 @@ SELECT count, count(*) AS keys FROM buf WHERE key LIKE 'many%' GROUP BY 1 ORDER 
 
 TRUNCATE buf;
 
+-- Savepoints that nobody releases.  Each counts a key of its own, one that all
+-- count, and one that all from the 401st on count.
+BEGIN;
+\set ECHO none
+\o /dev/null
+SELECT format('SAVEPOINT s%s', i),
+       format('SELECT sb_increment(key, %s, ''buf'') FROM unnest(ARRAY[''own %s'', ''all''%s]) AS key',
+              i, i, CASE WHEN i > 400 THEN ', ''late''' END)
+  FROM generate_series(1, 1000) AS i ORDER BY i \gexec
+\o
+\set ECHO all
+SELECT count(*) AS keys, sum(count) FROM buf;
+SELECT * FROM buf WHERE key IN ('all', 'late', 'own 1000') ORDER BY key;
+ROLLBACK TO s501;
+-- the sums of 1 to 500, and of 401 to 500
+SELECT * FROM buf WHERE key IN ('all', 'late', 'own 500', 'own 501') ORDER BY key;
+SELECT sb_increment('late', 1000000, 'buf');
+RELEASE s450;
+SELECT sb_count('late', 'buf');
+ROLLBACK TO s449;
+-- the sums of 1 to 448, and of 401 to 448
+SELECT * FROM buf WHERE key IN ('all', 'late') ORDER BY key;
+SELECT sb_increment('late', 2000000, 'buf');
+COMMIT;
+SELECT * FROM buf WHERE key IN ('all', 'late', 'own 448', 'own 449') ORDER BY key;
+SELECT count(*) AS keys, sum(count) FROM buf WHERE key LIKE 'own %';
+
+TRUNCATE buf;
+
+-- Released and not, rolled back and counted on, at random: a table in which
+-- the same is written has the same in the end, and whenever one looks.
+CREATE TABLE ledger (key text, n bigint);
+CREATE FUNCTION count_some(x int) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+  word text;
+BEGIN
+  FOR i IN 1..1 + x % 7 LOOP
+    word := 'key ' || (x * i) % 31;
+    INSERT INTO ledger VALUES (word, i);
+    PERFORM sb_increment(word, i, 'buf');
+    CONTINUE WHEN i % 3 > 0;
+    BEGIN
+      INSERT INTO ledger VALUES (word, 100);
+      PERFORM sb_increment(word, 100, 'buf');
+      IF x % 2 = 1 THEN
+        RAISE 'odd';
+      END IF;
+    EXCEPTION WHEN raise_exception THEN
+      INSERT INTO ledger VALUES ('caught', 1);
+      PERFORM sb_increment('caught', 1, 'buf');
+    END;
+  END LOOP;
+END $$;
+CREATE FUNCTION check_counts() RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  IF EXISTS (SELECT FROM (SELECT key, sum(n) AS n FROM ledger GROUP BY key) AS l
+               FULL JOIN buf USING (key) WHERE n IS DISTINCT FROM count) THEN
+    RAISE 'the buffer has other counts than the ledger';
+  END IF;
+END $$;
+CREATE FUNCTION random_walk(seed bigint, steps int) RETURNS SETOF text LANGUAGE plpgsql AS $$
+DECLARE
+  x bigint := seed;
+  depth int := 0;
+  action int;
+BEGIN
+  FOR i IN 1..steps LOOP
+    x := (x * 1103515245 + 12345) % 2147483648;
+    action := x / 65536 % 1000;
+    IF action < 400 THEN
+      RETURN NEXT format('SELECT count_some(%s)', x / 65536 % 1000);
+    ELSIF action < 700 OR depth = 0 THEN
+      depth := depth + 1;
+      RETURN NEXT 'SAVEPOINT s' || depth;
+    ELSIF action < 800 THEN
+      depth := depth - least(depth - 1, x / 8388608 % 4);
+      RETURN NEXT 'ROLLBACK TO s' || depth;
+    ELSIF action < 900 THEN
+      depth := depth - least(depth - 1, x / 8388608 % 3);
+      RETURN NEXT 'RELEASE s' || depth;
+      depth := depth - 1;
+    ELSIF action < 997 THEN
+      RETURN NEXT 'SELECT check_counts()';
+    ELSE
+      RETURN NEXT 'TRUNCATE buf';
+      RETURN NEXT 'DELETE FROM ledger';
+    END IF;
+  END LOOP;
+  RAISE NOTICE '% savepoints are open', depth;
+END $$;
+\set ECHO none
+\o /dev/null
+BEGIN;
+SELECT random_walk(1, 1500) \gexec
+COMMIT;
+SELECT check_counts();
+BEGIN;
+SELECT random_walk(2, 500) \gexec
+ROLLBACK;
+SELECT check_counts();
+BEGIN;
+SELECT random_walk(3, 1500) \gexec
+COMMIT;
+\o
+\set ECHO all
+SELECT check_counts();
+SELECT count(*) > 20 AS many_keys, sum(count) > 1000 AS much FROM buf;
+DROP TABLE ledger;
+DROP FUNCTION count_some, check_counts, random_walk;
+
+TRUNCATE buf;
+
 --
 -- PL/pgSQL: an exception that is caught undoes its block
 --
@@ -234,6 +346,31 @@ BEGIN
   END LOOP;
 END $$;
 SELECT * FROM buf WHERE key LIKE 'loop%' ORDER BY key;
+-- The same within another block, which fails or does not.
+DO $$
+BEGIN
+  PERFORM sb_increment('nested', 1, 'buf');
+  FOR turn IN 1..3 LOOP
+    BEGIN
+      PERFORM sb_increment('nested ' || i, 10, 'buf') FROM generate_series(0, 6) AS i;
+      FOR i IN 1..700 LOOP
+        BEGIN
+          PERFORM sb_increment('nested', 100, 'buf');
+          PERFORM sb_increment('nested ' || i % 7, 1, 'buf');
+          PERFORM 1 / (i % 10);
+        EXCEPTION WHEN division_by_zero THEN
+          PERFORM sb_increment('nested failed', 1, 'buf');
+        END;
+      END LOOP;
+      IF turn = 2 THEN
+        RAISE 'all in vain';
+      END IF;
+    EXCEPTION WHEN raise_exception THEN
+      PERFORM sb_increment('nested caught', 1, 'buf');
+    END;
+  END LOOP;
+END $$;
+SELECT * FROM buf WHERE key LIKE 'nested%' ORDER BY key;
 
 TRUNCATE buf;
 

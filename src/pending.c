@@ -17,7 +17,10 @@
  * pending_come_first().
  *
  * When a subtransaction changes an entry, its previous state is pushed on an
- * undo stack, once for each nesting level.
+ * undo stack, once for each nesting level.  The records of a level are those
+ * above the last one of its parent's, so that a level is merged into its parent
+ * by forgetting where it began.  That matters when a transaction commits with
+ * thousands of savepoints that nobody has released.
  *
  * The entries are in TopTransactionContext and vanish with it.
  *
@@ -47,17 +50,42 @@
  */
 #define FRONT_MAX			32
 
-/* The state of a key before a subtransaction changed it. */
+/*
+ * The state of a key or a buffer before a subtransaction changed it.
+ *
+ * Records of keys have serial numbers, so that it is quickly found whether a
+ * key has one of the current level.  The number is the record's place on the
+ * stack plus `undo_base'.  Records that were discarded have numbers below
+ * undo_base.
+ */
 typedef struct PendingUndo
 {
-	PendingKey *key;
-	int64		delta;
-	uint64		nincrements;
-	int			key_level;
-	uint16		flush;
-	int			level;			/* nesting level of the subtransaction; never
-								 * decreases along the stack */
+	PendingKey *key;			/* or NULL: a buffer's */
+	union
+	{
+		struct
+		{
+			int64		delta;
+			uint64		nincrements;
+			uint64		undo:47,
+						flush:1;
+		}			key;
+		struct
+		{
+			PendingBuffer *pending;
+			bool		locked;
+			bool		truncated;
+			bool		flush_all;
+		}			buffer;
+	}			was;
 } PendingUndo;
+
+/* An open subtransaction with undo records. */
+typedef struct UndoLevel
+{
+	int			level;			/* nesting level, at least 2 */
+	size_t		first;			/* its first record's place on the stack */
+}			UndoLevel;
 
 typedef struct KeyHashEntry
 {
@@ -129,6 +157,11 @@ static Size block_size = 0;
 static PendingUndo *undo_stack = NULL;
 static size_t nundo = 0;
 static size_t undo_size = 0;
+static uint64 undo_base = 1;
+static UndoLevel * undo_levels = NULL;	/* innermost last */
+static size_t nundo_levels = 0;
+static size_t undo_levels_size = 0;
+static bool undo_merged = false;	/* some key may have two of one level */
 
 /* number of callbacks registered by pending_come_first() */
 static int	nfront = 0;
@@ -182,6 +215,210 @@ bool
 pending_any(void)
 {
 	return counted.buffers != NULL;
+}
+
+/* ------------------------------------------------------------------------
+ * Undo records
+ * ------------------------------------------------------------------------
+ */
+
+/* Subtransactions below a nesting level have ended and were not undone. */
+static void
+merge_levels(int level)
+{
+	if (level == 1)
+	{
+		/* there is nothing that could be undone alone */
+		undo_base += nundo;
+		nundo = 0;
+		nundo_levels = 0;
+		undo_merged = false;
+		return;
+	}
+	while (nundo_levels > 0 && undo_levels[nundo_levels - 1].level > level)
+	{
+		UndoLevel  *last = &undo_levels[nundo_levels - 1];
+
+		if (nundo_levels > 1 && last[-1].level >= level)
+		{
+			nundo_levels--;
+			undo_merged = true;
+		}
+		else
+			last->level = level;
+	}
+}
+
+/*
+ * A level that others were merged into may have more than one record of a key.
+ * Discard those that follow the first one, or the stack would grow with each
+ * subtransaction that an outer one makes.
+ */
+static void
+compact_undo(void)
+{
+	size_t		from = 0;
+	size_t		to = 0;
+
+	for (size_t n = 0; n < nundo_levels; n++)
+	{
+		size_t		end = n + 1 < nundo_levels ? undo_levels[n + 1].first : nundo;
+		size_t		first = to;
+
+		for (; from < end; from++)
+		{
+			PendingUndo *undo = &undo_stack[from];
+			PendingKey *key = undo->key;
+
+			if (key != NULL)
+			{
+				/*
+				 * A key's records are found from the first one on, so
+				 * key->undo is the new number of the one before.
+				 */
+				if (undo->was.key.undo >= undo_base)
+				{
+					if (key->undo >= undo_base + first)
+						continue;
+					undo->was.key.undo = key->undo;
+				}
+				key->undo = undo_base + to;
+			}
+			undo_stack[to++] = *undo;
+		}
+		undo_levels[n].first = first;
+	}
+	nundo = to;
+	undo_merged = false;
+}
+
+/*
+ * Enlarge an array of the transaction.  Returns it; on error the old one
+ * stays.
+ */
+static void *
+enlarge(void *array, size_t *nelements, size_t size)
+{
+	size_t		more = Max(*nelements * 2, 64);
+
+	if (array == NULL)
+		array = MemoryContextAlloc(TopTransactionContext, more * size);
+	else
+		array = repalloc_huge(array, more * size);
+	*nelements = more;
+	return array;
+}
+
+/* Push a record for the subtransaction at a nesting level. */
+static PendingUndo *
+push_undo(int level)
+{
+	/* another library may have counted at the end of a subtransaction */
+	merge_levels(level);
+
+	/* after this, half of the stack is free, so it costs little a record */
+	if (nundo == undo_size)
+	{
+		if (undo_merged)
+			compact_undo();
+		if (nundo >= undo_size / 2)
+			undo_stack = enlarge(undo_stack, &undo_size, sizeof(PendingUndo));
+	}
+	if (nundo_levels == 0 || undo_levels[nundo_levels - 1].level < level)
+	{
+		if (nundo_levels == undo_levels_size)
+			undo_levels = enlarge(undo_levels, &undo_levels_size,
+								  sizeof(UndoLevel));
+		undo_levels[nundo_levels].level = level;
+		undo_levels[nundo_levels].first = nundo;
+		nundo_levels++;
+	}
+	return &undo_stack[nundo++];
+}
+
+static pg_noinline void
+push_key(PendingKey *key, int level)
+{
+	PendingUndo *undo = push_undo(level);
+
+	undo->key = key;
+	undo->was.key.delta = key->delta;
+	undo->was.key.nincrements = key->nincrements;
+	undo->was.key.undo = key->undo;
+	undo->was.key.flush = key->flush;
+	Assert(undo_base + nundo < UINT64CONST(1) << 47);
+	key->undo = undo_base + (undo - undo_stack);
+}
+
+/*
+ * Save a key's state before the current subtransaction changes it, unless that
+ * has been done.  The outermost level needs no records.
+ */
+static inline void
+save_key(PendingKey *key)
+{
+	int			level = GetCurrentTransactionNestLevel();
+
+	if (likely(level == 1))
+		return;
+	if (nundo_levels > 0)
+	{
+		UndoLevel  *last = &undo_levels[nundo_levels - 1];
+
+		if (last->level == level && key->undo >= undo_base + last->first)
+			return;
+	}
+	push_key(key, level);
+}
+
+/*
+ * Likewise for a buffer, each time that something of it becomes true, which it
+ * stays if it is not undone.
+ */
+static void
+save_buffer(PendingBuffer *pending)
+{
+	int			level = GetCurrentTransactionNestLevel();
+	PendingUndo *undo;
+
+	if (level == 1)
+		return;
+	undo = push_undo(level);
+	undo->key = NULL;
+	undo->was.buffer.pending = pending;
+	undo->was.buffer.locked = pending->locked;
+	undo->was.buffer.truncated = pending->truncated;
+	undo->was.buffer.flush_all = pending->flush_all;
+}
+
+/* Undo what the subtransaction at a nesting level has changed. */
+static void
+undo_level(int level)
+{
+	size_t		first = nundo;
+
+	while (nundo_levels > 0 && undo_levels[nundo_levels - 1].level >= level)
+		first = undo_levels[--nundo_levels].first;
+	while (nundo > first)
+	{
+		PendingUndo *undo = &undo_stack[--nundo];
+
+		if (undo->key != NULL)
+		{
+			undo->key->delta = undo->was.key.delta;
+			undo->key->nincrements = undo->was.key.nincrements;
+			undo->key->undo = undo->was.key.undo;
+			undo->key->flush = undo->was.key.flush;
+		}
+		else
+		{
+			PendingBuffer *pending = undo->was.buffer.pending;
+
+			pending->locked = undo->was.buffer.locked;
+			pending->truncated = undo->was.buffer.truncated;
+			pending->flush_all = undo->was.buffer.flush_all;
+		}
+	}
 }
 
 /* ------------------------------------------------------------------------
@@ -245,8 +482,11 @@ pending_open(PendingTarget *target, Oid relid, bool check_privilege)
 	target->userid = GetUserId();
 	buffer = buffer_open_to_count(relid, check_privilege);
 	pending = get_pending_buffer(buffer);
-	if (pending->lock_level == 0)
-		pending->lock_level = GetCurrentTransactionNestLevel();
+	if (!pending->locked)
+	{
+		save_buffer(pending);
+		pending->locked = true;
+	}
 	target->buffer = buffer;
 	target->generation = generation;
 }
@@ -281,6 +521,7 @@ allocate_key(Size size)
 	if (size > block_left)
 	{
 		char	   *block;
+
 
 		block_size = Min(Max(2 * block_size, BLOCK_MIN_SIZE), BLOCK_MAX_SIZE);
 		block_left = 0;
@@ -322,7 +563,7 @@ make_key(SbBuffer *buffer, const BufferShape *shape, const KeyBytes *bytes)
 	key->delta = 0;
 	key->nincrements = 0;
 	key->flush = 0;
-	key->level = 0;
+	key->undo = 0;
 	key->scan = 0;
 
 	if (pending_hash != NULL)
@@ -334,37 +575,6 @@ make_key(SbBuffer *buffer, const BufferShape *shape, const KeyBytes *bytes)
 	counted.nkeys++;
 	counted.size += len;
 	return key;
-}
-
-/*
- * Push a key's state on the undo stack, before the current subtransaction
- * changes it.
- */
-static void
-save_undo(PendingKey *key, int level)
-{
-	PendingUndo *undo;
-
-	if (nundo == undo_size)
-	{
-		size_t		size = Max(undo_size * 2, 64);
-
-		if (undo_stack == NULL)
-			undo_stack = MemoryContextAlloc(TopTransactionContext,
-											size * sizeof(PendingUndo));
-		else
-			undo_stack = repalloc_huge(undo_stack,
-									   size * sizeof(PendingUndo));
-		undo_size = size;
-	}
-	undo = &undo_stack[nundo++];
-	undo->key = key;
-	undo->delta = key->delta;
-	undo->nincrements = key->nincrements;
-	undo->flush = key->flush;
-	undo->key_level = key->level;
-	undo->level = level;
-	key->level = level;
 }
 
 /*
@@ -400,7 +610,6 @@ check_large(SbBuffer *buffer, Oid userid)
 void
 pending_add_again(PendingKey *key, int64 count, Oid userid)
 {
-	int			level = GetCurrentTransactionNestLevel();
 	int64		delta;
 
 	if (unlikely(pg_add_s64_overflow(key->delta, count, &delta)))
@@ -411,14 +620,7 @@ pending_add_again(PendingKey *key, int64 count, Oid userid)
 						   key->delta, count)));
 	if (unlikely(!count_is_within(delta, MODERATE_DELTA)))
 		check_large(key->buffer, userid);
-	if (unlikely(key->level < level))
-	{
-		/* the outermost level needs no undo record */
-		if (level > 1)
-			save_undo(key, level);
-		else
-			key->level = level;
-	}
+	save_key(key);
 	key->delta = delta;
 	key->nincrements++;
 }
@@ -504,7 +706,6 @@ void
 pending_truncate(SbBuffer *buffer)
 {
 	PendingBuffer *pending = get_pending_buffer(buffer);
-	int			level = GetCurrentTransactionNestLevel();
 
 	if (closed)
 		report_closed(buffer);
@@ -512,22 +713,24 @@ pending_truncate(SbBuffer *buffer)
 	pending_come_first(false);
 	for (PendingKey *key = counted.keys; key != NULL; key = key->next)
 	{
-		if (key->buffer != buffer)
+		if (key->buffer != buffer || key->nincrements == 0)
 			continue;
-		if (key->level < level && level > 1)
-			save_undo(key, level);
+		save_key(key);
 		key->delta = 0;
 		key->nincrements = 0;
 	}
-	if (pending->truncate_level == 0)
-		pending->truncate_level = level;
+	if (!pending->truncated)
+	{
+		save_buffer(pending);
+		pending->truncated = true;
+	}
 }
 
 /* Has the transaction truncated the buffer? */
 bool
 pending_truncated(SbBuffer *buffer)
 {
-	return buffer->pending != NULL && buffer->pending->truncate_level > 0;
+	return buffer->pending != NULL && buffer->pending->truncated;
 }
 
 static PendingKey *
@@ -547,18 +750,11 @@ void
 pending_request_flush(SbBuffer *buffer, const KeyBytes *bytes)
 {
 	PendingKey *key = look_up(buffer, bytes);
-	int			level = GetCurrentTransactionNestLevel();
 
-	if (key == NULL || key->flush != 0)
+	if (key == NULL || key->flush)
 		return;
-	if (key->level < level)
-	{
-		if (level > 1)
-			save_undo(key, level);
-		else
-			key->level = level;
-	}
-	key->flush = 1;
+	save_key(key);
+	key->flush = true;
 	counted.flush_requested = true;
 }
 
@@ -569,9 +765,10 @@ pending_request_flush(SbBuffer *buffer, const KeyBytes *bytes)
 void
 pending_request_flush_all(SbBuffer *buffer)
 {
-	if (buffer->pending != NULL && buffer->pending->flush_level == 0)
+	if (buffer->pending != NULL && !buffer->pending->flush_all)
 	{
-		buffer->pending->flush_level = GetCurrentTransactionNestLevel();
+		save_buffer(buffer->pending);
+		buffer->pending->flush_all = true;
 		counted.flush_requested = true;
 	}
 }
@@ -668,77 +865,19 @@ pending_scan_rest(SbBuffer *buffer, uint64 scan, PendingVisitor visit,
  */
 
 static void
-abort_level(int level)
-{
-	while (nundo > 0 && undo_stack[nundo - 1].level >= level)
-	{
-		PendingUndo *undo = &undo_stack[--nundo];
-
-		undo->key->delta = undo->delta;
-		undo->key->nincrements = undo->nincrements;
-		undo->key->flush = undo->flush;
-		undo->key->level = undo->key_level;
-	}
-	for (PendingBuffer *pending = counted.buffers; pending;
-		 pending = pending->next)
-	{
-		if (pending->lock_level >= level)
-			pending->lock_level = 0;
-		if (pending->truncate_level >= level)
-			pending->truncate_level = 0;
-		if (pending->flush_level >= level)
-			pending->flush_level = 0;
-	}
-	/* entries remain, but their relation may no longer be locked */
-	buffer_generation++;
-}
-
-static void
-commit_level(int level)
-{
-	size_t		first = nundo;
-	size_t		keep;
-
-	while (first > 0 && undo_stack[first - 1].level >= level)
-		first--;
-
-	/* the parent keeps the records of keys for which it has none */
-	keep = first;
-	for (size_t i = first; i < nundo; i++)
-	{
-		PendingUndo *undo = &undo_stack[i];
-
-		undo->key->level = level - 1;
-		if (level - 1 > 1 && undo->key_level < level - 1)
-		{
-			undo->level = level - 1;
-			undo_stack[keep++] = *undo;
-		}
-	}
-	nundo = keep;
-
-	for (PendingBuffer *pending = counted.buffers; pending;
-		 pending = pending->next)
-	{
-		if (pending->lock_level == level)
-			pending->lock_level = level - 1;
-		if (pending->truncate_level == level)
-			pending->truncate_level = level - 1;
-		if (pending->flush_level == level)
-			pending->flush_level = level - 1;
-	}
-}
-
-static void
 subxact_callback(SubXactEvent event, SubTransactionId subid,
 				 SubTransactionId parent_subid, void *arg)
 {
 	if (counted.buffers == NULL)
 		return;
 	if (event == SUBXACT_EVENT_ABORT_SUB)
-		abort_level(GetCurrentTransactionNestLevel());
+	{
+		undo_level(GetCurrentTransactionNestLevel());
+		/* entries remain, but their relation may no longer be locked */
+		buffer_generation++;
+	}
 	else if (event == SUBXACT_EVENT_COMMIT_SUB)
-		commit_level(GetCurrentTransactionNestLevel());
+		merge_levels(GetCurrentTransactionNestLevel() - 1);
 }
 
 /* ------------------------------------------------------------------------
@@ -761,6 +900,11 @@ forget_all(void)
 	undo_stack = NULL;
 	nundo = 0;
 	undo_size = 0;
+	undo_base = 1;
+	undo_levels = NULL;
+	nundo_levels = 0;
+	undo_levels_size = 0;
+	undo_merged = false;
 	buffer_generation++;
 
 	/*
@@ -820,7 +964,7 @@ xact_callback(XactEvent event, void *arg)
 		case XACT_EVENT_PRE_PREPARE:
 			for (PendingBuffer *pending = counted.buffers; pending;
 				 pending = pending->next)
-				if (pending->truncate_level > 0)
+				if (pending->truncated)
 					ereport(ERROR,
 							(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 							 errmsg("cannot PREPARE a transaction that has truncated a statbuffer buffer")));

@@ -21,10 +21,10 @@ struct PendingBuffer
 	SbBuffer   *buffer;
 	PendingBuffer *next;
 
-	/* nesting level of the subtransaction that did it, or 0 */
-	int			lock_level;		/* locked the relation */
-	int			truncate_level; /* truncated it */
-	int			flush_level;	/* requested a flush of all keys */
+	/* all false if the subtransactions that did it were rolled back */
+	bool		locked;			/* the relation */
+	bool		truncated;
+	bool		flush_all;		/* requested a flush of all keys */
 
 	/* used for publishing; the definition may be reread before the commit */
 	SharedBuffer *shared;
@@ -53,11 +53,11 @@ struct PendingKey
 	const BufferShape *shape;	/* under which the key was formed */
 	int64		delta;
 	uint64		nincrements;
+	uint64		undo:47,		/* serial of its last undo record; see
+								 * pending.c */
+				flush:1,		/* flush at once */
+				len:16;			/* as in KeyBytes */
 	uint32		hash;
-	int			level;			/* of the subtransaction that changed it last */
-	uint16		len;			/* as in KeyBytes */
-	uint16		flush;			/* 1: flush at once; not a bool, to keep
-								 * `data' aligned for int */
 	char		data[FLEXIBLE_ARRAY_MEMBER];
 };
 

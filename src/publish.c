@@ -179,14 +179,14 @@ allocate_requests(void)
 	{
 		PendingBuffer *pending = published[i].key->buffer->pending;
 
-		if (published[i].key->flush == 0 || pending->flush_level > 0 ||
+		if (!published[i].key->flush || pending->flush_all ||
 			published[i].pin.ref.counter == NULL)
 			continue;
 		published[i].request = requests_allocate_flush();
 		if (DsaPointerIsValid(published[i].request))
 			pending->has_requests = true;
 		else
-			pending->flush_level = 1;
+			pending->flush_all = true;
 	}
 }
 
@@ -204,10 +204,10 @@ publish_prepare(PendingSet *set)
 		 pending = pending->next)
 	{
 		/* the subtransactions that used it were all rolled back */
-		if (pending->lock_level == 0 && pending->truncate_level == 0)
+		if (!pending->locked && !pending->truncated)
 			continue;
 		pending->dropped = !buffer_revalidate(pending->buffer);
-		if (!pending->dropped && pending->truncate_level > 0)
+		if (!pending->dropped && pending->truncated)
 			pinned |= pin_truncated(pending);
 	}
 
@@ -285,9 +285,9 @@ publish_commit(PendingSet *set)
 		 pending = pending->next)
 	{
 		if (!pending->attached ||
-			(pending->flush_level == 0 && !pending->has_requests))
+			(!pending->flush_all && !pending->has_requests))
 			continue;
-		if (pending->flush_level > 0)
+		if (pending->flush_all)
 			requests_ask(&pending->shared->requests, REQUEST_FLUSH_ALL);
 		registry_wake(pending->shared);
 	}
