@@ -78,6 +78,21 @@ fetch_ahead(PendingKey *key)
 #endif
 }
 
+/*
+ * Are there so many keys that their order matters, and is there room for all of
+ * them?
+ */
+static bool
+is_to_be_sorted(PendingSet *set)
+{
+	if (set->nkeys < SORT_MIN_KEYS)
+		return false;
+
+	/* a session that has not counted before does not know what is in use */
+	registry_attach(true);
+	return table_has_room(set->nkeys, set->size);
+}
+
 /* List the keys; none is pinned yet. */
 static void
 list_keys(PendingSet *set)
@@ -88,8 +103,7 @@ list_keys(PendingSet *set)
 	if (set->nkeys > LIST_SEARCH_MAX)
 		keys = MemoryContextAllocHuge(TopTransactionContext,
 									  set->nkeys * sizeof(PublishedKey));
-	if (set->nkeys >= SORT_MIN_KEYS &&
-		table_has_room(set->nkeys, set->size))
+	if (is_to_be_sorted(set))
 		sort_by_ranges(set, keys);
 	else
 	{
