@@ -713,6 +713,7 @@ pending_truncate(SbBuffer *buffer)
 	pending_come_first(false);
 	for (PendingKey *key = counted.keys; key != NULL; key = key->next)
 	{
+		CHECK_FOR_INTERRUPTS();
 		if (key->buffer != buffer || key->nincrements == 0)
 			continue;
 		save_key(key);
@@ -801,6 +802,7 @@ pending_sum(SbBuffer *buffer, uint64 *nkeys, int64 *sum)
 	for (PendingKey *key = buffer->pending ? counted.keys : NULL; key != NULL;
 		 key = key->next)
 	{
+		CHECK_FOR_INTERRUPTS();
 		if (key->buffer != buffer || key->delta == 0)
 			continue;
 		total += (uint64) key->delta;
@@ -850,6 +852,8 @@ pending_scan_rest(SbBuffer *buffer, uint64 scan, PendingVisitor visit,
 				  void *arg)
 {
 	for (PendingKey *key = counted.keys; key != NULL; key = key->next)
+	{
+		CHECK_FOR_INTERRUPTS();
 		if (key->buffer == buffer && key->nincrements > 0 &&
 			key->scan != scan && is_of_shape(key, buffer->shape))
 		{
@@ -857,6 +861,7 @@ pending_scan_rest(SbBuffer *buffer, uint64 scan, PendingVisitor visit,
 
 			visit(&bytes, key->delta, arg);
 		}
+	}
 }
 
 /* ------------------------------------------------------------------------
@@ -969,11 +974,14 @@ xact_callback(XactEvent event, void *arg)
 							(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 							 errmsg("cannot PREPARE a transaction that has truncated a statbuffer buffer")));
 			for (PendingKey *key = counted.keys; key != NULL; key = key->next)
+			{
+				CHECK_FOR_INTERRUPTS();
 				if (key->nincrements > 0)
 					ereport(ERROR,
 							(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 							 errmsg("cannot PREPARE a transaction that has incremented a statbuffer buffer"),
 							 errhint("Use sb_async_increment(), which does not depend on the transaction.")));
+			}
 			break;
 		case XACT_EVENT_PREPARE:
 			forget_all();

@@ -4,9 +4,10 @@
  *	  Publishing what a transaction has counted, when it commits.
  *
  * PRE_COMMIT	publish_prepare() finds or makes the shared counter of each key,
- *				and pins it; whatever can fail, fails here
+ *				and pins it; whatever can fail, fails here, and until it has
+ *				returned the transaction can be cancelled
  * COMMIT		publish_commit() adds the counts through the pins; nothing can
- *				fail
+ *				fail, and nobody can stop it
  * ABORT		publish_abort() releases the pins, if there are any
  *
  * Copyright (c) 2026, statbuffer developers
@@ -38,6 +39,7 @@ typedef struct PublishedKey
 	dsa_pointer request;		/* to flush it, or InvalidDsaPointer */
 } PublishedKey;
 
+/* all keys of the transaction, and how many of them, from the start, are done */
 static PublishedKey *published = NULL;
 static uint64 npublished = 0;
 
@@ -59,11 +61,17 @@ sort_by_ranges(PendingSet *set, PublishedKey *keys)
 	uint64		first[HASH_RANGES + 1] = {0};
 
 	for (PendingKey *key = set->keys; key != NULL; key = key->next)
+	{
+		CHECK_FOR_INTERRUPTS();
 		first[HASH_RANGE(key->hash) + 1]++;
+	}
 	for (int i = 0; i < HASH_RANGES; i++)
 		first[i + 1] += first[i];
 	for (PendingKey *key = set->keys; key != NULL; key = key->next)
+	{
+		CHECK_FOR_INTERRUPTS();
 		keys[first[HASH_RANGE(key->hash)]++].key = key;
+	}
 }
 
 /*
@@ -93,7 +101,7 @@ is_to_be_sorted(PendingSet *set)
 	return table_has_room(set->nkeys, set->size);
 }
 
-/* List the keys; none is pinned yet. */
+/* List the keys; none is done yet. */
 static void
 list_keys(PendingSet *set)
 {
@@ -110,15 +118,13 @@ list_keys(PendingSet *set)
 		PublishedKey *next = keys;
 
 		for (PendingKey *key = set->keys; key != NULL; key = key->next)
+		{
+			CHECK_FOR_INTERRUPTS();
 			(next++)->key = key;
-	}
-	for (uint64 i = 0; i < set->nkeys; i++)
-	{
-		keys[i].pin.ref.counter = NULL;
-		keys[i].request = InvalidDsaPointer;
+		}
 	}
 	published = keys;
-	npublished = set->nkeys;
+	npublished = 0;
 }
 
 /*
@@ -162,6 +168,9 @@ pin_key(PublishedKey *entry)
 	PendingBuffer *pending = buffer->pending;
 	KeyBytes	bytes = {key->data, key->len, key->hash};
 
+	CHECK_FOR_INTERRUPTS();
+	entry->pin.ref.counter = NULL;
+	entry->request = InvalidDsaPointer;
 	if (key->nincrements == 0 || pending->dropped)
 		return false;
 	buffer_check_shape(buffer, key->shape);
@@ -175,7 +184,6 @@ pin_key(PublishedKey *entry)
 	pending->nincrements += key->nincrements;
 	if (key->delta == 0)
 		return false;
-	CHECK_FOR_INTERRUPTS();
 	counters_pin(pending->shared, &buffer->table, &bytes, key->delta,
 				 LARGE_COUNT, &entry->pin);
 	return true;
@@ -193,6 +201,7 @@ allocate_requests(void)
 	{
 		PendingBuffer *pending = published[i].key->buffer->pending;
 
+		CHECK_FOR_INTERRUPTS();
 		if (!published[i].key->flush || pending->flush_all ||
 			published[i].pin.ref.counter == NULL)
 			continue;
@@ -206,7 +215,8 @@ allocate_requests(void)
 
 /*
  * Do everything that can fail: pin the counter of each key.  Raises an error
- * if one cannot be pinned, or if the server is stopping.
+ * if one cannot be pinned, if the transaction is cancelled, or if the server is
+ * stopping.
  */
 void
 publish_prepare(PendingSet *set)
@@ -226,11 +236,12 @@ publish_prepare(PendingSet *set)
 	}
 
 	list_keys(set);
-	for (uint64 i = 0; i < npublished; i++)
+	for (uint64 i = 0; i < set->nkeys; i++)
 	{
-		if (i + FETCH_AHEAD < npublished)
+		if (i + FETCH_AHEAD < set->nkeys)
 			fetch_ahead(published[i + FETCH_AHEAD].key);
 		pinned |= pin_key(&published[i]);
+		npublished = i + 1;
 		any |= published[i].key->buffer->pending->attached;
 	}
 	if (pinned)
