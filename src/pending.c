@@ -148,8 +148,12 @@ same_key(const PendingKey *a, const PendingKey *b)
 /* what the transaction has counted */
 static PendingSet counted;
 
-/* used once there are more than LIST_SEARCH_MAX keys */
+/*
+ * Used once there are LIST_SEARCH_MAX keys.  While a key is inserted, it is
+ * `broken_hash', because memory may run out; see hash_insert().
+ */
 static keyhash_hash *pending_hash = NULL;
+static keyhash_hash *broken_hash = NULL;
 static char *block_next = NULL;
 static Size block_left = 0;
 static Size block_size = 0;
@@ -491,9 +495,49 @@ pending_open(PendingTarget *target, Oid relid, bool check_privilege)
 	target->generation = generation;
 }
 
+/*
+ * Insert a key into the hash table.  If memory is out when the table must
+ * grow, simplehash leaves it with the size that it was to have, which only
+ * allows to destroy it.  So it is not in use until that has succeeded.
+ */
+static void
+hash_insert(PendingKey *key)
+{
+	keyhash_hash *hash = pending_hash;
+	bool		found;
+
+	broken_hash = hash;
+	pending_hash = NULL;
+	keyhash_insert(hash, key, &found);
+	pending_hash = hash;
+	broken_hash = NULL;
+}
+
+/* Make the hash table, or make it again after hash_insert() has failed. */
+static void
+make_hash(void)
+{
+	uint64		size = counted.nkeys + counted.nkeys / 4;
+
+	if (broken_hash != NULL)
+	{
+		keyhash_hash *hash = broken_hash;
+
+		broken_hash = NULL;
+		keyhash_destroy(hash);
+	}
+	pending_hash = keyhash_create(TopTransactionContext,
+								  Min(Max(size, 4 * LIST_SEARCH_MAX),
+									  PG_UINT32_MAX), NULL);
+	for (PendingKey *key = counted.keys; key != NULL; key = key->next)
+		hash_insert(key);
+}
+
 static PendingKey *
 find_key(SbBuffer *buffer, const BufferShape *shape, const KeyBytes *bytes)
 {
+	if (pending_hash == NULL && unlikely(counted.nkeys > LIST_SEARCH_MAX))
+		make_hash();
 	searched_buffer = buffer;
 	searched_shape = shape;
 	searched = bytes;
@@ -522,13 +566,13 @@ allocate_key(Size size)
 	{
 		char	   *block;
 
+		Size		next_size;
 
-		block_size = Min(Max(2 * block_size, BLOCK_MIN_SIZE), BLOCK_MAX_SIZE);
-		block_left = 0;
+		next_size = Min(Max(2 * block_size, BLOCK_MIN_SIZE), BLOCK_MAX_SIZE);
 		block = MemoryContextAlloc(TopTransactionContext,
-								   block_size + CACHE_LINE);
+								   next_size + CACHE_LINE);
 		block_next = (char *) TYPEALIGN(CACHE_LINE, block + offset) - offset;
-		block_left = block_size;
+		block_left = block_size = next_size;
 	}
 	block_next += size;
 	block_left -= size;
@@ -541,17 +585,9 @@ make_key(SbBuffer *buffer, const BufferShape *shape, const KeyBytes *bytes)
 	Size		len = KEY_LENGTH(bytes->len);
 	Size		size = offsetof(PendingKey, data) + len;
 	PendingKey *key;
-	bool		found;
 
-	if (counted.nkeys == LIST_SEARCH_MAX && pending_hash == NULL)
-	{
-		keyhash_hash *hash = keyhash_create(TopTransactionContext,
-											4 * LIST_SEARCH_MAX, NULL);
-
-		for (PendingKey *other = counted.keys; other; other = other->next)
-			keyhash_insert(hash, other, &found);
-		pending_hash = hash;
-	}
+	if (counted.nkeys >= LIST_SEARCH_MAX && pending_hash == NULL)
+		make_hash();
 
 	key = pending_hash ? allocate_key(size) :
 		MemoryContextAlloc(TopTransactionContext, size);
@@ -567,7 +603,7 @@ make_key(SbBuffer *buffer, const BufferShape *shape, const KeyBytes *bytes)
 	key->scan = 0;
 
 	if (pending_hash != NULL)
-		keyhash_insert(pending_hash, key, &found);
+		hash_insert(key);
 	if (counted.keys == NULL)
 		pending_come_first(false);
 	key->next = counted.keys;
@@ -900,6 +936,7 @@ forget_all(void)
 	memset(&counted, 0, sizeof(counted));
 	publish_forget();
 	pending_hash = NULL;
+	broken_hash = NULL;
 	block_left = 0;
 	block_size = 0;
 	undo_stack = NULL;

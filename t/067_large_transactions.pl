@@ -1,6 +1,7 @@
 # Transactions that count a great many keys: they take them in the same order
-# whatever the session has done before, and they can be cancelled until they
-# commit.
+# whatever the session has done before; they can be cancelled until they commit;
+# and when a session's memory runs out while it counts, what fails is undone and
+# the rest is exact.
 
 use strict;
 use warnings;
@@ -16,6 +17,42 @@ use TestLibrary;
 plan skip_all => 'needs a compiler and the headers of the server' if !can_build_library();
 
 my $db = 'postgres';
+my $tempdir = PostgreSQL::Test::Utils::tempdir;
+
+# While the file is there that has a process's ID at its end, it gets no large
+# piece of memory.  Sanitizers have an allocator of their own.
+my $has_sanitizers = qx{pg_config --cflags} =~ /-fsanitize/;
+my $shim = build_library('malloc_shim', qq{
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdio.h>
+#include <unistd.h>
+extern void *__libc_malloc(size_t);
+extern void *__libc_realloc(void *, size_t);
+static int
+is_out(size_t size)
+{
+	char		name[1024];
+	int			saved = errno;
+	int			there;
+	if (size < 60000)
+		return 0;
+	snprintf(name, sizeof(name), "$tempdir/out_of_memory.%d", (int) getpid());
+	there = access(name, F_OK) == 0;
+	errno = there ? ENOMEM : saved;
+	return there;
+}
+void *
+malloc(size_t size)
+{
+	return is_out(size) ? NULL : __libc_malloc(size);
+}
+void *
+realloc(void *pointer, size_t size)
+{
+	return is_out(size) ? NULL : __libc_realloc(pointer, size);
+}
+}) if !$has_sanitizers;
 
 # A session that has loaded this is cancelled, or terminated, whenever a
 # subtransaction has committed, as if that request came in just then.
@@ -49,7 +86,11 @@ _PG_init(void)
 }
 });
 
-my $node = new_node('large', 'statbuffer.max_workers = 4');
+my $node;
+{
+	local $ENV{LD_PRELOAD} = $shim if $shim;
+	$node = new_node('large', 'statbuffer.max_workers = 4');
+}
 
 # --- the order ----------------------------------------------------------------
 
@@ -115,6 +156,60 @@ foreach my $how (sort keys %stops)
 wait_for($node, $db, q{SELECT keys = 20000 FROM sb_stat_buffers WHERE buffer = 'stopped'::regclass}, 'no key stays that was made in vain');
 is(sql(q{TRUNCATE written; SELECT sb_drain('stopped')}), 't', 'all can be stored');
 is(stored($node, $db, 'stopped'), 20000, 'and is stored once');
+
+# --- memory is out ------------------------------------------------------------
+
+SKIP:
+{
+	skip 'memory cannot be made to run out with sanitizers', 1 if $has_sanitizers;
+
+	make_buffer($node, $db, 'many', q{interval '1h', timeout '1h'});
+	my $session = $node->background_psql($db, on_error_stop => 0);
+	my $file = "$tempdir/out_of_memory." . $session->query_safe('SELECT pg_backend_pid()');
+	my $failed = 0;
+	my $failed_again = 0;
+	my $wrong = 0;
+
+	# Runs a statement while memory is out, and returns whether that showed.
+	my $fails = sub {
+		my ($statement) = @_;
+
+		append_to_file($file, '');
+		$session->{stderr} = '';
+		$session->query($statement);
+		my $error = $session->{stderr};
+		$session->{stderr} = '';
+		unlink $file or die "could not remove $file: $!";
+		return 0 if $error eq '';
+		$wrong++ if $error !~ /ERROR:  out of memory/;
+		$session->query_safe('ROLLBACK TO s');
+		return 1;
+	};
+
+	# What grows while keys are counted are the keys, their hash table, and the
+	# records with which savepoints are undone, each at another moment.
+	$session->query_safe('BEGIN');
+	foreach my $i (1 .. 80)
+	{
+		my $insert = "INSERT INTO many SELECT '$i ' || g, 1 FROM generate_series(1, 500) g";
+
+		$session->query_safe('SAVEPOINT s');
+		next if !$fails->($insert);
+		$failed++;
+		$failed_again += $fails->(qq{SELECT sb_increment('again $i', 1, 'many')});
+
+		# the savepoint has none of it, and can have it now
+		$session->query_safe($insert);
+		$wrong++ if $session->query_safe("SELECT sb_count('$i 1', 'many') + sb_count('1 500', 'many')") ne '2';
+	}
+	cmp_ok($failed, '>=', 5, 'memory runs out again and again');
+	cmp_ok($failed_again, '>=', 1, 'also for what comes next in the transaction');
+	is($wrong, 0, 'each time it is an error like others, and is undone');
+	$session->query_safe('COMMIT');
+	$session->quit;
+	is(sql(q{SELECT count(*), sum(count) FROM many WHERE key NOT LIKE 'again%'}), '40000|40000', 'what did not fail is counted exactly');
+	note "$failed failures, $failed_again of them twice";
+}
 
 has_not_crashed($node, 'no process has crashed');
 $node->stop;
