@@ -267,6 +267,8 @@ sub make_rows
 		'bulk insert new-keys 1000000', 'bulk insert unlogged 1000000', '<= 1.5');
 	ratio_row('INSERT of 1,000,000 keys that are held / the same',
 		'bulk insert held-keys 1000000', 'bulk insert unlogged 1000000');
+	ratio_row('COMMIT of 1,000,000 new keys in 1,000 open savepoints / in none',
+		'bulk commit savepoints-open 1000000', 'bulk commit savepoints-none 1000000', '<= 1.2');
 
 	value_row('8 clients while 1,000,000 keys are selected: the worst',
 		'stall worst select 8', 'stall worst none 8', '<= 50', 1);
