@@ -28,6 +28,7 @@
 #include "compat.h"
 #include "ddl.h"
 #include "miscadmin.h"
+#include "storage/ipc.h"
 #include "utils/memutils.h"
 #include "utils/syscache.h"
 
@@ -255,30 +256,81 @@ object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId,
  */
 
 /*
- * Keep workers out of a database until the given time, or if it is 0, let them
- * in again.  If there are too many evictions, this replaces the one that ends
- * first.  Takes SharedControl.lock.
+ * The number of the eviction that this session takes part in; 0: none.  A
+ * statement that needs a database alone cannot be in a function or a
+ * transaction block, so there is one at a time.
+ */
+static uint64 my_eviction = 0;
+
+/*
+ * Keep workers out of a database until end_eviction() is called, but not beyond
+ * the given time.  If there are too many evictions, this takes the place of
+ * the one that ends first.  Takes SharedControl.lock.
  */
 static void
-set_eviction(Oid dboid, ClockTime until)
+begin_eviction(Oid dboid, ClockTime now, ClockTime until)
 {
-	int			slot = 0;
+	SharedEviction *first = &shared_control->evictions[0];
 
+	Assert(my_eviction == 0);
 	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < SHARED_EVICTIONS; i++)
 	{
-		if (shared_control->evictions[i].dboid == dboid)
+		SharedEviction *eviction = &shared_control->evictions[i];
+
+		if (eviction->dboid == dboid && eviction->until > now)
 		{
-			slot = i;
+			first = eviction;
 			break;
 		}
-		if (shared_control->evictions[i].until <
-			shared_control->evictions[slot].until)
-			slot = i;
+		if (eviction->until < first->until)
+			first = eviction;
 	}
-	shared_control->evictions[slot].dboid = dboid;
-	shared_control->evictions[slot].until = until;
+	if (first->dboid != dboid || first->until <= now)
+	{
+		first->dboid = dboid;
+		first->nsessions = 0;
+		first->number = ++shared_control->last_eviction;
+	}
+	first->nsessions++;
+	first->until = until;
+	my_eviction = first->number;
 	LWLockRelease(&shared_control->lock);
+}
+
+/*
+ * This session does not need the database alone any more.  Takes
+ * SharedControl.lock.
+ */
+static void
+end_eviction(void)
+{
+	if (my_eviction == 0)
+		return;
+	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < SHARED_EVICTIONS; i++)
+	{
+		SharedEviction *eviction = &shared_control->evictions[i];
+
+		if (eviction->number == my_eviction && --eviction->nsessions == 0)
+			memset(eviction, 0, sizeof(SharedEviction));
+	}
+	my_eviction = 0;
+	LWLockRelease(&shared_control->lock);
+}
+
+/*
+ * before_shmem_exit callback: the session is terminated in the middle of the
+ * statement.  Does nothing that can fail.
+ */
+static void
+evicting_exit(int code, Datum arg)
+{
+	if (my_eviction == 0)
+		return;
+	LWLockReleaseAll();
+	end_eviction();
+	launcher_slot_wake();
 }
 
 /*
@@ -293,7 +345,7 @@ ddl_evicted_until(Oid dboid)
 	LWLockAcquire(&shared_control->lock, LW_SHARED);
 	for (int i = 0; i < SHARED_EVICTIONS; i++)
 		if (shared_control->evictions[i].dboid == dboid)
-			until = shared_control->evictions[i].until;
+			until = Max(until, shared_control->evictions[i].until);
 	LWLockRelease(&shared_control->lock);
 	return until > clock_now() ? until : 0;
 }
@@ -317,19 +369,25 @@ has_workers(Oid dboid)
 }
 
 /*
- * Ask the workers of a database to leave, and to stay out until ddl_admit() is
- * called.  With `wait', waits until they are gone, up to EVICTION_WAIT_MSECS: a
- * handler may be running.
+ * Ask the workers of a database to leave, and to stay out until every session
+ * that has asked for that has called ddl_admit(), or ends.  With `wait', waits
+ * until they are gone, up to EVICTION_WAIT_MSECS: a handler may be running.
  */
 void
 ddl_evict(Oid dboid, bool wait)
 {
+	static bool registered = false;
 	ClockTime	start = clock_now();
 
 	if (!shmem_open(DEBUG1) || !registry_attach(false))
 		return;
 
-	set_eviction(dboid, clock_add(start, EVICTION_MSECS));
+	if (!registered)
+	{
+		before_shmem_exit(evicting_exit, 0);
+		registered = true;
+	}
+	begin_eviction(dboid, start, clock_add(start, EVICTION_MSECS));
 	registry_wake_workers(dboid);
 	while (wait && has_workers(dboid) &&
 		   !clock_passed(start, clock_now(), EVICTION_WAIT_MSECS))
@@ -343,7 +401,8 @@ ddl_evict(Oid dboid, bool wait)
 }
 
 /*
- * Let workers into the database again.  Also on the way of an error, which may
+ * Let workers into the database again, unless another session keeps them out.
+ * Also on the way of an error, which may
  * have come when a partition of the registry was locked: releases all LWLocks.
  */
 void
@@ -355,7 +414,7 @@ ddl_admit(Oid dboid)
 	LWLockReleaseAll();
 	if (!shmem_open(DEBUG1) || !registry_attach(false))
 		return;
-	set_eviction(dboid, 0);
+	end_eviction();
 
 	/* this also makes the launcher check whether the database is gone */
 	registry_begin_scan(&scan);

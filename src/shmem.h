@@ -51,11 +51,17 @@ typedef struct SharedLauncher
 
 /*
  * A database that workers must stay out of.  Protected by SharedControl.lock.
+ *
+ * Sessions that want the same database alone share an entry, and the last one
+ * clears it.  `number' identifies an entry's use: if it was given to another
+ * database meanwhile, the number has changed.
  */
 typedef struct SharedEviction
 {
 	Oid			dboid;
-	ClockTime	until;
+	int			nsessions;
+	uint64		number;
+	ClockTime	until;			/* 0: not in use */
 } SharedEviction;
 
 /*
@@ -139,6 +145,7 @@ typedef struct SharedControl
 	SharedLoad	load;
 	SharedMemoryUse memory;
 	pg_atomic_uint64 last_table;	/* number of the last table made */
+	uint64		last_eviction;	/* the last SharedEviction.number */
 	SharedEviction evictions[SHARED_EVICTIONS];
 
 	/* buffers with due keys and no worker for them; written by the launcher */

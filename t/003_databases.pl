@@ -154,9 +154,112 @@ is($node->safe_psql('crimson', q{SELECT sb_drain('resting')}), 't', 'TEMPLATE: s
 is(stored($node, 'copy', 'resting'), '76', 'TEMPLATE: the copy, to the last one');
 is(stored($node, 'crimson', 'resting'), '11', 'TEMPLATE: the original, to the last one');
 
+# --- several statements at once ---------------------------------------------
+
+# has_no_worker(DATABASE, WHAT): waits for that.
+sub has_no_worker
+{
+	my ($database, $what) = @_;
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	wait_for($node, 'postgres',
+		"SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'statbuffer worker' AND datname = '$database'", $what);
+	return;
+}
+
+# copy_slowly(DATABASE): a session that copies it, and waits for a lock.
+sub copy_slowly
+{
+	my ($database) = @_;
+	my $session = $node->background_psql('postgres', on_error_stop => 0);
+	my $pid = $session->query_safe('SELECT pg_backend_pid()');
+
+	$session->query_until(qr/copying/, "\\echo copying\nCREATE DATABASE copy_$pid TEMPLATE $database;\n");
+	wait_for($node, 'postgres', "SELECT count(*) = 1 FROM pg_locks WHERE pid = $pid AND NOT granted",
+		"$database: a session waits to copy it");
+	return [ $session, $pid ];
+}
+
+# end_copying(SESSION, FUNCTION): by pg_cancel_backend() or pg_terminate_backend().
+sub end_copying
+{
+	my ($copying, $function) = @_;
+	my ($session, $pid) = @$copying;
+
+	$node->safe_psql('postgres', "SELECT $function($pid)");
+	wait_for($node, 'postgres', "SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = $pid AND state = 'active'",
+		"$function(): it gives up");
+	return;
+}
+
+# Sessions that are in these databases before others want to copy them: who
+# comes later waits for the same lock.
+my %inside;
+
+# stay_out(WHAT, DATABASE...): the counts there have no worker, though the
+# launcher has looked for work since.
+sub stay_out
+{
+	my ($what, @databases) = @_;
+	my $before = stored($node, 'blue', 'hits');
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	has_no_worker('blue', "$what: elsewhere, there is no worker");
+	increment($node, 'blue', 'hits', 'a');
+	wait_for_stored($node, 'blue', 'hits', $before + 1, "$what: one comes, and stores what is counted");
+	is($inside{$_}->query_safe('SELECT pending, pid IS NULL FROM sb_stat_buffers'), '5|t', "$what: not in $_")
+	  for @databases;
+	return;
+}
+
+# Two sessions copy a database, and one gives up: the other one still has it to
+# itself.
+my @templates = map { "template_$_" } 1 .. 9;
+new_database($_, [ 'quick', q{interval '20ms', timeout '200ms'} ]) for @templates;
+$inside{$_} = $node->background_psql($_) for @templates;
+my $locker = $node->background_psql('postgres');
+$locker->query_safe(join ';', 'BEGIN', map { "COMMENT ON DATABASE $_ IS 'locked'" } @templates);
+my @copying = (copy_slowly('template_1'), copy_slowly('template_1'));
+$inside{template_1}->query_safe(q{SELECT sb_increment('a', 5, 'quick')});
+stay_out('two copies', 'template_1');
+end_copying(shift @copying, 'pg_cancel_backend');
+stay_out('one copy', 'template_1');
+
+# More databases than can be noted: the one that came first has lost its place,
+# and does not take another one's with it when it is done.
+push @copying, map { copy_slowly($_) } @templates[1 .. 8];
+$inside{$_}->query_safe(q{SELECT sb_increment('a', 5, 'quick')}) for @templates[1 .. 8];
+$inside{template_1}->query_safe(q{
+	DO $$
+	BEGIN
+		WHILE EXISTS (SELECT FROM sb_stat_buffers WHERE pid IS NULL) LOOP
+			PERFORM pg_sleep(0.01);
+		END LOOP;
+	END $$});
+pass('nine copies: there is no place for the first one');
+end_copying(shift @copying, 'pg_cancel_backend');
+stay_out('eight copies', @templates[1 .. 8]);
+
+# A session that is terminated does not keep the workers out.
+end_copying(shift @copying, 'pg_terminate_backend');
+is($inside{$_}->query_safe(q{SELECT sb_drain('quick')}), 't', "$_: a worker is let in again") for @templates[0 .. 1];
+stay_out('seven copies', @templates[2 .. 8]);
+
+# The others come to their end.
+$_->quit for values %inside;
+$locker->query_safe('COMMIT');
+$locker->quit;
+for my $copying (@copying)
+{
+	wait_for($node, 'postgres', "SELECT count(*) = 1 FROM pg_database WHERE datname = 'copy_$copying->[1]'", 'a copy is made');
+	$copying->[0]->quit;
+}
+wait_for_stored($node, $_, 'quick', 5, "$_: everything is stored") for @templates;
+
 # The others never noticed.
 increment($node, $_, 'hits', 'a', 1000) for qw(green blue);
-wait_for_stored($node, $_, 'hits', 1000 + 400 * $factor{"$_.hits"}, "$_ is as it was") for qw(green blue);
+wait_for_stored($node, 'green', 'hits', 1000 + 400 * $factor{'green.hits'}, 'green is as it was');
+wait_for_stored($node, 'blue', 'hits', 1004 + 400 * $factor{'blue.hits'}, 'blue is, too, but for what was counted there');
 $node->stop;
 
 # --- not preloaded ----------------------------------------------------------
