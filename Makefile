@@ -17,6 +17,7 @@ OBJS = \
 	src/load.o \
 	src/options.o \
 	src/owner.o \
+	src/pace.o \
 	src/pending.o \
 	src/publish.o \
 	src/registry.o \

@@ -10,7 +10,8 @@ CREATE FOREIGN TABLE buf (key text NOT NULL, count bigint NOT NULL DEFAULT 1)
   SERVER statbuffer
   OPTIONS (handler 'public.handle_flush', interval '5s', jitter '1s',
            timeout '10s', backoff '1s', restart 'transient', shutdown '5s',
-           batch_size '1000', handler_timeout '0', stopped 'false');
+           batch_size '1000', batch_time '1s', handler_timeout '0',
+           stopped 'false');
 SELECT option_name, option_value
   FROM pg_options_to_table((SELECT ftoptions FROM pg_foreign_table
                             WHERE ftrelid = 'buf'::regclass));
@@ -45,7 +46,7 @@ END $$;
 -- Times are written as settings write them; a bare number is milliseconds.
 SELECT name, value, try_option(name, value)
   FROM unnest(ARRAY['interval', 'jitter', 'timeout', 'backoff', 'shutdown',
-                    'handler_timeout']) WITH ORDINALITY AS n (name, i),
+                    'batch_time', 'handler_timeout']) WITH ORDINALITY AS n (name, i),
        unnest(ARRAY['1', '250', '500ms', '5s', '5 s', '1min', '1h', '1.5s'])
          WITH ORDINALITY AS v (value, j)
   WHERE try_option(name, value) <> 'ok'
@@ -54,13 +55,13 @@ SELECT name, value, try_option(name, value)
 -- Where 0 has a meaning, and where it has none.
 SELECT name, try_option(name, '0')
   FROM unnest(ARRAY['interval', 'jitter', 'timeout', 'backoff', 'shutdown',
-                    'handler_timeout']) AS name;
+                    'batch_time', 'handler_timeout']) AS name;
 
 -- The longest.
 SELECT name, try_option(name, '1d'), try_option(name, '2147483647'),
        try_option(name, '2147483648')
   FROM unnest(ARRAY['interval', 'jitter', 'timeout', 'backoff', 'shutdown',
-                    'handler_timeout']) AS name;
+                    'batch_time', 'handler_timeout']) AS name;
 
 -- Not a time, or not one that can be.
 \x on
@@ -69,7 +70,7 @@ SELECT value, try_option('interval', value)
                     '5S', '1 day', 'NaN', '25d']) AS value;
 SELECT name, try_option(name, '-1') AS negative, try_option(name, 'soon') AS soon
   FROM unnest(ARRAY['jitter', 'timeout', 'backoff', 'shutdown',
-                    'handler_timeout']) AS name;
+                    'batch_time', 'handler_timeout']) AS name;
 
 SELECT value, try_option('batch_size', value)
   FROM unnest(ARRAY['1', '1000', '100000', '0', '-1', '100001', '99999999999',

@@ -88,6 +88,7 @@ take_counter(BatchItem *item, CounterRef ref, ClockTime now)
 	item->ref = ref;
 	item->taken_at = now;
 	item->outcome = BATCH_AGAIN;
+	item->later = false;
 	item->retry_at = 0;
 }
 
@@ -105,7 +106,8 @@ clear_idle(SharedBuffer *buffer, SharedCounter *counter, ClockTime since)
 }
 
 /*
- * Take due keys into an empty batch, up to its size.  Returns their number.
+ * Take due keys into an empty batch, up to `max_keys', which is at most its
+ * size.  Returns their number.
  *
  * Keys that failed before are taken alone, or with `mix_failing' like all
  * others.  Suspects, which are keys of a failed batch of which one is to
@@ -117,17 +119,18 @@ clear_idle(SharedBuffer *buffer, SharedCounter *counter, ClockTime since)
  * or restore the batch.
  */
 int
-batch_take(CounterBatch *batch, const CounterTable *table, ClockTime now,
-		   ClockTime unreadable_retry_at)
+batch_take(CounterBatch *batch, const CounterTable *table, int max_keys,
+		   ClockTime now, ClockTime unreadable_retry_at)
 {
 	SharedBuffer *buffer = batch->buffer;
 	SharedSchedule *schedule = &buffer->schedule;
-	int			limit = batch->size;
+	int			limit = max_keys;
 	bool		suspects = false;
 	dsa_pointer self;
 
 	Assert(registry_is_mine(buffer));
 	Assert(batch->nitems == 0);
+	Assert(max_keys > 0 && max_keys <= batch->size);
 	batch->discarded = 0;
 	batch->nunreadable = 0;
 	batch->had_failing = false;
@@ -184,7 +187,7 @@ batch_take(CounterBatch *batch, const CounterTable *table, ClockTime now,
 			break;
 	}
 	batch->had_suspects = suspects;
-	batch->ntaken = batch->nitems;
+	batch->ntaken = batch->nkept = batch->nitems;
 	return batch->ntaken;
 }
 
@@ -338,6 +341,19 @@ batch_pass_over(CounterBatch *batch, int i)
 	pg_atomic_fetch_add_u64(&batch->buffer->totals.in_flight, -(uint64) item->count);
 	restore_item(batch->buffer, item);
 	item->count = 0;
+	batch->nkept--;
+}
+
+/*
+ * Pass over the items that are marked with `later': they are due again in the
+ * order in which they were before.  Takes no lock, cannot fail.
+ */
+void
+batch_pass_over_later(CounterBatch *batch)
+{
+	for (int i = batch->nitems - 1; i >= 0; i--)
+		if (batch->items[i].later && batch->items[i].count != 0)
+			batch_pass_over(batch, i);
 }
 
 /*

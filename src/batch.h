@@ -29,6 +29,7 @@ typedef struct BatchItem
 	ClockTime	counted_at;
 	ClockTime	taken_at;
 	BatchOutcome outcome;		/* if the transaction is rolled back */
+	bool		later;			/* for batch_pass_over_later() */
 	ClockTime	retry_at;
 } BatchItem;
 
@@ -48,6 +49,7 @@ typedef struct CounterBatch
 
 	/* about the last take */
 	int			ntaken;
+	int			nkept;			/* of these, not passed over */
 	bool		had_suspects;
 	bool		had_failing;	/* there were keys that had failed before */
 
@@ -58,8 +60,10 @@ typedef struct CounterBatch
 
 extern void batch_set_size(CounterBatch *batch, int size);
 extern int	batch_take(CounterBatch *batch, const CounterTable *table,
-					   ClockTime now, ClockTime unreadable_retry_at);
+					   int max_keys, ClockTime now,
+					   ClockTime unreadable_retry_at);
 extern void batch_pass_over(CounterBatch *batch, int i);
+extern void batch_pass_over_later(CounterBatch *batch);
 extern void batch_commit(CounterBatch *batch);
 extern void batch_restore(CounterBatch *batch);
 extern void batch_tidy(CounterBatch *batch, int nitems,

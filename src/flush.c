@@ -16,6 +16,11 @@
  * their own, of half the size, until the one that fails is alone.  It backs
  * off, and the others are stored.
  *
+ * A batch that takes longer than the buffer's option "batch_time" is cut short
+ * before the next call of the handler: what was stored is committed, and the
+ * keys that are left are due again at once.  How many keys are taken is chosen
+ * so that this is rare: see pace.c.
+ *
  * Only a worker calls these functions, for its one buffer.
  *
  * Copyright (c) 2026, statbuffer developers
@@ -169,6 +174,17 @@ flush_log_discarded(FlushState *flush, bool at_once)
 	flush->any_discarded = false;
 }
 
+/* A key has failed: decide what happens to one of its items. */
+static void
+fail_item(FlushState *flush, BatchItem *item)
+{
+	if (item->count == 0)
+		return;
+	item->outcome = flush->buffer->options.temporary ? BATCH_DISCARD :
+		BATCH_BACK_OFF;
+	item->retry_at = retry_time(flush, item->ref.counter->failures + 1);
+}
+
 /*
  * Before the transaction is rolled back: decide what happens to each key of
  * the batch.  Returns whether a key has failed, and the failure must be
@@ -178,9 +194,6 @@ static bool
 classify_failure(FlushState *flush, ErrorData *edata)
 {
 	CounterBatch *batch = &flush->batch;
-	bool		temporary = flush->buffer->options.temporary;
-	int			first = 0;
-	int			nfailed = 0;
 
 	/*
 	 * A conflict with others does not count as a failure, up to a limit.  The
@@ -197,40 +210,35 @@ classify_failure(FlushState *flush, ErrorData *edata)
 	flush->conflicts = 0;
 
 	batch->mix_failing = false;
-	if (batch->nitems == 1)
-		nfailed = 1;
-	else if (flush->current_key >= 0 && flush->current_nkeys == 1)
+	if (batch->nkept == 1)
 	{
-		first = flush->keys[flush->current_key].first_item;
-		nfailed = flush->keys[flush->current_key].nitems;
-	}
-	else
-	{
-		/* which key is to blame is not known: it will in the end fail alone */
 		for (int i = 0; i < batch->nitems; i++)
-			if (batch->items[i].count != 0)
-				batch->items[i].outcome = BATCH_SUSPECT;
-		batch->suspect_limit = Max(batch->nitems / 2, 1);
-		return false;
+			fail_item(flush, &batch->items[i]);
+		return true;
 	}
-
-	for (int i = 0; i < nfailed; i++)
+	if (flush->current_key >= 0 && flush->current_nkeys == 1)
 	{
-		BatchItem  *item = &batch->items[batch->nitems == 1 ? 0 :
-										 flush->items[first + i]];
+		FlushKey   *key = &flush->keys[flush->current_key];
 
-		item->outcome = temporary ? BATCH_DISCARD : BATCH_BACK_OFF;
-		item->retry_at = retry_time(flush, item->ref.counter->failures + 1);
+		for (int i = 0; i < key->nitems; i++)
+			fail_item(flush, &batch->items[flush->items[key->first_item + i]]);
+		return true;
 	}
-	return true;
+
+	/* which key is to blame is not known: it will in the end fail alone */
+	for (int i = 0; i < batch->nitems; i++)
+		if (batch->items[i].count != 0)
+			batch->items[i].outcome = BATCH_SUSPECT;
+	batch->suspect_limit = Max(batch->nkept / 2, 1);
+	return false;
 }
 
 /*
  * In PG_CATCH: copy the error, and roll the transaction back.  Returns the
- * error if it must be reported, and the number of keys in the batch.
+ * error if it must be reported.
  */
 static ErrorData *
-roll_back(FlushState *flush, int *nitems)
+roll_back(FlushState *flush)
 {
 	ErrorData  *edata;
 	SessionEnd	end;
@@ -247,7 +255,8 @@ roll_back(FlushState *flush, int *nitems)
 								  flush->buffer->options.handler_timeout);
 	if (flush->shared != NULL)
 		requests_set_locked_out(&flush->shared->requests, false);
-	*nitems = flush->preparing ? 0 : flush->batch.nitems;
+	flush->nfailed = flush->preparing || flush->batch.nitems == 0 ? 0 :
+		flush->batch.nkept;
 	flush->preparing = false;
 	if (end.cancelled && !end.timed_out && flush->cancels < CANCELS_MAX &&
 		edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
@@ -257,7 +266,7 @@ roll_back(FlushState *flush, int *nitems)
 		flush->cancels++;
 		report = false;
 	}
-	else if (*nitems > 0)
+	else if (flush->nfailed > 0)
 		report = classify_failure(flush, edata);
 	RESUME_INTERRUPTS();
 
@@ -267,19 +276,16 @@ roll_back(FlushState *flush, int *nitems)
 	return report ? edata : NULL;
 }
 
-/*
- * After a transaction with `nitems' keys has failed: record the failure and
- * log it.
- */
+/* After a transaction has failed: record the failure and log it. */
 static void
-report_failure(FlushState *flush, ErrorData *edata, int nitems)
+report_failure(FlushState *flush, ErrorData *edata)
 {
 	if (edata == NULL || flush->shared == NULL)
 		return;
 
 	/* first: where a key shows its error, the buffer shows it, too */
-	registry_set_error(flush->shared, edata->message, nitems == 0);
-	if (nitems == 0)
+	registry_set_error(flush->shared, edata->message, flush->nfailed == 0);
+	if (flush->nfailed == 0)
 	{
 		/* the buffer itself has failed, not a key */
 		flush->shared->flush.breakdowns++;
@@ -287,8 +293,8 @@ report_failure(FlushState *flush, ErrorData *edata, int nitems)
 		registry_count(flush->shared, STAT_FAILURES, 1);
 	}
 	else
-		batch_tidy(&flush->batch, nitems, edata->message);
-	log_failure(flush, edata, nitems);
+		batch_tidy(&flush->batch, flush->batch.ntaken, edata->message);
+	log_failure(flush, edata, flush->nfailed);
 }
 
 /* ------------------------------------------------------------------------
@@ -316,13 +322,13 @@ attempt(FlushState *flush, FlushStep step, ClockTime now, bool cancellable)
 {
 	ErrorData  *volatile error = NULL;
 	volatile bool succeeded = false;
-	int			nfailed = 0;
 
 	MemoryContextReset(flush->context);
 	flush->keys = NULL;
 	flush->items = NULL;
 	flush->nkeys = 0;
 	flush->current_key = -1;
+	flush->usecs = 0;
 	PG_TRY();
 	{
 		session_begin_transaction(cancellable);
@@ -332,11 +338,11 @@ attempt(FlushState *flush, FlushStep step, ClockTime now, bool cancellable)
 	}
 	PG_CATCH();
 	{
-		error = roll_back(flush, &nfailed);
+		error = roll_back(flush);
 	}
 	PG_END_TRY();
 	session_end_transaction();
-	report_failure(flush, error, nfailed);
+	report_failure(flush, error);
 	return succeeded;
 }
 
@@ -611,16 +617,57 @@ arrange_batch(FlushState *flush)
 	}
 }
 
+/*
+ * Must the batch, which has stored something, be cut short?
+ *
+ * If the worker must end soon, half of the time that there was for that when
+ * the batch began is left for committing: what is not committed by then is
+ * rolled back.
+ */
+static bool
+time_is_up(FlushState *flush, ClockTime now)
+{
+	int			batch_time = flush->buffer->options.batch_time;
+	ClockTime	stops_at = session_stops_at();
+
+	if (batch_time == 0)
+		return false;
+	return clock_passed(flush->began, now, batch_time) ||
+		(stops_at != 0 && now - flush->began >= stops_at - now);
+}
+
 /* Called by the sink before it stores keys: a SinkProgress. */
-static void
+static bool
 begin_call(int first_key, int nkeys, void *arg)
 {
 	FlushState *flush = arg;
+	ClockTime	now = clock_now();
 
+	if (first_key == 0)
+		flush->began = now;
+	else if (time_is_up(flush, now))
+		return false;
 	session_begin_handler(flush->buffer->options.handler_timeout);
 	flush->current_key = first_key;
 	flush->current_nkeys = nkeys;
 	registry_count(flush->shared, STAT_HANDLER_CALLS, 1);
+	return true;
+}
+
+/* The keys that were not delivered are left for the next batch. */
+static void
+leave_rest(FlushState *flush)
+{
+	if (flush->ndelivered == flush->nkeys)
+		return;
+	for (int i = flush->ndelivered; i < flush->nkeys; i++)
+	{
+		FlushKey   *key = &flush->keys[i];
+
+		for (int j = 0; j < key->nitems; j++)
+			flush->batch.items[flush->items[key->first_item + j]].later = true;
+	}
+	batch_pass_over_later(&flush->batch);
 }
 
 /* Deliver the batch to the sink. */
@@ -641,10 +688,13 @@ deliver(FlushState *flush)
 	arrange_batch(flush);
 	if (flush->nkeys == 0)
 		return;
-	sink->methods->deliver(sink, flush->sink_keys, flush->nkeys, begin_call,
-						   flush);
+	flush->ndelivered = sink->methods->deliver(sink, flush->sink_keys,
+											   flush->nkeys, begin_call,
+											   flush);
 	session_end_handler();
 	flush->current_key = -1;
+	flush->usecs = Max(clock_now() - flush->began, 1);
+	leave_rest(flush);
 	CHECK_FOR_INTERRUPTS();
 }
 
@@ -653,16 +703,19 @@ static void
 take_and_deliver(FlushState *flush, ClockTime now)
 {
 	BufferUse	use;
+	int			max_keys;
 
 	if (!open_definition(flush))
 		return;
+	max_keys = flush->batch.size;
+	if (flush->buffer->options.batch_time > 0)
+		max_keys = pace_limit(&flush->shared->flush.pace, max_keys);
 
 	/* keep the handler from altering the buffer and its row types */
 	buffer_begin_use(flush->buffer, &use);
 	PushActiveSnapshot(GetTransactionSnapshot());
 	MemoryContextSwitchTo(flush->context);
-	if (batch_take(&flush->batch, &flush->buffer->table, now,
-				   clock_add(now, BACKOFF_MAX_MSECS)) > 0)
+	if (batch_take(&flush->batch, &flush->buffer->table, max_keys, now, clock_add(now, BACKOFF_MAX_MSECS)) > 0)
 	{
 		deliver(flush);
 		flush->shared->flush.breakdowns = 0;
@@ -725,6 +778,10 @@ flush_batch(FlushState *flush, ClockTime now)
 			batch->suspect_limit = Min((int64) batch->suspect_limit * 2,
 									   batch->size);
 		batch->mix_failing = batch->mix_failing || batch->had_failing;
+		if (flush->usecs > 0)
+			pace_note(&flush->shared->flush.pace, batch->nkept, flush->usecs,
+					  (int64) flush->buffer->options.batch_time * 1000,
+					  flush->ndelivered < flush->nkeys);
 	}
 	flush_log_discarded(flush, false);
 

@@ -42,11 +42,17 @@ typedef struct FlushState
 	SinkKey    *sink_keys;		/* the keys as the sink gets them */
 	FlushKey   *keys;			/* the same, with their items */
 	int			nkeys;
+	int			ndelivered;		/* how many of them the sink has stored */
 	int		   *items;			/* indexes in the batch */
 	int			current_key;	/* first key that the sink is storing; -1:
 								 * none */
 	int			current_nkeys;	/* number of keys that it stores at once */
+	int			nfailed;		/* keys of the transaction that failed,
+								 * without those passed over; 0: the buffer
+								 * itself failed */
 	bool		preparing;		/* the sink has not got any key yet */
+	ClockTime	began;			/* when the sink began to store the first key */
+	int64		usecs;			/* how long it took for all; 0: not at all */
 
 	/* kept from transaction to transaction */
 	int			conflicts;		/* deadlocks and the like, in a row */

@@ -53,6 +53,7 @@ static const OptionDef option_defs[] = {
 	{"restart", OPTION_RESTART, OPTION_FIELD(temporary), "transient", 0, 0},
 	{"shutdown", OPTION_TIME, OPTION_FIELD(shutdown), "5s", 0, SHUTDOWN_MAX_MSECS},
 	{"batch_size", OPTION_INT, OPTION_FIELD(batch_size), "1000", 1, 100000},
+	{"batch_time", OPTION_TIME, OPTION_FIELD(batch_time), "1s", 0, INT_MAX},
 	{"handler_timeout", OPTION_TIME, OPTION_FIELD(handler_timeout), "0", 0, INT_MAX},
 	{"stopped", OPTION_BOOL, OPTION_FIELD(stopped), "false", 0, 0},
 };

@@ -25,6 +25,7 @@ typedef struct BufferOptions
 	bool		temporary;		/* restart 'temporary' */
 	int			shutdown;
 	int			batch_size;
+	int			batch_time;
 	int			handler_timeout;
 	bool		stopped;
 } BufferOptions;

@@ -13,6 +13,7 @@
 #include "clock.h"
 #include "lib/dshash.h"
 #include "miscadmin.h"
+#include "pace.h"
 #include "requests.h"
 #include "schedule.h"
 #include "shmem.h"
@@ -88,6 +89,7 @@ typedef struct SharedFlush
 	int			breakdowns;		/* failures of the buffer itself, in a row */
 	uint8		seen_shape;		/* number of the shape last seen, */
 	uint32		seen_shapes;	/* and SharedTable.shapes_number then */
+	SharedPace	pace;
 
 	/* the log of failures */
 	int			logged_sqlstate;

@@ -130,6 +130,13 @@ session_stop_at(ClockTime now)
 	return stop_at;
 }
 
+/* Likewise, but 0 if it need not. */
+ClockTime
+session_stops_at(void)
+{
+	return stop_at;
+}
+
 /*
  * Check whether the transaction, which may be waiting for a lock or running
  * the handler, must end.  Called by the alarm.

@@ -38,5 +38,6 @@ extern bool session_reset(void);
 extern void session_set_shutdown(int msecs);
 extern int	session_shutdown_msecs(void);
 extern ClockTime session_stop_at(ClockTime now);
+extern ClockTime session_stops_at(void);
 
 #endif							/* STATBUFFER_SESSION_H */

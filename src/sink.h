@@ -26,9 +26,10 @@ typedef struct SinkKey
 
 /*
  * A sink calls this before it stores keys, with the ones that it is going to
- * store at once: if that fails, one of them is to blame.
+ * store at once: if that fails, one of them is to blame.  If it returns false,
+ * the sink stores neither these nor any that follow.
  */
-typedef void (*SinkProgress) (int first_key, int nkeys, void *arg);
+typedef bool (*SinkProgress) (int first_key, int nkeys, void *arg);
 
 typedef struct Sink Sink;
 
@@ -44,10 +45,11 @@ typedef struct SinkMethods
 							Oid owner);
 
 	/*
-	 * Store keys, which are distinct and sorted by their values.  Raises an
-	 * error if that fails.
+	 * Store keys, which are distinct and sorted by their values.  Returns how
+	 * many were stored: all, or the first ones if it was told to stop. Raises
+	 * an error if that fails.
 	 */
-	void		(*deliver) (Sink *sink, SinkKey *keys, int nkeys,
+	int			(*deliver) (Sink *sink, SinkKey *keys, int nkeys,
 							SinkProgress progress, void *arg);
 } SinkMethods;
 

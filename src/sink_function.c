@@ -359,29 +359,32 @@ call_with_arrays(FunctionSink *handler, SinkKey *keys, int nkeys)
  * Raises the handler's errors, and one of its own if the handler returns false
  * or null.
  */
-static void
+static int
 deliver(Sink *sink, SinkKey *keys, int nkeys, SinkProgress progress, void *arg)
 {
 	FunctionSink *handler = (FunctionSink *) sink;
 
 	if (handler->takes_arrays)
 	{
-		progress(0, nkeys, arg);
+		if (!progress(0, nkeys, arg))
+			return 0;
 		call_with_arrays(handler, keys, nkeys);
-		return;
+		return nkeys;
 	}
 
 	for (int i = 0; i < nkeys; i++)
 	{
 		int			column;
 
-		progress(i, 1, arg);
+		if (!progress(i, 1, arg))
+			return i;
 		for (column = 0; column < handler->desc->natts; column++)
 			set_parameter(handler, column, keys[i].values[column],
 						  keys[i].isnull[column]);
 		set_parameter(handler, column, Int64GetDatum(keys[i].count), false);
 		call_function(handler);
 	}
+	return nkeys;
 }
 
 const SinkMethods sink_function = {

@@ -53,7 +53,7 @@ typedef struct WorkerState
 	FlushState	flush;
 	ClockTime	started;
 	ClockTime	last_work;		/* when something was last flushed */
-	bool		had_turn;		/* it has flushed something */
+	ClockTime	turn_began;		/* when it began to flush; 0: not yet */
 	bool		announced;		/* wake_at says when to start the next one */
 	uint64		drain_seen;		/* the last drain ticket noticed */
 
@@ -475,15 +475,15 @@ take_turn(WorkerState *worker)
 		free_idle(worker, now, due && now >= flush->paused_until);
 	if (due && now >= flush->paused_until)
 	{
+		if (worker->turn_began == 0)
+			worker->turn_began = now;
 		flush_batch(flush, now);
 		worker->last_work = clock_now();
 
 		/* other buffers wait, and this one has had its time */
-		if (worker->had_turn &&
-			pg_atomic_read_u32(&shared_control->waiting) > 0 &&
-			clock_passed(worker->started, now, TURN_MSECS))
+		if (pg_atomic_read_u32(&shared_control->waiting) > 0 &&
+			clock_passed(worker->turn_began, worker->last_work, TURN_MSECS))
 			return false;
-		worker->had_turn = true;
 		return !flush->leaving;
 	}
 	if (due || flush->unread)

@@ -55,7 +55,7 @@ $node->safe_psql('shop', q{
 	$$;
 	CREATE FOREIGN TABLE app.hits (key text NOT NULL, count bigint NOT NULL DEFAULT 1)
 	SERVER statbuffer OPTIONS (handler 'app.store', interval '1h', jitter '1s', timeout '1min', backoff '2s',
-		restart 'temporary', shutdown '0', batch_size '17', handler_timeout '3s');
+		restart 'temporary', shutdown '0', batch_size '17', batch_time '2s', handler_timeout '3s');
 	COMMENT ON FOREIGN TABLE app.hits IS 'what is looked at';
 	COMMENT ON COLUMN app.hits.key IS 'the page';
 	GRANT INSERT ON app.hits TO app;

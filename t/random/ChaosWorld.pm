@@ -90,6 +90,7 @@ sub random_option
 		[ 'backoff', 10 + int(rand 100) . 'ms' ],
 		[ 'shutdown', (0, '200ms', '1s', '3s')[ int rand 4 ] ],
 		[ 'batch_size', (1, 3, 20, 300, 10000)[ int rand 5 ] ],
+		[ 'batch_time', (0, 1, '10ms', '1s')[ int rand 4 ] ],
 		[ 'handler_timeout', (0, 0, '50ms', '500ms')[ int rand 4 ] ]);
 
 	return @{ $options[ int rand @options ] };
@@ -107,6 +108,7 @@ sub buffer_sql
 		backoff => '50ms',
 		shutdown => '1s',
 		batch_size => '1000',
+		batch_time => '1s',
 		handler_timeout => '0',
 		%options);
 
