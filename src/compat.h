@@ -180,14 +180,8 @@ compat_name_tranche(int tranche, const char *name)
 #define COMPAT_WORKER_INTERRUPTIBLE	0
 #endif
 
-/*
- * 19: signal handlers have a second argument, with information about the
- * sender, and SIG_IGN does not have their type
- */
-#if PG_VERSION_NUM >= 190000
-#define COMPAT_PASS_SIGNAL_ARGS	postgres_signal_arg, pg_siginfo
-#else
-#define COMPAT_PASS_SIGNAL_ARGS	postgres_signal_arg
+/* 19: SIG_IGN does not have the type of signal handlers */
+#if PG_VERSION_NUM < 190000
 #define PG_SIG_IGN				SIG_IGN
 #endif
 

@@ -58,7 +58,8 @@ static volatile sig_atomic_t cancelled = false;
 static volatile ClockTime handler_due = 0;	/* deadline of the call; 0: no
 											 * limit */
 static volatile int handler_msecs;
-static volatile sig_atomic_t handler_timed_out = false;
+static volatile sig_atomic_t handler_timed_out = false; /* and nobody has
+														 * cancelled it since */
 static volatile int shutdown_msecs = UNKNOWN_SHUTDOWN_MSECS;
 static volatile ClockTime stop_at = 0;	/* 0: the worker is not being
 										 * terminated */
@@ -78,20 +79,39 @@ cancel_query(void)
 }
 
 /*
- * Signal handler for SIGINT.  Remembers the cancel, to tell it from a failure
- * of the handler, which may raise the same error itself.  Only user code and
- * waiting for others can be cancelled.
+ * Somebody wants the transaction cancelled.  Remember that, to tell it from a
+ * failure of the handler, which may raise the same error itself.  If the
+ * handler has timed out at the same moment, the cancel counts: the time will be
+ * up again with the next attempt, but nobody will cancel that.
+ *
+ * In this order: if the alarm goes off in between, there is a cancel.
+ */
+static void
+cancel_transaction(void)
+{
+	cancelled = true;
+	cancel_query();
+	handler_timed_out = false;
+}
+
+/*
+ * Signal handler for SIGINT.  Only user code and waiting for others can be
+ * cancelled.
  */
 static void
 cancel_requested(SIGNAL_ARGS)
 {
-	if (!cancellable)
-		return;
-	cancelled = true;
-	StatementCancelHandler(COMPAT_PASS_SIGNAL_ARGS);
+	int			save_errno = errno;
+
+	if (cancellable)
+		cancel_transaction();
+	errno = save_errno;
 }
 
-/* Cancel a call of the handler that takes longer than the option allows. */
+/*
+ * Cancel a call of the handler that takes longer than the option allows, unless
+ * it is being cancelled anyway.
+ */
 static void
 check_handler(ClockTime now)
 {
@@ -100,6 +120,8 @@ check_handler(ClockTime now)
 
 	/* repeatedly, in case the handler catches the error and continues */
 	handler_due = clock_add(now, handler_msecs);
+	if (QueryCancelPending)
+		return;
 	handler_timed_out = true;
 	cancel_query();
 }
@@ -155,10 +177,7 @@ watch(ClockTime now)
 	if (watched != NULL)
 		halt_at = (ClockTime) pg_atomic_read_u64(&watched->requests.halt_at);
 	if (cancellable && halt_at != 0 && now >= halt_at)
-	{
-		cancelled = true;
-		cancel_query();
-	}
+		cancel_transaction();
 
 	if (!ShutdownRequestPending)
 		return;
@@ -297,15 +316,18 @@ session_begin_handler(int timeout)
 }
 
 /*
- * The call has returned.  If it timed out at the same moment, ignore the
- * cancel.
+ * The call has returned.  If it timed out at the same moment, ignore that, but
+ * not a cancel by somebody else, which may come even now.
  */
 void
 session_end_handler(void)
 {
 	handler_due = 0;
-	if (handler_timed_out)
-		QueryCancelPending = false;
+	if (!handler_timed_out)
+		return;
+	QueryCancelPending = false;
+	if (!handler_timed_out)
+		QueryCancelPending = true;
 }
 
 /* ------------------------------------------------------------------------

@@ -127,6 +127,22 @@ for my $function (qw(pg_cancel_backend pg_terminate_backend))
 		"$function(): the worker is " . ($function eq 'pg_cancel_backend' ? 'still there' : 'gone, and need not wait for "shutdown"'));
 }
 
+# Nor is it if its time was up before that: a cancel is one, whatever else there
+# is.
+for my $form ('one key', 'arrays')
+{
+	make_slow($node, $db, 'twice', $form, q{handler_timeout '500ms', backoff '1h'});
+	$node->safe_psql($db, q{
+		SELECT setval('caught', 1, false);
+		INSERT INTO manners VALUES ('bad', 'twice');
+		INSERT INTO twice VALUES ('good', 1), ('bad', 10)});
+	wait_for_sum($node, $db, 'twice', 11, "$form: a call whose time was up is cancelled, and comes again");
+	is_stored($node, $db, 'twice', '2|2|11', "$form: each key is stored once");
+	is($node->safe_psql($db, q{SELECT failures, pending, in_flight, last_error FROM sb_stat_buffers WHERE buffer = 'twice'::regclass}),
+		'0|0|0|', "$form: that is no failure");
+	$node->safe_psql($db, 'DELETE FROM manners; TRUNCATE calls; DROP FOREIGN TABLE twice; DROP FUNCTION twice_store');
+}
+
 # While a worker comes up, nothing of the user's runs that could be cancelled.
 # Nobody can connect while the session has the lock, so it does it all.
 $node->safe_psql($db, q{DELETE FROM manners; TRUNCATE calls; ALTER FOREIGN TABLE nudged OPTIONS (ADD timeout '0')});

@@ -49,6 +49,16 @@ our $definitions = q{
 				END;
 				EXIT WHEN n = substr(manner, 7)::int;
 			END LOOP;
+		ELSIF manner = 'twice' THEN
+			-- its time is up, and then it is cancelled; the next time it has time
+			IF nextval('caught') = 1 THEN
+				BEGIN
+					PERFORM pg_sleep(3600);
+				EXCEPTION WHEN query_canceled THEN
+					PERFORM pg_cancel_backend(pg_backend_pid());
+				END;
+				PERFORM pg_sleep(3600);
+			END IF;
 		ELSIF manner = 'cancel' THEN
 			RAISE query_canceled USING MESSAGE = 'cancelled by itself';
 		ELSIF manner = 'doze' THEN
