@@ -150,7 +150,7 @@ static PendingSet counted;
 
 /*
  * Used once there are LIST_SEARCH_MAX keys.  While a key is inserted, it is
- * `broken_hash', because memory may run out; see hash_insert().
+ * `broken_hash', because memory may run out; see insert_hashed().
  */
 static keyhash_hash *pending_hash = NULL;
 static keyhash_hash *broken_hash = NULL;
@@ -501,7 +501,7 @@ pending_open(PendingTarget *target, Oid relid, bool check_privilege)
  * allows to destroy it.  So it is not in use until that has succeeded.
  */
 static void
-hash_insert(PendingKey *key)
+insert_hashed(PendingKey *key)
 {
 	keyhash_hash *hash = pending_hash;
 	bool		found;
@@ -513,7 +513,7 @@ hash_insert(PendingKey *key)
 	broken_hash = NULL;
 }
 
-/* Make the hash table, or make it again after hash_insert() has failed. */
+/* Make the hash table, or make it again after insert_hashed() has failed. */
 static void
 make_hash(void)
 {
@@ -530,7 +530,7 @@ make_hash(void)
 								  Min(Max(size, 4 * LIST_SEARCH_MAX),
 									  PG_UINT32_MAX), NULL);
 	for (PendingKey *key = counted.keys; key != NULL; key = key->next)
-		hash_insert(key);
+		insert_hashed(key);
 }
 
 static PendingKey *
@@ -603,7 +603,7 @@ make_key(SbBuffer *buffer, const BufferShape *shape, const KeyBytes *bytes)
 	key->scan = 0;
 
 	if (pending_hash != NULL)
-		hash_insert(key);
+		insert_hashed(key);
 	if (counted.keys == NULL)
 		pending_come_first(false);
 	key->next = counted.keys;
