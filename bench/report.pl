@@ -245,7 +245,7 @@ sub make_rows
 	}
 
 	value_row('memory for each of 1,000,000 keys of 16 bytes, pages in use',
-		'memory all statbuffer 1000000', undef, '<= 128');
+		'memory all statbuffer 1000000', undef, '<= 92');
 	value_row("  of that, $_", "memory $_ statbuffer 1000000")
 	  foreach 'counters', 'buckets', 'allocator';
 	value_row('  pages that wait for the next keys', 'memory waiting statbuffer 1000000');

@@ -29,7 +29,7 @@ typedef struct HashDirectory
 {
 	uint64		size;			/* a power of 2, at least DIRECTORY_MIN */
 	dsa_pointer chunks[FLEXIBLE_ARRAY_MEMBER];
-}			HashDirectory;
+} HashDirectory;
 
 #define DIRECTORY_MIN		8
 #define DIRECTORY_SIZE(size) \
@@ -55,7 +55,7 @@ lower_power(uint32 nbuckets)
 
 /* The number of the bucket for a hash. */
 static inline uint32
-bucket_number(const HashPartition * partition, uint32 hash)
+bucket_number(const HashPartition *partition, uint32 hash)
 {
 	uint32		power = lower_power(partition->nbuckets);
 	uint32		number = hash & (2 * power - 1);
@@ -72,7 +72,7 @@ partition_number(uint32 hash)
 
 /* The partition of a hash. */
 static inline HashPartition *
-partition_of(HashPartition * partitions, uint32 hash)
+partition_of(HashPartition *partitions, uint32 hash)
 {
 	return &partitions[partition_number(hash)];
 }
@@ -93,7 +93,7 @@ begins_chunk(uint32 bucket)
 
 /* Get the head of a bucket.  The partition is locked. */
 static inline dsa_pointer *
-bucket_head(HashPartition * partition, uint32 bucket)
+bucket_head(HashPartition *partition, uint32 bucket)
 {
 	dsa_pointer *chunk;
 
@@ -120,7 +120,7 @@ counter_hash(const SharedCounter *counter)
 
 /* Initialize the partitions of an empty table.  Cannot fail. */
 void
-hash_init(HashPartition * partitions, int tranche)
+hash_init(HashPartition *partitions, int tranche)
 {
 	for (int i = 0; i < HASH_PARTITIONS; i++)
 	{
@@ -139,7 +139,7 @@ hash_init(HashPartition * partitions, int tranche)
  * Free what an empty table has allocated.  No other process uses it any more.
  */
 void
-hash_free_buckets(HashPartition * partitions)
+hash_free_buckets(HashPartition *partitions)
 {
 	for (int i = 0; i < HASH_PARTITIONS; i++)
 	{
@@ -171,7 +171,7 @@ hash_free_buckets(HashPartition * partitions)
 
 /* Lock the partition of a hash.  Returns the lock, for LWLockRelease(). */
 LWLock *
-hash_lock(HashPartition * partitions, uint32 hash, LWLockMode mode)
+hash_lock(HashPartition *partitions, uint32 hash, LWLockMode mode)
 {
 	LWLock	   *lock = &partition_of(partitions, hash)->lock;
 
@@ -184,7 +184,7 @@ hash_lock(HashPartition * partitions, uint32 hash, LWLockMode mode)
  * partition is locked.  Raises an error if memory cannot be mapped.
  */
 CounterRef
-hash_find(HashPartition * partitions, const KeyBytes *key, uint8 shape)
+hash_find(HashPartition *partitions, const KeyBytes *key, uint8 shape)
 {
 	HashPartition *partition = partition_of(partitions, key->hash);
 	CounterRef	ref;
@@ -211,9 +211,9 @@ hash_find(HashPartition * partitions, const KeyBytes *key, uint8 shape)
  * Cannot fail.
  */
 void
-hash_plan(const HashPartition * partitions, uint32 hash, HashSpare * spare)
+hash_plan(const HashPartition *partitions, uint32 hash, HashSpare *spare)
 {
-	const		HashPartition *partition = &partitions[partition_number(hash)];
+	const HashPartition *partition = &partitions[partition_number(hash)];
 	uint32		nbuckets = partition->nbuckets;
 
 	memset(spare, 0, sizeof(HashSpare));
@@ -235,7 +235,7 @@ hash_plan(const HashPartition * partitions, uint32 hash, HashSpare * spare)
  * partition does without.  May raise other errors.
  */
 void
-hash_prepare(HashSpare * spare)
+hash_prepare(HashSpare *spare)
 {
 	if (likely(!spare->needs_chunk))
 		return;
@@ -254,7 +254,7 @@ hash_prepare(HashSpare * spare)
 
 /* Free what was prepared and not used, and what was replaced by it. */
 void
-hash_free_spare(HashSpare * spare)
+hash_free_spare(HashSpare *spare)
 {
 	if (DsaPointerIsValid(spare->chunk))
 		dsa_free(shared_area, spare->chunk);
@@ -268,7 +268,7 @@ hash_free_spare(HashSpare * spare)
  * was used.
  */
 static bool
-add_chunk(HashPartition * partition, HashSpare * spare)
+add_chunk(HashPartition *partition, HashSpare *spare)
 {
 	uint32		c = chunk_number(partition->nbuckets);
 	dsa_pointer chunk = spare->chunk;
@@ -330,7 +330,7 @@ map_chain(dsa_pointer pointer)
  * buckets.
  */
 static void
-grow(HashPartition * partition, HashSpare * spare)
+grow(HashPartition *partition, HashSpare *spare)
 {
 	uint32		number = partition->nbuckets;
 	uint32		old_number = number - lower_power(number);
@@ -373,8 +373,8 @@ grow(HashPartition * partition, HashSpare * spare)
  * inserted.
  */
 void
-hash_insert(HashPartition * partitions, uint32 hash, CounterRef ref,
-			HashSpare * spare)
+hash_insert(HashPartition *partitions, uint32 hash, CounterRef ref,
+			HashSpare *spare)
 {
 	HashPartition *partition = partition_of(partitions, hash);
 	dsa_pointer *head;
@@ -394,7 +394,7 @@ hash_insert(HashPartition * partitions, uint32 hash, CounterRef ref,
 
 /* Free the chunk that began with the bucket which was just removed. */
 static void
-remove_chunk(HashPartition * partition)
+remove_chunk(HashPartition *partition)
 {
 	uint32		c = chunk_number(partition->nbuckets);
 	HashDirectory *directory;
@@ -423,7 +423,7 @@ remove_chunk(HashPartition * partition)
  * are too many.  The partition is locked exclusively.
  */
 static void
-shrink(HashPartition * partition)
+shrink(HashPartition *partition)
 {
 	while (partition->nbuckets > HASH_FIRST_BUCKETS &&
 		   partition->nbuckets / SHRINK_FACTOR > partition->nkeys)
@@ -459,7 +459,7 @@ reverse_bits(uint32 x)
 
 /* Begin a scan.  Nothing is locked yet. */
 void
-hash_begin_scan(HashScan * scan, HashPartition * partitions, LWLockMode mode)
+hash_begin_scan(HashScan *scan, HashPartition *partitions, LWLockMode mode)
 {
 	memset(scan, 0, sizeof(HashScan));
 	scan->partitions = partitions;
@@ -471,7 +471,7 @@ hash_begin_scan(HashScan * scan, HashPartition * partitions, LWLockMode mode)
  * lock, if there is none.
  */
 bool
-hash_begin_portion(HashScan * scan)
+hash_begin_portion(HashScan *scan)
 {
 	Assert(!scan->locked && scan->link == NULL);
 	if (scan->partition == HASH_PARTITIONS)
@@ -484,7 +484,7 @@ hash_begin_portion(HashScan * scan)
 
 /* Enter the bucket that has the scan's position. */
 static void
-enter_bucket(HashScan * scan)
+enter_bucket(HashScan *scan)
 {
 	HashPartition *partition = &scan->partitions[scan->partition];
 	uint32		power = lower_power(partition->nbuckets);
@@ -504,7 +504,7 @@ enter_bucket(HashScan * scan)
 
 /* Leave the bucket, and after the last one, the partition. */
 static void
-leave_bucket(HashScan * scan)
+leave_bucket(HashScan *scan)
 {
 	scan->link = NULL;
 	scan->position = scan->bucket_end;
@@ -526,7 +526,7 @@ leave_bucket(HashScan * scan)
  * locked.
  */
 CounterRef
-hash_next(HashScan * scan)
+hash_next(HashScan *scan)
 {
 	CounterRef	ref = {NULL, InvalidDsaPointer};
 
@@ -558,7 +558,7 @@ hash_next(HashScan * scan)
  * LW_EXCLUSIVE.  Cannot fail.
  */
 void
-hash_delete_current(HashScan * scan)
+hash_delete_current(HashScan *scan)
 {
 	Assert(scan->locked && scan->mode == LW_EXCLUSIVE);
 	*scan->link = scan->counter->chain;
@@ -568,7 +568,7 @@ hash_delete_current(HashScan * scan)
 
 /* End the portion, also in the middle of a bucket; then the scan is over. */
 void
-hash_end_portion(HashScan * scan)
+hash_end_portion(HashScan *scan)
 {
 	HashPartition *partition = &scan->partitions[scan->partition];
 

@@ -43,7 +43,7 @@ typedef struct HashPartition
 	uint32		nbuckets;		/* at least HASH_FIRST_BUCKETS */
 	dsa_pointer root;
 	dsa_pointer buckets[HASH_FIRST_BUCKETS];
-}			HashPartition;
+} HashPartition;
 
 /*
  * Memory that a partition may need to grow.  hash_plan() says how much, under
@@ -57,7 +57,7 @@ typedef struct HashSpare
 	uint64		directory_size; /* number of chunks; 0: none is needed */
 	dsa_pointer chunk;
 	dsa_pointer directory;
-}			HashSpare;
+} HashSpare;
 
 /*
  * A scan, in portions, with the lock of a partition held during each.  Between
@@ -82,27 +82,27 @@ typedef struct HashScan
 	dsa_pointer *link;			/* what leads to the current counter; NULL:
 								 * not in a bucket */
 	SharedCounter *counter;		/* the current one; NULL: deleted, or none */
-}			HashScan;
+} HashScan;
 
-extern void hash_init(HashPartition * partitions, int tranche);
-extern void hash_free_buckets(HashPartition * partitions);
+extern void hash_init(HashPartition *partitions, int tranche);
+extern void hash_free_buckets(HashPartition *partitions);
 
-extern LWLock *hash_lock(HashPartition * partitions, uint32 hash,
+extern LWLock *hash_lock(HashPartition *partitions, uint32 hash,
 						 LWLockMode mode);
-extern CounterRef hash_find(HashPartition * partitions, const KeyBytes *key,
+extern CounterRef hash_find(HashPartition *partitions, const KeyBytes *key,
 							uint8 shape);
-extern void hash_plan(const HashPartition * partitions, uint32 hash,
-					  HashSpare * spare);
-extern void hash_prepare(HashSpare * spare);
-extern void hash_insert(HashPartition * partitions, uint32 hash,
-						CounterRef ref, HashSpare * spare);
-extern void hash_free_spare(HashSpare * spare);
+extern void hash_plan(const HashPartition *partitions, uint32 hash,
+					  HashSpare *spare);
+extern void hash_prepare(HashSpare *spare);
+extern void hash_insert(HashPartition *partitions, uint32 hash,
+						CounterRef ref, HashSpare *spare);
+extern void hash_free_spare(HashSpare *spare);
 
-extern void hash_begin_scan(HashScan * scan, HashPartition * partitions,
+extern void hash_begin_scan(HashScan *scan, HashPartition *partitions,
 							LWLockMode mode);
-extern bool hash_begin_portion(HashScan * scan);
-extern CounterRef hash_next(HashScan * scan);
-extern void hash_delete_current(HashScan * scan);
-extern void hash_end_portion(HashScan * scan);
+extern bool hash_begin_portion(HashScan *scan);
+extern CounterRef hash_next(HashScan *scan);
+extern void hash_delete_current(HashScan *scan);
+extern void hash_end_portion(HashScan *scan);
 
 #endif							/* STATBUFFER_HASHTABLE_H */

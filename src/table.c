@@ -336,7 +336,7 @@ account(SharedTable *shared, uint16 keylen, int sign)
  * hash_prepare() is to allocate for it.  Locks a partition of the table.
  */
 static CounterRef
-find_and_pin(const CounterTable *table, const KeyBytes *key, HashSpare * spare)
+find_and_pin(const CounterTable *table, const KeyBytes *key, HashSpare *spare)
 {
 	LWLock	   *lock = hash_lock(table->partitions, key->hash, LW_SHARED);
 	CounterRef	ref = hash_find(table->partitions, key, table->shape);
@@ -412,7 +412,7 @@ init_counter(SharedCounter *counter, const KeyBytes *key, uint8 shape)
  */
 static CounterRef
 create_counter(SharedTable *shared, const CounterTable *table,
-			   const KeyBytes *key, HashSpare * spare)
+			   const KeyBytes *key, HashSpare *spare)
 {
 	volatile CounterRef created = {NULL, InvalidDsaPointer};
 	CounterRef	ref = {NULL, InvalidDsaPointer};
