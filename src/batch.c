@@ -452,7 +452,8 @@ batch_reap(SharedBuffer *buffer, const CounterTable *table,
 				table_delete_current(&buffer->table, &scan, ref);
 				nfreed++;
 			}
-	if (nfreed >= TRIM_MIN_KEYS)
+	if (nfreed >= TRIM_MIN_KEYS ||
+		(nfreed > 0 && table_nkeys(&buffer->table) == 0))
 		shmem_trim();
 }
 

@@ -639,6 +639,25 @@ table_free(dsa_pointer partitions)
 }
 
 /*
+ * Replace an empty table by a new one.  It may lie in a segment that is
+ * otherwise empty, and keep it from being returned to the system: the table was
+ * made when there were keys around it.  The caller holds AccessExclusiveLock on
+ * the relation, and must attach again.  Raises an error if memory is out.
+ */
+void
+table_replace(SharedTable *shared)
+{
+	dsa_pointer partitions = table_create();
+	dsa_pointer old = shared->partitions;
+
+	Assert(table_nkeys(shared) == 0);
+	shared->partitions = partitions;
+	shared->number = pg_atomic_add_fetch_u64(&shared_control->last_table, 1);
+	table_free(old);
+	shmem_trim();
+}
+
+/*
  * Free an empty table and its shapes, when the buffer is removed.  Takes
  * SharedTable.lock.
  */

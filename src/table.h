@@ -23,11 +23,15 @@
  *
  * A process that reads or writes it must hold a lock on the relation, to the
  * end of the transaction, or must have claimed the buffer, as its worker does.
- * So no process uses a table that is being destroyed with its relation.
+ * So the worker may replace an empty table under AccessExclusiveLock, and no
+ * process uses a table that is being destroyed with its relation.
  */
 typedef struct SharedTable
 {
-	/* the partitions, and a number that no other table has; constant */
+	/*
+	 * The partitions, and a number that no other table has.  Written under
+	 * AccessExclusiveLock on the relation, read under AccessShareLock.
+	 */
 	dsa_pointer partitions;
 	uint64		number;
 
@@ -165,6 +169,7 @@ extern void table_delete_current(SharedTable *shared, TableScan *scan,
 extern void table_replace_error(SharedTable *shared, SharedCounter *counter,
 								dsa_pointer error);
 extern void table_remove_shapes(SharedTable *shared, uint32 used);
+extern void table_replace(SharedTable *shared);
 extern void table_destroy(SharedTable *shared);
 
 #endif							/* STATBUFFER_TABLE_H */

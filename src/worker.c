@@ -47,6 +47,9 @@
 #define SHAPES_MSECS			100
 #define SHAPES_EFFORT			50
 
+/* a table that has held this many keys is replaced once it is empty */
+#define BIG_TABLE				1024
+
 /* The state of a worker, besides that of its flushes. */
 typedef struct WorkerState
 {
@@ -60,6 +63,7 @@ typedef struct WorkerState
 	/* memory */
 	bool		short_of_memory;	/* free keys as soon as they are idle */
 	ClockTime	last_reap;		/* when idle keys were reaped */
+	uint64		most_keys;		/* maximum number of keys in the table */
 	ClockTime	shapes_at;		/* do not look for unused shapes before this */
 } WorkerState;
 
@@ -260,8 +264,36 @@ reap(WorkerState *worker, ClockTime now, ClockTime idle_before)
 {
 	SharedBuffer *shared = worker->flush.shared;
 
+	worker->most_keys = Max(worker->most_keys, table_nkeys(&shared->table));
 	batch_reap(shared, &worker->flush.buffer->table, idle_before);
 	worker->last_reap = now;
+}
+
+/*
+ * There was nothing to do for a while: free the memory of idle keys, and
+ * replace the table if it is empty and was big.
+ */
+static void
+give_memory_back(WorkerState *worker, ClockTime now)
+{
+	FlushState *flush = &worker->flush;
+	SharedTable *table = &flush->shared->table;
+
+	reap(worker, now, now - get_timeout(worker));
+	if (worker->most_keys < BIG_TABLE || table_nkeys(table) != 0)
+		return;
+
+	session_begin_transaction(false);
+	if (ConditionalLockRelationOid(flush->relid, AccessExclusiveLock) &&
+		SearchSysCacheExists1(RELOID, ObjectIdGetDatum(flush->relid)) &&
+		table_nkeys(table) == 0 &&
+		flush->buffer->table.number == table->number)
+	{
+		table_replace(table);
+		buffer_attach_worker(buffer_open(flush->relid, NoLock));
+		worker->most_keys = 0;
+	}
+	session_commit_transaction();
 }
 
 /*
@@ -408,7 +440,7 @@ try_to_leave(WorkerState *worker, ClockTime now, ClockTime next)
 		if (flush->leaving || flush->paused_until > now ||
 			schedule_next(schedule) != next)
 			return false;
-		reap(worker, now, now - get_timeout(worker));
+		give_memory_back(worker, now);
 	}
 	if (flush->paused_until > now)
 		registry_start_after(flush->shared, flush->paused_until);
