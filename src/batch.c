@@ -16,15 +16,11 @@
 #include "postgres.h"
 
 #include "batch.h"
-#include "mb/pg_wchar.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 /* after freeing this many keys, return empty blocks to the system */
 #define TRIM_MIN_KEYS		1000
-
-/* maximum size of the error text that is kept for a key */
-#define ERROR_MAX_SIZE		256
 
 /* Note that a key's last attempt failed. */
 static inline void
@@ -365,47 +361,21 @@ void
 batch_tidy(CounterBatch *batch, int nitems, const char *message)
 {
 	SharedBuffer *buffer = batch->buffer;
-	dsa_pointer error = InvalidDsaPointer;
 
 	Assert(batch->nitems == 0);
 	for (int i = 0; i < nitems; i++)
 	{
 		BatchItem  *item = &batch->items[i];
+		SharedCounter *counter = item->ref.counter;
 
-		if (item->ref.counter->failures == 0)
+		if (counter->failures == 0)
 		{
-			if (DsaPointerIsValid(item->ref.counter->error))
-				table_replace_error(&buffer->table, item->ref.counter, InvalidDsaPointer);
+			if (DsaPointerIsValid(counter->error))
+				(void) table_set_error(&buffer->table, counter, NULL);
 		}
-		else if (item->outcome == BATCH_BACK_OFF && message != NULL)
-		{
-			if (!DsaPointerIsValid(error))
-			{
-				int			len = pg_mbcliplen(message, strlen(message),
-											   ERROR_MAX_SIZE - 1);
-				SharedError *shared;
-
-				/* the key may have failed with this message before */
-				shared = dsa_get_address(shared_area, item->ref.counter->error);
-				if (shared != NULL && strlen(shared->message) == len &&
-					memcmp(shared->message, message, len) == 0)
-					error = item->ref.counter->error;
-				else
-				{
-					error = dsa_allocate_extended(shared_area,
-												  offsetof(SharedError, message) +
-												  len + 1,
-												  DSA_ALLOC_NO_OOM);
-					if (!DsaPointerIsValid(error))
-						return;
-					shared = dsa_get_address(shared_area, error);
-					shared->nkeys = 0;
-					memcpy(shared->message, message, len);
-					shared->message[len] = '\0';
-				}
-			}
-			table_replace_error(&buffer->table, item->ref.counter, error);
-		}
+		else if (item->outcome == BATCH_BACK_OFF && message != NULL &&
+				 !table_set_error(&buffer->table, counter, message))
+			return;
 	}
 }
 

@@ -239,14 +239,12 @@ hash_prepare(HashSpare *spare)
 {
 	if (likely(!spare->needs_chunk))
 		return;
-	spare->chunk = dsa_allocate_extended(shared_area,
-										 HASH_CHUNK_BUCKETS * sizeof(dsa_pointer),
-										 DSA_ALLOC_NO_OOM | DSA_ALLOC_ZERO);
+	spare->chunk = shmem_try_allocate(HASH_CHUNK_BUCKETS * sizeof(dsa_pointer),
+									  DSA_ALLOC_ZERO);
 	if (spare->directory_size == 0)
 		return;
-	spare->directory = dsa_allocate_extended(shared_area,
-											 DIRECTORY_SIZE(spare->directory_size),
-											 DSA_ALLOC_NO_OOM | DSA_ALLOC_HUGE);
+	spare->directory = shmem_try_allocate(DIRECTORY_SIZE(spare->directory_size),
+										  DSA_ALLOC_HUGE);
 	if (DsaPointerIsValid(spare->directory))
 		((HashDirectory *) dsa_get_address(shared_area,
 										   spare->directory))->size = spare->directory_size;

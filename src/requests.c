@@ -80,8 +80,7 @@ requests_allocate_flush(void)
 {
 	dsa_pointer pointer;
 
-	pointer = dsa_allocate_extended(shared_area, sizeof(SharedFlushRequest),
-									DSA_ALLOC_NO_OOM);
+	pointer = shmem_try_allocate(sizeof(SharedFlushRequest), 0);
 	(void) dsa_get_address(shared_area, pointer);
 	return pointer;
 }

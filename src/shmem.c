@@ -14,6 +14,7 @@
  */
 #include "postgres.h"
 
+#include "clock.h"
 #include "compat.h"
 #include "counter.h"
 #include "miscadmin.h"
@@ -22,6 +23,9 @@
 #include "shmem.h"
 #include "storage/ipc.h"
 #include "utils/memutils.h"
+
+/* do not try again for so long after memory was out */
+#define REFUSED_MSECS			100
 
 SharedControl *shared_control = NULL;
 dsa_area   *shared_area = NULL;
@@ -73,6 +77,7 @@ init_control(void *memory)
 	pg_atomic_init_u32(&control->load.state, 0);
 	ConditionVariableInit(&control->load.cv);
 	pg_atomic_init_u64(&control->memory.nbytes, 0);
+	pg_atomic_init_u64(&control->memory.refused_at, 0);
 	pg_atomic_init_u32(&control->memory.short_of_memory, 0);
 	pg_atomic_init_u64(&control->last_table, 0);
 	pg_atomic_init_u32(&control->waiting, 0);
@@ -164,6 +169,32 @@ void
 shmem_set_limit(void)
 {
 	dsa_set_size_limit(shared_area, (size_t) statbuffer_max_memory * 1024);
+}
+
+/*
+ * Allocate what can be done without.  Returns InvalidDsaPointer if memory is
+ * out, or was out a moment ago.  May raise other errors.
+ *
+ * When dsa.c cannot get a block for a small object, it leaks the block's
+ * descriptor.  So the attempts must be few, or the descriptors keep segments
+ * from being returned to the system.  (Keys are refused before that.)
+ */
+dsa_pointer
+shmem_try_allocate(Size size, int flags)
+{
+	pg_atomic_uint64 *refused_at = &shared_control->memory.refused_at;
+	ClockTime	last = (ClockTime) pg_atomic_read_u64(refused_at);
+	dsa_pointer pointer;
+
+	if (last != 0 && !clock_passed(last, clock_now(), REFUSED_MSECS))
+		return InvalidDsaPointer;
+	pointer = dsa_allocate_extended(shared_area, size,
+									flags | DSA_ALLOC_NO_OOM);
+	if (!DsaPointerIsValid(pointer))
+		pg_atomic_write_u64(refused_at, (uint64) clock_now());
+	else if (last != 0)
+		pg_atomic_write_u64(refused_at, 0);
+	return pointer;
 }
 
 /*

@@ -101,11 +101,14 @@ typedef struct SharedLoad
  * The memory that the keys of all buffers use, in bytes.  See table.c.  A
  * process that finds it near the limit, or exceeding it, sets
  * `short_of_memory' and wakes the launcher, which then requests early flushes.
+ * `refused_at' is the time, as ClockTime, when there was last no memory for
+ * shmem_try_allocate().
  */
 typedef struct SharedMemoryUse
 {
 	pg_atomic_uint64 nbytes;
 	pg_atomic_uint32 short_of_memory;
+	pg_atomic_uint64 refused_at;
 } SharedMemoryUse;
 
 /* The tranches of our LWLocks.  Constant. */
@@ -166,6 +169,7 @@ extern void shmem_request(void);
 extern bool shmem_open(int elevel);
 extern bool shmem_attach(bool create);
 extern void shmem_set_limit(void);
+extern dsa_pointer shmem_try_allocate(Size size, int flags);
 extern void shmem_unmap_freed(void);
 extern void shmem_trim(void);
 

@@ -17,6 +17,7 @@
 #include "postgres.h"
 
 #include "compat.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "settings.h"
 #include "table.h"
@@ -51,6 +52,9 @@
  */
 #define SHAPE_MIN_ALLOC			256
 
+/* maximum size of the error text that is kept for a key */
+#define ERROR_MAX_SIZE			256
+
 /* ------------------------------------------------------------------------
  * Making and attaching
  * ------------------------------------------------------------------------
@@ -84,6 +88,7 @@ table_init(SharedTable *shared, dsa_pointer partitions)
 	for (int i = 0; i < TABLE_SHAPES; i++)
 		shared->shapes[i] = InvalidDsaPointer;
 	shared->shapes_number = 0;
+	shared->last_error = InvalidDsaPointer;
 }
 
 /*
@@ -530,9 +535,7 @@ table_find_shape(SharedTable *shared, const KeyShape *shape, bool create,
 	}
 	create = create && found == TABLE_SHAPES && unused < TABLE_SHAPES;
 	if (create)
-		copy = dsa_allocate_extended(shared_area,
-									 Max(shape->size, SHAPE_MIN_ALLOC),
-									 DSA_ALLOC_NO_OOM);
+		copy = shmem_try_allocate(Max(shape->size, SHAPE_MIN_ALLOC), 0);
 	if (DsaPointerIsValid(copy))
 	{
 		memcpy(dsa_get_address(shared_area, copy), shape, shape->size);
@@ -590,13 +593,42 @@ table_remove_shapes(SharedTable *shared, uint32 used)
  * ------------------------------------------------------------------------
  */
 
+/* Does an error, which may be InvalidDsaPointer, have this message? */
+static bool
+has_message(dsa_pointer pointer, const char *message, int len)
+{
+	SharedError *error = dsa_get_address(shared_area, pointer);
+
+	return error != NULL && strlen(error->message) == len &&
+		memcmp(error->message, message, len) == 0;
+}
+
 /*
- * Make a counter point to another error.  Frees the old one if no other
- * counter points to it.  Takes SharedTable.lock.
+ * Make an error that no counter has yet.  Returns InvalidDsaPointer if memory
+ * is out.
  */
-void
-table_replace_error(SharedTable *shared, SharedCounter *counter,
-					dsa_pointer error)
+static dsa_pointer
+make_error(const char *message, int len)
+{
+	dsa_pointer pointer = shmem_try_allocate(offsetof(SharedError, message) +
+											 len + 1, 0);
+	SharedError *error = dsa_get_address(shared_area, pointer);
+
+	if (error != NULL)
+	{
+		error->nkeys = 0;
+		memcpy(error->message, message, len);
+		error->message[len] = '\0';
+	}
+	return pointer;
+}
+
+/*
+ * Give a counter an error, or none.  Frees the former one if no other counter
+ * has it.
+ */
+static void
+replace_error(SharedTable *shared, SharedCounter *counter, dsa_pointer error)
 {
 	dsa_pointer old = counter->error;
 	SharedError *old_error;
@@ -613,8 +645,45 @@ table_replace_error(SharedTable *shared, SharedCounter *counter,
 		old = InvalidDsaPointer;
 	LWLockRelease(&shared->lock);
 
-	if (DsaPointerIsValid(old))
-		dsa_free(shared_area, old);
+	if (!DsaPointerIsValid(old))
+		return;
+	if (old == shared->last_error)
+		shared->last_error = InvalidDsaPointer;
+	dsa_free(shared_area, old);
+}
+
+/*
+ * Give a counter an error with this message, cut to ERROR_MAX_SIZE, or none if
+ * it is NULL.  Returns false if memory is out; then the former one stays.
+ * Takes SharedTable.lock.
+ */
+bool
+table_set_error(SharedTable *shared, SharedCounter *counter,
+				const char *message)
+{
+	dsa_pointer error = InvalidDsaPointer;
+
+	if (message != NULL)
+	{
+		int			len = pg_mbcliplen(message, strlen(message),
+									   ERROR_MAX_SIZE - 1);
+
+		/* it, or the key that failed before it, may have failed with this */
+		if (has_message(counter->error, message, len))
+			error = counter->error;
+		else if (has_message(shared->last_error, message, len))
+			error = shared->last_error;
+		else
+		{
+			error = make_error(message, len);
+			if (!DsaPointerIsValid(error))
+				return false;
+		}
+	}
+	replace_error(shared, counter, error);
+	if (message != NULL)
+		shared->last_error = error;
+	return true;
 }
 
 /*
@@ -624,7 +693,7 @@ table_replace_error(SharedTable *shared, SharedCounter *counter,
 void
 table_delete_current(SharedTable *shared, TableScan *scan, CounterRef ref)
 {
-	table_replace_error(shared, ref.counter, InvalidDsaPointer);
+	replace_error(shared, ref.counter, InvalidDsaPointer);
 	account(shared, ref.counter->keylen, -1);
 	hash_delete_current(&scan->scan);
 	dsa_free(shared_area, ref.self);

@@ -51,6 +51,12 @@ typedef struct SharedTable
 	LWLock		lock;
 	dsa_pointer shapes[TABLE_SHAPES];
 	uint32		shapes_number;
+
+	/*
+	 * The SharedError that was last given to a key, or InvalidDsaPointer if
+	 * no key has it any more.  For the worker.
+	 */
+	dsa_pointer last_error;
 } SharedTable;
 
 /* Why a key failed; shared by keys that failed with the same message. */
@@ -166,8 +172,8 @@ extern int	table_count_shapes(SharedTable *shared);
 /* for the buffer's worker, or the process that removes the buffer */
 extern void table_delete_current(SharedTable *shared, TableScan *scan,
 								 CounterRef ref);
-extern void table_replace_error(SharedTable *shared, SharedCounter *counter,
-								dsa_pointer error);
+extern bool table_set_error(SharedTable *shared, SharedCounter *counter,
+							const char *message);
 extern void table_remove_shapes(SharedTable *shared, uint32 used);
 extern void table_replace(SharedTable *shared);
 extern void table_destroy(SharedTable *shared);

@@ -129,6 +129,7 @@ for (my $i = 0; $i < 10 * $PostgreSQL::Test::Utils::timeout_default && memory() 
 	usleep(100_000);
 }
 cmp_ok(memory(), '<=', 4.5 * $MB, 'and memory is given back to the system');
+note 'memory that stays: ' . memory();
 $node->safe_psql($db, qq{SELECT sb_increment('and', 1, 'stuck'), sb_drain('stuck', '$patience')});
 $node->safe_psql($db, q{INSERT INTO stuck SELECT 'again ' || g FROM generate_series(1, 10000) g});
 is($node->safe_psql($db, "SELECT sb_drain('stuck', '$patience')"), 't', 'it can be filled again');

@@ -60,13 +60,19 @@ dsa_get_address(dsa_area *area, dsa_pointer pointer)
 dsa_pointer
 dsa_allocate_extended(dsa_area *area, size_t size, int flags)
 {
-	if ((flags & DSA_ALLOC_NO_OOM) != 0 && next_random() % 8 == 0)
+	__atomic_fetch_add(&blocks, 1, __ATOMIC_RELAXED);
+	return (dsa_pointer) (uintptr_t) calloc(1, size);
+}
+
+dsa_pointer
+shmem_try_allocate(Size size, int flags)
+{
+	if (next_random() % 8 == 0)
 	{
 		__atomic_fetch_add(&refusals, 1, __ATOMIC_RELAXED);
 		return InvalidDsaPointer;
 	}
-	__atomic_fetch_add(&blocks, 1, __ATOMIC_RELAXED);
-	return (dsa_pointer) (uintptr_t) calloc(1, size);
+	return dsa_allocate_extended(shared_area, size, flags);
 }
 
 void
