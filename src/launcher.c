@@ -72,6 +72,13 @@
 /* delay after loading saved counts has failed */
 #define LOAD_RETRY_MSECS		1000
 
+/*
+ * A database's workers look for dropped buffers, when they start, no more often
+ * than once in so much for each buffer that there is beyond the first hundred.
+ */
+#define DROPPED_LOOK_MSECS		10
+#define DROPPED_LOOK_FREE		100
+
 /* A worker that this process has started and that may still be running. */
 typedef struct StartedWorker
 {
@@ -88,7 +95,24 @@ typedef struct Candidate
 	ClockTime	not_before;		/* start no worker before this */
 } Candidate;
 
+/* A worker of a database was told, lately, to look for dropped buffers. */
+typedef struct DatabaseLook
+{
+	Oid			dboid;
+	ClockTime	looked_at;
+}			DatabaseLook;
+
+/* What there is to do, as a walk through the registry has found. */
+typedef struct Walk
+{
+	Candidate  *candidates;		/* by the time when they need a worker */
+	int			ncandidates;
+	int			nworkers;		/* workers that there are */
+	int			nbuffers;		/* all buffers */
+}			Walk;
+
 static List *started = NIL;
+static List *looks = NIL;
 static ClockTime register_after = 0;
 static int	register_failures = 0;
 
@@ -259,12 +283,56 @@ check_catalogs(Candidate *candidate)
 	return true;
 }
 
-/* Start a worker.  Returns false if the postmaster has no slot for it. */
+/*
+ * Shall the next worker of a database look for buffers that were dropped by
+ * sessions without the library, given that there are so many buffers?  The
+ * look takes time in proportion to their number.
+ */
 static bool
-start_worker(Candidate *candidate)
+look_for_dropped(Oid dboid, int nbuffers)
+{
+	int64		pause = (int64) (nbuffers - DROPPED_LOOK_FREE) * DROPPED_LOOK_MSECS;
+	ClockTime	now = clock_now();
+	MemoryContext oldcontext;
+	DatabaseLook *look;
+	ListCell   *lc;
+
+	foreach(lc, looks)
+	{
+		look = lfirst(lc);
+		if (!clock_passed(look->looked_at, now, pause))
+		{
+			if (look->dboid == dboid)
+				return false;
+			continue;
+		}
+		looks = foreach_delete_current(looks, lc);
+		pfree(look);
+	}
+	if (pause <= 0)
+		return true;
+
+	oldcontext = MemoryContextSwitchTo(TopMemoryContext);
+	look = palloc(sizeof(DatabaseLook));
+	look->dboid = dboid;
+	look->looked_at = now;
+	looks = lappend(looks, look);
+	MemoryContextSwitchTo(oldcontext);
+	return true;
+}
+
+/*
+ * Start a worker, given that there are so many buffers.  Returns false if the
+ * postmaster has no slot for it.
+ */
+static bool
+start_worker(Candidate *candidate, int nbuffers)
 {
 	WorkerArgument argument = {
-		candidate->key.dboid, candidate->key.relid, candidate->owner
+		.dboid = candidate->key.dboid,
+		.relid = candidate->key.relid,
+		.owner = candidate->owner,
+		.look_for_dropped = look_for_dropped(candidate->key.dboid, nbuffers)
 	};
 	BackgroundWorker worker;
 	BackgroundWorkerHandle *handle;
@@ -415,11 +483,11 @@ report_full(int nwaiting, bool postmaster)
 }
 
 /*
- * Scan the registry for buffers that need a worker, and sort them by the time
- * when they need it.  Also count the workers that there are.
+ * Walk through the registry: find the buffers that need a worker, sorted by
+ * the time when they need it, and count the workers that there are.
  */
-static Candidate *
-find_candidates(int *ncandidates, int *nworkers)
+static void
+walk_registry(Walk * walk)
 {
 	RegistryScan scan;
 	SharedBuffer *buffer;
@@ -427,15 +495,17 @@ find_candidates(int *ncandidates, int *nworkers)
 	Candidate  *candidates = palloc(size * sizeof(Candidate));
 	int			n = 0;
 
-	*nworkers = 0;
+	walk->nworkers = 0;
+	walk->nbuffers = 0;
 	registry_begin_scan(&scan);
 	while ((buffer = registry_next(&scan)) != NULL)
 	{
 		Candidate  *candidate;
 
+		walk->nbuffers++;
 		if (buffer->slot.pid != 0 || is_starting(&buffer->key))
 		{
-			(*nworkers)++;
+			walk->nworkers++;
 			continue;
 		}
 		if (!registry_wants_worker(buffer) &&
@@ -469,8 +539,8 @@ find_candidates(int *ncandidates, int *nworkers)
 	registry_end_scan(&scan);
 
 	qsort(candidates, n, sizeof(Candidate), compare_candidates);
-	*ncandidates = n;
-	return candidates;
+	walk->candidates = candidates;
+	walk->ncandidates = n;
 }
 
 /*
@@ -483,20 +553,18 @@ static ClockTime
 start_workers(bool loading)
 {
 	ClockTime	next = SCHEDULE_NEVER;
-	Candidate  *candidates;
-	int			ncandidates;
-	int			nworkers;
+	Walk		walk;
 	int			nwaiting = 0;
 	bool		full = false;
 	ClockTime	now;
 
 	check_started();
-	candidates = find_candidates(&ncandidates, &nworkers);
+	walk_registry(&walk);
 	now = clock_now();
 
-	for (int i = 0; i < ncandidates; i++)
+	for (int i = 0; i < walk.ncandidates; i++)
 	{
-		Candidate  *candidate = &candidates[i];
+		Candidate  *candidate = &walk.candidates[i];
 		ClockTime	start_at;
 
 		start_at = candidate->due - LAUNCHER_LEAD_MSECS * INT64CONST(1000);
@@ -507,17 +575,17 @@ start_workers(bool loading)
 			continue;
 		}
 
-		if (nworkers < statbuffer_max_workers && now >= register_after)
+		if (walk.nworkers < statbuffer_max_workers && now >= register_after)
 		{
 			if (!check_catalogs(candidate))
 			{
 				next = Min(next, retry_time(1));
 				continue;
 			}
-			if (start_worker(candidate))
+			if (start_worker(candidate, walk.nbuffers))
 			{
 				register_failures = 0;
-				nworkers++;
+				walk.nworkers++;
 				continue;
 			}
 			register_failures++;
@@ -533,7 +601,7 @@ start_workers(bool loading)
 		if (register_after > now)
 			next = Min(next, register_after);
 	}
-	pfree(candidates);
+	pfree(walk.candidates);
 
 	pg_atomic_write_u32(&shared_control->waiting, nwaiting + loading);
 	next = Min(next, report_full(nwaiting, full || register_after > now));

@@ -108,7 +108,7 @@ worker_exit(int code, Datum arg)
 
 /*
  * Remove other buffers of this database that were dropped by sessions without
- * the library.
+ * the library.  This looks at all buffers, so the launcher says when.
  */
 static void
 remove_dropped_buffers(void)
@@ -561,7 +561,8 @@ statbuffer_worker_main(Datum main_arg)
 	flush_set_connected(&worker.flush);
 	worker.started = worker.last_work = clock_now();
 	worker.drain_seen = pg_atomic_read_u64(&shared->requests.drain.asked);
-	remove_dropped_buffers();
+	if (argument.look_for_dropped)
+		remove_dropped_buffers();
 
 	do
 	{

@@ -22,6 +22,7 @@ typedef struct WorkerArgument
 	Oid			dboid;
 	Oid			relid;
 	Oid			owner;			/* InvalidOid: only check who it is */
+	bool		look_for_dropped;	/* look for dropped buffers first */
 } WorkerArgument;
 
 extern PGDLLEXPORT void statbuffer_worker_main(Datum main_arg);

@@ -242,6 +242,37 @@ cmp_ok($filled, '>', 3 * 64 * 1024 * 1024,
 unlike(slurp_file($node->logfile, $log_start),
 	qr/ERROR|FATAL|PANIC/, 'dropping a buffer is no error');
 
+# --- dropped without notice, where there are many ----------------------------
+
+# With more than a hundred buffers not every worker that starts looks for those
+# that are gone.  But one does, before long.
+sql(q{
+DO $$
+BEGIN
+	FOR i IN 1 .. 130 LOOP
+		EXECUTE format($f$CREATE FOREIGN TABLE many_%s (k text NOT NULL, n bigint NOT NULL)
+			SERVER statbuffer OPTIONS (handler 'gone_handler', interval '1h', timeout '100ms')$f$, i);
+		PERFORM sb_increment('k', i, 'many_' || i);
+	END LOOP;
+END
+$$;
+CREATE FOREIGN TABLE brisk (k text NOT NULL, n bigint NOT NULL)
+SERVER statbuffer OPTIONS (handler 'gone_handler', interval '10ms', timeout '10ms')});
+wait_for_no_worker($node, 'many buffers hold counts, and none has a worker');
+is(sql('SELECT count(*) FROM sb_stat_memory, sb_stat_buffers WHERE pending > 0'), '130', 'they are there');
+my $buffers = sql('SELECT buffers FROM sb_stat_memory');
+
+foreach my $round (1, 2)
+{
+	my $offset = -s $node->logfile;
+	sql("DROP FOREIGN TABLE many_$round, many_1$round");
+	wait_for($node, $db, "WITH woken AS MATERIALIZED (SELECT sb_increment('k', 1, 'brisk') AS done) "
+		. "SELECT buffers <= $buffers - 2 * $round + 1 FROM woken, sb_stat_memory",
+		"round $round: two of many are dropped without notice, and freed");
+	is(lines_in_log($node, qr/dropped the counts of a buffer that no longer exists/, $offset), 2,
+		"round $round: and the log tells");
+}
+
 $node->stop('fast');
 has_not_crashed($node, 'the server never crashed');
 
