@@ -6,9 +6,11 @@
  * It is connected to no database and sees only the shared catalogs.  It sleeps
  * until a buffer is going to need a worker, or until its latch is set: by a
  * process that schedules a key of a buffer without a worker, or by a worker
- * that leaves.  Then it scans the registry, and starts workers for the buffers
- * whose keys are due first, up to the limit.  If buffers are left over, it
- * sets SharedControl.waiting, so that workers make way for them.
+ * that leaves.  Then it walks through the registry, and starts workers for the
+ * buffers whose keys are due first, up to the limit.  If buffers are left over,
+ * it sets SharedControl.waiting, so that workers make way for them.  Where there
+ * are many buffers, and it is woken all the time, it pauses between walks: see
+ * WALK_SHARE.
  *
  * It also loads the counts that the last shutdown saved, saves counts at the
  * next one, and triggers early flushes when memory runs short.
@@ -73,6 +75,13 @@
 #define LOAD_RETRY_MSECS		1000
 
 /*
+ * A walk through the registry is followed by a pause that is so many times as
+ * long, but no longer than WALK_PAUSE_MSECS.
+ */
+#define WALK_SHARE				20
+#define WALK_PAUSE_MSECS		100
+
+/*
  * A database's workers look for dropped buffers, when they start, no more often
  * than once in so much for each buffer that there is beyond the first hundred.
  */
@@ -100,19 +109,21 @@ typedef struct DatabaseLook
 {
 	Oid			dboid;
 	ClockTime	looked_at;
-}			DatabaseLook;
+} DatabaseLook;
 
 /* What there is to do, as a walk through the registry has found. */
 typedef struct Walk
 {
 	Candidate  *candidates;		/* by the time when they need a worker */
 	int			ncandidates;
+	List	   *latches;		/* of processes that have claimed buffers */
 	int			nworkers;		/* workers that there are */
 	int			nbuffers;		/* all buffers */
-}			Walk;
+} Walk;
 
 static List *started = NIL;
 static List *looks = NIL;
+static ClockTime walk_after = 0;
 static ClockTime register_after = 0;
 static int	register_failures = 0;
 
@@ -205,21 +216,20 @@ is_starting(const SharedBufferKey *key)
 static void
 remove_database(Oid dboid)
 {
-	for (;;)
+	List	   *relids = NIL;
+	ListCell   *lc;
+	RegistryScan scan;
+	SharedBuffer *buffer;
+
+	registry_begin_scan(&scan);
+	while ((buffer = registry_next(&scan)) != NULL)
+		if (buffer->key.dboid == dboid && buffer->slot.pid == 0)
+			relids = lappend_oid(relids, buffer->key.relid);
+	registry_end_scan(&scan);
+
+	foreach(lc, relids)
 	{
-		RegistryScan scan;
-		SharedBuffer *buffer;
-		SharedBufferKey key = {InvalidOid, InvalidOid};
-
-		registry_begin_scan(&scan);
-		while ((buffer = registry_next(&scan)) != NULL)
-			if (buffer->key.dboid == dboid && buffer->slot.pid == 0)
-				key = buffer->key;
-		registry_end_scan(&scan);
-
-		if (!OidIsValid(key.dboid))
-			break;
-		buffer = registry_claim(key.dboid, key.relid);
+		buffer = registry_claim(dboid, lfirst_oid(lc));
 		if (buffer != NULL)
 			registry_drop(buffer, true);
 	}
@@ -487,7 +497,7 @@ report_full(int nwaiting, bool postmaster)
  * the time when they need it, and count the workers that there are.
  */
 static void
-walk_registry(Walk * walk)
+walk_registry(Walk *walk)
 {
 	RegistryScan scan;
 	SharedBuffer *buffer;
@@ -495,14 +505,18 @@ walk_registry(Walk * walk)
 	Candidate  *candidates = palloc(size * sizeof(Candidate));
 	int			n = 0;
 
+	walk->latches = NIL;
 	walk->nworkers = 0;
 	walk->nbuffers = 0;
 	registry_begin_scan(&scan);
 	while ((buffer = registry_next(&scan)) != NULL)
 	{
 		Candidate  *candidate;
+		Latch	   *latch = *(Latch *volatile *) &buffer->slot.latch;
 
 		walk->nbuffers++;
+		if (latch != NULL)
+			walk->latches = lappend(walk->latches, latch);
 		if (buffer->slot.pid != 0 || is_starting(&buffer->key))
 		{
 			walk->nworkers++;
@@ -544,6 +558,20 @@ walk_registry(Walk * walk)
 }
 
 /*
+ * A walk has begun at `began' and is over: set when the next one may begin.
+ * Processes that count wake us for each buffer without a worker.  Where there are
+ * many, we would do nothing but walk.
+ */
+static void
+pause_walking(ClockTime began)
+{
+	ClockTime	now = clock_now();
+
+	walk_after = now + Min((now - began) * WALK_SHARE,
+						   WALK_PAUSE_MSECS * INT64CONST(1000));
+}
+
+/*
  * Start the workers that are needed, up to the limit.  Returns when to check
  * again if nothing happens before.  While saved counts are being loaded
  * (`loading'), workers take turns, because loading needs buffers without a
@@ -554,12 +582,17 @@ start_workers(bool loading)
 {
 	ClockTime	next = SCHEDULE_NEVER;
 	Walk		walk;
+	ListCell   *lc;
 	int			nwaiting = 0;
 	bool		full = false;
 	ClockTime	now;
 
 	check_started();
+	now = clock_now();
+	if (now < walk_after)
+		return walk_after;
 	walk_registry(&walk);
+	pause_walking(now);
 	now = clock_now();
 
 	for (int i = 0; i < walk.ncandidates; i++)
@@ -606,7 +639,10 @@ start_workers(bool loading)
 	pg_atomic_write_u32(&shared_control->waiting, nwaiting + loading);
 	next = Min(next, report_full(nwaiting, full || register_after > now));
 	if (nwaiting > 0 || loading)
-		registry_wake_workers(InvalidOid);
+	{
+		foreach(lc, walk.latches)
+			SetLatch((Latch *) lfirst(lc));
+	}
 	return next;
 }
 
@@ -678,6 +714,7 @@ look_around(void)
 	static ClockTime load_at = 0;
 	ClockTime	now = clock_now();
 	ClockTime	next = request_early_flushes();
+	ClockTime	start_at;
 
 	/* with an empty registry, nothing else that we do unmaps segments */
 	shmem_unmap_freed();
@@ -689,7 +726,8 @@ look_around(void)
 			remove_gone_databases();
 		load_at = clock_add(now, LOAD_RETRY_MSECS);
 	}
-	next = Min(next, start_workers(progress != LOAD_FINISHED));
+	start_at = start_workers(progress != LOAD_FINISHED);
+	next = Min(next, start_at);
 	return progress == LOAD_FINISHED ? next : Min(next, load_at);
 }
 

@@ -301,8 +301,7 @@ registry_ask(SharedBuffer *buffer, uint32 what)
 }
 
 /*
- * Wake the workers of a database, or with InvalidOid, all workers.  Locks
- * partitions of the registry.
+ * Wake the workers of a database.  Locks partitions of the registry.
  */
 void
 registry_wake_workers(Oid dboid)
@@ -315,8 +314,7 @@ registry_wake_workers(Oid dboid)
 	{
 		Latch	   *latch = *(Latch *volatile *) &buffer->slot.latch;
 
-		if (latch != NULL &&
-			(!OidIsValid(dboid) || buffer->key.dboid == dboid))
+		if (latch != NULL && buffer->key.dboid == dboid)
 			SetLatch(latch);
 	}
 	registry_end_scan(&scan);
