@@ -274,6 +274,16 @@ sub make_rows
 		'stall worst select 8', 'stall worst none 8', '<= 50', 1);
 	value_row('  99 of 100 are faster than', 'stall p99 select 8', 'stall p99 none 8');
 
+	foreach my $n (1000, 5000)
+	{
+		my $many = $n == 1000 ? '1,000' : '5,000';
+
+		value_row("$many busy buffers, interval 1 s, 4 workers: flushes a second",
+			"scale flushes statbuffer $n", undef, '>= 300');
+		value_row('  the latest key is late by',
+			"scale latest statbuffer $n", undef, $n == 1000 ? '<= 4' : undef, 1);
+	}
+
 	foreach (
 		[ 'a call, one key' => 'one', 100000 ],
 		[ 'a call, 10,000 keys' => '10000', 100000 ],
