@@ -20,6 +20,7 @@ OBJS = \
 	src/pace.o \
 	src/pending.o \
 	src/publish.o \
+	src/queue.o \
 	src/registry.o \
 	src/requests.o \
 	src/save.o \

@@ -42,6 +42,25 @@ clear_suspect(SharedCounter *counter)
 }
 
 /*
+ * The worker has claimed a buffer: from here on, batches are of its keys.  The
+ * space of former ones stays.
+ */
+void
+batch_begin(CounterBatch *batch, SharedBuffer *buffer)
+{
+	Assert(batch->nitems == 0);
+	batch->buffer = buffer;
+	batch->discarded = 0;
+	batch->nunreadable = 0;
+	batch->ntaken = 0;
+	batch->nkept = 0;
+	batch->had_suspects = false;
+	batch->had_failing = false;
+	batch->suspect_limit = Max(batch->size, 1);
+	batch->mix_failing = false;
+}
+
+/*
  * Allocate space for batches of `size' keys.  Raises an error if memory is
  * out; then there is no space.  The batch must be empty.
  */

@@ -58,6 +58,7 @@ typedef struct CounterBatch
 	bool		mix_failing;	/* take keys that failed before with others */
 } CounterBatch;
 
+extern void batch_begin(CounterBatch *batch, SharedBuffer *buffer);
 extern void batch_set_size(CounterBatch *batch, int size);
 extern int	batch_take(CounterBatch *batch, const CounterTable *table,
 					   int max_keys, ClockTime now,

@@ -21,7 +21,7 @@
  * keys that are left are due again at once.  How many keys are taken is chosen
  * so that this is rare: see pace.c.
  *
- * Only a worker calls these functions, for its one buffer.
+ * Only a worker calls these functions, for the buffer that it has claimed.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -194,6 +194,7 @@ static bool
 classify_failure(FlushState *flush, ErrorData *edata)
 {
 	CounterBatch *batch = &flush->batch;
+	SharedFlush *shared = &flush->shared->flush;
 
 	/*
 	 * A conflict with others does not count as a failure, up to a limit.  The
@@ -201,13 +202,13 @@ classify_failure(FlushState *flush, ErrorData *edata)
 	 * must have time to take the lock that we are about to take again.
 	 */
 	if (ERRCODE_TO_CATEGORY(edata->sqlerrcode) == ERRCODE_TRANSACTION_ROLLBACK &&
-		flush->conflicts < CONFLICTS_MAX)
+		shared->conflicts < CONFLICTS_MAX)
 	{
-		flush->paused_until = clock_add(clock_now(), 1 << flush->conflicts);
-		flush->conflicts++;
+		flush->paused_until = clock_add(clock_now(), 1 << shared->conflicts);
+		shared->conflicts++;
 		return false;
 	}
-	flush->conflicts = 0;
+	shared->conflicts = 0;
 
 	batch->mix_failing = false;
 	if (batch->nkept == 1)
@@ -258,12 +259,13 @@ roll_back(FlushState *flush)
 	flush->nfailed = flush->preparing || flush->batch.nitems == 0 ? 0 :
 		flush->batch.nkept;
 	flush->preparing = false;
-	if (end.cancelled && !end.timed_out && flush->cancels < CANCELS_MAX &&
-		edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
+	if (end.cancelled && !end.timed_out &&
+		edata->sqlerrcode == ERRCODE_QUERY_CANCELED &&
+		flush->shared != NULL && flush->shared->flush.cancels < CANCELS_MAX)
 	{
 		flush->paused_until = clock_add(clock_now(),
 										Min(get_backoff(flush), CANCEL_PAUSE_MSECS));
-		flush->cancels++;
+		flush->shared->flush.cancels++;
 		report = false;
 	}
 	else if (flush->nfailed > 0)
@@ -499,7 +501,7 @@ open_definition(FlushState *flush)
 static void
 check_definition(FlushState *flush, ClockTime now)
 {
-	bool		is_new = flush->buffer == NULL;
+	bool		is_new = !flush->is_used;
 
 	if (!open_definition(flush))
 	{
@@ -508,6 +510,7 @@ check_definition(FlushState *flush, ClockTime now)
 			flush->unread = false;
 		return;
 	}
+	flush->is_used = true;
 	pgstat_report_activity(STATE_IDLE, NameStr(flush->buffer->name));
 	if (!is_new &&
 		strcmp(owner_search_path(flush->buffer->owner),
@@ -771,8 +774,8 @@ flush_batch(FlushState *flush, ClockTime now)
 	batch->ntaken = 0;
 	if (attempt(flush, take_and_deliver, now, true) && batch->ntaken > 0)
 	{
-		flush->conflicts = 0;
-		flush->cancels = 0;
+		flush->shared->flush.conflicts = 0;
+		flush->shared->flush.cancels = 0;
 		batch_tidy(batch, batch->ntaken, NULL);
 		if (batch->had_suspects)
 			batch->suspect_limit = Min((int64) batch->suspect_limit * 2,
@@ -804,16 +807,21 @@ flush_batch(FlushState *flush, ClockTime now)
 
 /*
  * The process has claimed a buffer, and is its worker.  Must be called before
- * it connects to the database.
+ * it connects to the database, and again when it passes on to another buffer;
+ * then the former one's discarded counts must have been logged.  Cannot fail.
  */
 void
 flush_begin(FlushState *flush, SharedBuffer *shared)
 {
+	Assert(!flush->leaving && !flush->any_discarded);
 	flush->relid = shared->key.relid;
 	flush->shared = shared;
+	flush->buffer = NULL;
 	flush->unread = true;
-	flush->batch.buffer = shared;
-	flush->batch.suspect_limit = 1;
+	flush->paused_until = 0;
+	flush->preparing = false;
+	flush->discarded_logged_at = 0;
+	batch_begin(&flush->batch, shared);
 	session_begin(shared);
 }
 

@@ -34,6 +34,7 @@ typedef struct FlushState
 	bool		unread;			/* the definition must be read, but not before
 								 * paused_until */
 	bool		leaving;		/* the worker's main loop must end */
+	bool		is_used;		/* the session has served a buffer */
 	ClockTime	paused_until;	/* the buffer fails, or blocks others */
 
 	/* reset for each transaction */
@@ -53,10 +54,6 @@ typedef struct FlushState
 	bool		preparing;		/* the sink has not got any key yet */
 	ClockTime	began;			/* when the sink began to store the first key */
 	int64		usecs;			/* how long it took for all; 0: not at all */
-
-	/* kept from transaction to transaction */
-	int			conflicts;		/* deadlocks and the like, in a row */
-	int			cancels;		/* in a row */
 
 	/* logging of discarded counts */
 	ClockTime	discarded_logged_at;	/* 0: never */

@@ -8,9 +8,9 @@
  * process that schedules a key of a buffer without a worker, or by a worker
  * that leaves.  Then it walks through the registry, and starts workers for the
  * buffers whose keys are due first, up to the limit.  If buffers are left over,
- * it sets SharedControl.waiting, so that workers make way for them.  Where there
- * are many buffers, and it is woken all the time, it pauses between walks: see
- * WALK_SHARE.
+ * it puts them into the queue (queue.c), so that workers pass on to them or make
+ * way for them.  Where there are many buffers, and it is woken all the time, it
+ * pauses between walks: see WALK_SHARE.
  *
  * It also loads the counts that the last shutdown saved, saves counts at the
  * next one, and triggers early flushes when memory runs short.
@@ -38,6 +38,7 @@
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
+#include "queue.h"
 #include "registry.h"
 #include "settings.h"
 #include "shutdown.h"
@@ -91,8 +92,10 @@
 /* A worker that this process has started and that may still be running. */
 typedef struct StartedWorker
 {
-	SharedBufferKey key;
+	SharedBufferKey key;		/* the buffer that it was started for */
 	BackgroundWorkerHandle *handle;
+	pid_t		pid;			/* 0: not known yet */
+	bool		connected;		/* it may have passed on to another buffer */
 } StartedWorker;
 
 /* A buffer that needs a worker. */
@@ -116,7 +119,8 @@ typedef struct Walk
 {
 	Candidate  *candidates;		/* by the time when they need a worker */
 	int			ncandidates;
-	List	   *latches;		/* of processes that have claimed buffers */
+	List	   *latches;		/* of processes that have claimed buffers, */
+	List	   *pids;			/* and their IDs */
 	int			nworkers;		/* workers that there are */
 	int			nbuffers;		/* all buffers */
 } Walk;
@@ -133,7 +137,7 @@ launcher_exit(int code, Datum arg)
 {
 	LWLockReleaseAll();
 	registry_release_all(code);
-	pg_atomic_write_u32(&shared_control->waiting, 0);
+	queue_set(NULL, 0, 0, false);
 	launcher_slot_release();
 }
 
@@ -178,16 +182,19 @@ check_started(void)
 		SharedBuffer *buffer;
 		bool		failed = false;
 		pid_t		pid;
+		BgwHandleStatus status = GetBackgroundWorkerPid(worker->handle, &pid);
 
-		if (GetBackgroundWorkerPid(worker->handle, &pid) != BGWH_STOPPED)
-			continue;
-
-		buffer = registry_lock(&worker->key);
-		if (buffer != NULL)
+		if (status == BGWH_STARTED)
+			worker->pid = pid;
+		if (!worker->connected &&
+			(buffer = registry_lock(&worker->key)) != NULL)
 		{
-			failed = buffer->slot.pid == 0 && !buffer->slot.connected;
+			worker->connected = buffer->slot.connected;
+			failed = !worker->connected && buffer->slot.pid == 0;
 			registry_unlock(buffer);
 		}
+		if (status != BGWH_STOPPED)
+			continue;
 		if (failed)
 			start_failed(&worker->key, _("worker process could not connect to the database"));
 		pfree(worker->handle);
@@ -206,10 +213,36 @@ is_starting(const SharedBufferKey *key)
 	{
 		StartedWorker *worker = lfirst(lc);
 
-		if (worker->key.dboid == key->dboid && worker->key.relid == key->relid)
+		if (!worker->connected &&
+			worker->key.dboid == key->dboid && worker->key.relid == key->relid)
 			return true;
 	}
 	return false;
+}
+
+/*
+ * Count the workers that there are: those that this process has started and
+ * that have not exited, and others that have claimed buffers.  A worker that is
+ * just passing on has claimed two.
+ */
+static int
+count_workers(List *pids)
+{
+	List	   *known = NIL;
+	ListCell   *lc;
+	int			nworkers = list_length(started);
+
+	foreach(lc, started)
+		known = lappend_int(known, ((StartedWorker *) lfirst(lc))->pid);
+	foreach(lc, pids)
+	{
+		if (list_member_int(known, lfirst_int(lc)))
+			continue;
+		known = lappend_int(known, lfirst_int(lc));
+		nworkers++;
+	}
+	list_free(known);
+	return nworkers;
 }
 
 /* Remove all buffers of a database that is gone. */
@@ -381,6 +414,8 @@ start_worker(Candidate *candidate, int nbuffers)
 		entry = palloc(sizeof(StartedWorker));
 		entry->key = candidate->key;
 		entry->handle = handle;
+		entry->pid = 0;
+		entry->connected = false;
 		started = lappend(started, entry);
 	}
 	MemoryContextSwitchTo(oldcontext);
@@ -439,14 +474,15 @@ compare_candidates(const void *a, const void *b)
 }
 
 /*
- * Log that buffers wait for workers, if that lasts (idle workers make way in a
- * moment) and was not logged within LOG_AGAIN_MSECS.  Must be called whenever
+ * Log that buffers wait for workers, the first of them since `since', if that
+ * lasts (idle workers make way in a moment, and a worker may serve many buffers
+ * in turn) and was not logged within LOG_AGAIN_MSECS.  Must be called whenever
  * the number of waiting buffers has been determined.  `postmaster' says that
  * the postmaster has no slot.  Returns when to call this again if nothing
  * changes.
  */
 static ClockTime
-report_full(int nwaiting, bool postmaster)
+report_full(int nwaiting, ClockTime since, bool postmaster)
 {
 	static ClockTime waiting_since = 0;
 	static ClockTime last_logged = 0;
@@ -464,7 +500,7 @@ report_full(int nwaiting, bool postmaster)
 
 	report_at = waiting_since;
 	if (!postmaster)
-		report_at = clock_add(report_at, LOG_FULL_MSECS);
+		report_at = clock_add(Max(report_at, since), LOG_FULL_MSECS);
 	if (last_logged != 0)
 		report_at = Max(report_at, clock_add(last_logged, LOG_AGAIN_MSECS));
 	if (now < report_at)
@@ -506,22 +542,22 @@ walk_registry(Walk *walk)
 	int			n = 0;
 
 	walk->latches = NIL;
-	walk->nworkers = 0;
+	walk->pids = NIL;
 	walk->nbuffers = 0;
 	registry_begin_scan(&scan);
 	while ((buffer = registry_next(&scan)) != NULL)
 	{
 		Candidate  *candidate;
+		pid_t		pid = *(volatile pid_t *) &buffer->slot.pid;
 		Latch	   *latch = *(Latch *volatile *) &buffer->slot.latch;
 
 		walk->nbuffers++;
 		if (latch != NULL)
 			walk->latches = lappend(walk->latches, latch);
-		if (buffer->slot.pid != 0 || is_starting(&buffer->key))
-		{
-			walk->nworkers++;
+		if (pid != 0)
+			walk->pids = lappend_int(walk->pids, (int) pid);
+		if (pid != 0 || is_starting(&buffer->key))
 			continue;
-		}
 		if (!registry_wants_worker(buffer) &&
 			buffer->schedule.reap_at == SCHEDULE_NEVER)
 			continue;
@@ -555,6 +591,7 @@ walk_registry(Walk *walk)
 	qsort(candidates, n, sizeof(Candidate), compare_candidates);
 	walk->candidates = candidates;
 	walk->ncandidates = n;
+	walk->nworkers = count_workers(walk->pids);
 }
 
 /*
@@ -583,8 +620,11 @@ start_workers(bool loading)
 	ClockTime	next = SCHEDULE_NEVER;
 	Walk		walk;
 	ListCell   *lc;
+	QueueEntry	queue[QUEUE_SIZE];
 	int			nwaiting = 0;
+	ClockTime	waiting_since = SCHEDULE_NEVER;
 	bool		full = false;
+	ClockTime	report_at;
 	ClockTime	now;
 
 	check_started();
@@ -612,7 +652,7 @@ start_workers(bool loading)
 		{
 			if (!check_catalogs(candidate))
 			{
-				next = Min(next, retry_time(1));
+				next = Min(next, clock_add(now, START_RETRY_MSECS));
 				continue;
 			}
 			if (start_worker(candidate, walk.nbuffers))
@@ -628,7 +668,16 @@ start_workers(bool loading)
 
 		/* only buffers with due keys count as waiting */
 		if (candidate->due <= now)
+		{
+			if (nwaiting < QUEUE_SIZE)
+			{
+				queue[nwaiting].dboid = candidate->key.dboid;
+				queue[nwaiting].relid = candidate->key.relid;
+				queue[nwaiting].owner = candidate->owner;
+			}
+			waiting_since = Min(waiting_since, candidate->due);
 			nwaiting++;
+		}
 		else
 			next = Min(next, candidate->due);
 		if (register_after > now)
@@ -636,8 +685,10 @@ start_workers(bool loading)
 	}
 	pfree(walk.candidates);
 
-	pg_atomic_write_u32(&shared_control->waiting, nwaiting + loading);
-	next = Min(next, report_full(nwaiting, full || register_after > now));
+	queue_set(queue, Min(nwaiting, QUEUE_SIZE), nwaiting, loading);
+	report_at = report_full(nwaiting, waiting_since,
+							full || register_after > now);
+	next = Min(next, report_at);
 	if (nwaiting > 0 || loading)
 	{
 		foreach(lc, walk.latches)

@@ -30,7 +30,8 @@
 static dshash_table *registry = NULL;
 
 /*
- * the buffers that this process has claimed: a worker's own, and another one
+ * the buffers that this process has claimed: a worker's own, and another one,
+ * which it removes or passes on to
  */
 static SharedBuffer *claims[2];
 
@@ -380,10 +381,11 @@ registry_claim(Oid dboid, Oid relid)
 
 		/*
 		 * If a worker is starting while the launcher has claimed the buffer
-		 * to load counts, it must not be taken for one that has failed to
-		 * connect.
+		 * to load counts, or another worker has, it must not be taken for one
+		 * that has failed to connect.
 		 */
-		buffer->slot.connected = launcher_slot_is_mine();
+		buffer->slot.connected = launcher_slot_is_mine() ||
+			OidIsValid(MyDatabaseId);
 		shared_control->claims.nclaimed++;
 		claims[i] = buffer;
 		claimed = true;

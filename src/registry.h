@@ -87,6 +87,8 @@ typedef struct SharedSlot
 typedef struct SharedFlush
 {
 	int			breakdowns;		/* failures of the buffer itself, in a row */
+	int			conflicts;		/* deadlocks and the like, in a row */
+	int			cancels;		/* in a row */
 	uint8		seen_shape;		/* number of the shape last seen, */
 	uint32		seen_shapes;	/* and SharedTable.shapes_number then */
 	SharedPace	pace;

@@ -8,8 +8,8 @@
  * worker is being terminated, the buffer is being stopped, or the time of the
  * buffer's handler is up.
  *
- * The session is that of the buffer's owner.  What a handler changes in it is
- * reset after each flush.
+ * The session is that of the buffer's owner, and serves one buffer of that owner
+ * after another.  What a handler changes in it is reset after each flush.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -61,8 +61,9 @@ static volatile int handler_msecs;
 static volatile sig_atomic_t handler_timed_out = false; /* and nobody has
 														 * cancelled it since */
 static volatile int shutdown_msecs = UNKNOWN_SHUTDOWN_MSECS;
-static volatile ClockTime stop_at = 0;	/* 0: the worker is not being
-										 * terminated */
+static volatile ClockTime stopping_since = 0;	/* 0: the worker is not being
+												 * terminated */
+static volatile sig_atomic_t server_stops = false;	/* and not only it */
 
 /* ------------------------------------------------------------------------
  * Signals and timeouts
@@ -143,20 +144,27 @@ session_set_shutdown(int msecs)
 	shutdown_msecs = msecs;
 }
 
-/* Get the time by which the worker must finish, now that the server stops. */
+/*
+ * Get the time by which the worker must finish with its buffer, now that the
+ * server stops.  All buffers' times begin with the first one's.
+ */
 ClockTime
 session_stop_at(ClockTime now)
 {
-	if (stop_at == 0)
-		stop_at = clock_add(now, session_shutdown_msecs());
-	return stop_at;
+	if (stopping_since == 0)
+		stopping_since = now;
+	server_stops = true;
+	return clock_add(stopping_since, session_shutdown_msecs());
 }
 
 /* Likewise, but 0 if it need not. */
 ClockTime
 session_stops_at(void)
 {
-	return stop_at;
+	if (stopping_since == 0)
+		return 0;
+	return server_stops ?
+		clock_add(stopping_since, session_shutdown_msecs()) : stopping_since;
 }
 
 /*
@@ -181,13 +189,12 @@ watch(ClockTime now)
 
 	if (!ShutdownRequestPending)
 		return;
-	if (stop_at == 0)
+	if (stopping_since == 0)
 	{
-		stop_at = now;
-		if (shutdown_is_server())
-			stop_at = clock_add(now, session_shutdown_msecs());
+		stopping_since = now;
+		server_stops = shutdown_is_server();
 	}
-	if (now >= stop_at)
+	if (now >= session_stops_at())
 	{
 		ProcDiePending = true;
 		InterruptPending = true;
@@ -337,12 +344,14 @@ session_end_handler(void)
 
 /*
  * The process has claimed a buffer, and is its worker.  Must be called before
- * it connects to the database.
+ * it connects to the database, and when it passes on to another buffer.
  */
 void
 session_begin(SharedBuffer *shared)
 {
+	Assert(!watching);
 	watched_buffer = shared;
+	shutdown_msecs = UNKNOWN_SHUTDOWN_MSECS;
 	pqsignal(SIGINT, cancel_requested);
 	session_end_transaction();
 }

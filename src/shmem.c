@@ -80,7 +80,7 @@ init_control(void *memory)
 	pg_atomic_init_u64(&control->memory.refused_at, 0);
 	pg_atomic_init_u32(&control->memory.short_of_memory, 0);
 	pg_atomic_init_u64(&control->last_table, 0);
-	pg_atomic_init_u32(&control->waiting, 0);
+	pg_atomic_init_u32(&control->queue.waiting, 0);
 	ConditionVariableInit(&control->drain_cv);
 }
 

@@ -36,6 +36,9 @@
 
 #define SHARED_EVICTIONS	8
 
+/* the most buffers that are listed as waiting */
+#define QUEUE_SIZE			64
+
 /*
  * The launcher, or the process that acts as the launcher.  Written under
  * SharedControl.lock.  `pid' and `latch' are read without it, to check whether
@@ -111,6 +114,29 @@ typedef struct SharedMemoryUse
 	pg_atomic_uint64 refused_at;
 } SharedMemoryUse;
 
+/* A buffer that waits for a worker, and its owner as the launcher knows it. */
+typedef struct QueueEntry
+{
+	Oid			dboid;
+	Oid			relid;
+	Oid			owner;
+} QueueEntry;
+
+/*
+ * The buffers with due keys and no worker, as the launcher has found them in
+ * its last walk, without those that workers have taken since.  Protected by
+ * SharedControl.lock, except that workers read `waiting' without it.  See
+ * queue.c.
+ */
+typedef struct SharedQueue
+{
+	pg_atomic_uint32 waiting;	/* how many there are, listed or not; and 1
+								 * while saved counts are being loaded */
+	bool		loading;		/* they are */
+	int			nentries;
+	QueueEntry	entries[QUEUE_SIZE];	/* who has waited longest first */
+} SharedQueue;
+
 /* The tranches of our LWLocks.  Constant. */
 typedef struct SharedTranches
 {
@@ -150,9 +176,7 @@ typedef struct SharedControl
 	pg_atomic_uint64 last_table;	/* number of the last table made */
 	uint64		last_eviction;	/* the last SharedEviction.number */
 	SharedEviction evictions[SHARED_EVICTIONS];
-
-	/* buffers with due keys and no worker for them; written by the launcher */
-	pg_atomic_uint32 waiting;
+	SharedQueue queue;
 
 	/*
 	 * Processes that wait for drains sleep on this: see requests.h.  It is

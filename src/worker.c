@@ -1,12 +1,14 @@
 /*-------------------------------------------------------------------------
  *
  * worker.c
- *	  The process that flushes a busy buffer.
+ *	  The process that flushes busy buffers.
  *
  * A worker is connected to the buffer's database as the buffer's owner.  It
  * waits until keys are due and flushes them, again and again.  It leaves if
  * there is nothing to do for a while, if other buffers wait for its slot, and
- * if it is terminated.
+ * if it is terminated.  If a buffer waits that it can serve, because it has the
+ * same owner and is in the same database, it passes on to that one: see
+ * make_way().
  *
  * flush.c does a single flush, and handles failures.
  *
@@ -16,6 +18,7 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "batch.h"
 #include "buffer.h"
 #include "compat.h"
@@ -25,6 +28,7 @@
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
+#include "queue.h"
 #include "session.h"
 #include "shutdown.h"
 #include "storage/ipc.h"
@@ -32,11 +36,28 @@
 #include "storage/procsignal.h"
 #include "utils/backend_status.h"
 #include "utils/guc.h"
+#include "utils/ps_status.h"
 #include "utils/syscache.h"
 #include "worker.h"
 
-/* after this long, a worker gives its slot to a buffer that waits */
+/*
+ * After this long, or after so many other buffers, a worker gives its slot to the
+ * buffer that has waited longest, even if that takes another process.
+ */
 #define TURN_MSECS				1000
+#define TURN_BUFFERS			100
+
+/*
+ * While other buffers wait that the worker can serve, it does not wait longer
+ * than this for a key to be due
+ */
+#define IDLE_MSECS				20
+
+/*
+ * After this long, a worker passes on no more: the next process has the present
+ * settings of the role and the database, and empty caches.
+ */
+#define PROCESS_MSECS			60000
 
 /* reaping should scan no more than this many keys for each that it may free */
 #define REAP_EFFORT				64
@@ -54,9 +75,17 @@
 typedef struct WorkerState
 {
 	FlushState	flush;
+	Oid			owner;			/* whose buffers it can serve */
+	ClockTime	connected_at;
+	ClockTime	turn_began;		/* when it was last for the buffer to be
+								 * served that had waited longest */
+	int			overtakers;		/* buffers that were served since, before
+								 * others that had waited longer */
+
+	/* what follows is about the present buffer */
 	ClockTime	started;
 	ClockTime	last_work;		/* when something was last flushed */
-	ClockTime	turn_began;		/* when it began to flush; 0: not yet */
+	ClockTime	first_flush;	/* when it began to flush; 0: not yet */
 	bool		announced;		/* wake_at says when to start the next one */
 	uint64		drain_seen;		/* the last drain ticket noticed */
 
@@ -74,6 +103,47 @@ static ClockTime next_reap(WorkerState *worker);
  * ------------------------------------------------------------------------
  */
 
+/* Begin with a buffer that was claimed, and to which `flush' is bound. */
+static void
+begin_buffer(WorkerState *worker)
+{
+	SharedBuffer *shared = worker->flush.shared;
+
+	worker->started = worker->last_work = clock_now();
+	worker->first_flush = 0;
+	worker->announced = false;
+	worker->drain_seen = pg_atomic_read_u64(&shared->requests.drain.asked);
+	worker->short_of_memory = false;
+	worker->last_reap = 0;
+	worker->most_keys = 0;
+	worker->shapes_at = 0;
+}
+
+/*
+ * Announce what is to come in the buffer that the worker leaves.  Requests that
+ * it has taken and not carried out stay where they are, for the next worker.
+ * The caller releases the buffer afterwards, which wakes the launcher.  Takes no
+ * lock, cannot fail.
+ */
+static void
+leave_buffer(WorkerState *worker)
+{
+	SharedBuffer *shared = worker->flush.shared;
+	SharedSchedule *schedule = &shared->schedule;
+
+	Assert(worker->flush.batch.nitems == 0);
+	requests_set_locked_out(&shared->requests, false);
+	schedule->reap_at = SCHEDULE_NEVER;
+	if (schedule->nidle > 0 && worker->flush.buffer != NULL)
+		schedule->reap_at = next_reap(worker);
+	if (!worker->announced)
+	{
+		schedule_leave(schedule);
+		if (registry_wants_worker(shared))
+			schedule_set_awake(schedule);
+	}
+}
+
 /*
  * before_shmem_exit callback.  It is registered before the one that rolls back
  * the transaction in progress, so it runs after that, when the batch has been
@@ -83,25 +153,11 @@ static void
 worker_exit(int code, Datum arg)
 {
 	WorkerState *worker = (WorkerState *) DatumGetPointer(arg);
-	SharedBuffer *shared = worker->flush.shared;
 
 	LWLockReleaseAll();
 	flush_end(&worker->flush);
-	if (shared != NULL)
-	{
-		SharedSchedule *schedule = &shared->schedule;
-
-		requests_set_locked_out(&shared->requests, false);
-		schedule->reap_at = SCHEDULE_NEVER;
-		if (schedule->nidle > 0 && worker->flush.buffer != NULL)
-			schedule->reap_at = next_reap(worker);
-		if (!worker->announced)
-		{
-			schedule_leave(schedule);
-			if (registry_wants_worker(shared))
-				schedule_set_awake(schedule);
-		}
-	}
+	if (worker->flush.shared != NULL)
+		leave_buffer(worker);
 	registry_release_all(code);
 	worker->flush.shared = NULL;
 }
@@ -178,8 +234,8 @@ flush_due(FlushState *flush, ClockTime stop_at)
 }
 
 /*
- * The server stops: flush everything, including what sessions still publish
- * while they are being terminated, until the time is up.
+ * The server stops: flush everything that the buffer has, including what
+ * sessions still publish while they are being terminated, until the time is up.
  */
 static void
 last_flush(WorkerState *worker)
@@ -341,7 +397,147 @@ free_idle(WorkerState *worker, ClockTime now, bool more)
  * ------------------------------------------------------------------------
  */
 
-/* Must the worker end?  If the server stops, does the last flush. */
+/* If the buffer pauses, it needs no other worker before the pause is over. */
+static void
+start_after_pause(WorkerState *worker)
+{
+	FlushState *flush = &worker->flush;
+
+	if (flush->paused_until > clock_now())
+		registry_start_after(flush->shared, flush->paused_until);
+}
+
+/* What is left to do in a buffer that the worker leaves in good order. */
+static void
+tidy_buffer(WorkerState *worker)
+{
+	SharedBuffer *shared = worker->flush.shared;
+	ClockTime	idle_before = clock_now();
+
+	flush_log_discarded(&worker->flush, true);
+	if (shared == NULL || worker->flush.buffer == NULL ||
+		shared->schedule.nidle == 0)
+		return;
+
+	/* a stopped buffer needs no memory for idle keys */
+	if (!registry_is_stopped(shared))
+		idle_before -= get_timeout(worker);
+	if (shared->schedule.oldest_idle <= idle_before)
+		reap(worker, clock_now(), idle_before);
+}
+
+/*
+ * Pass on to another buffer, which was claimed.  The process is the worker of
+ * both for a moment, so that it always is the worker of one.
+ *
+ * Nothing of the present buffer is left: there is no transaction, the batch is
+ * empty, and the session is as flush_batch() has reset it.
+ */
+static void
+pass_on(WorkerState *worker, SharedBuffer *other)
+{
+	FlushState *flush = &worker->flush;
+	SharedBuffer *shared = flush->shared;
+	char		title[64];
+
+	Assert(!IsTransactionState());
+	tidy_buffer(worker);
+	start_after_pause(worker);
+
+	/* from here on nothing fails */
+	leave_buffer(worker);
+	flush_begin(flush, other);
+	begin_buffer(worker);
+	registry_release(shared, 0);
+	registry_start_succeeded(other);
+
+	snprintf(title, sizeof(title), "now for buffer %u", flush->relid);
+	set_ps_display(title);
+	pgstat_report_activity(STATE_IDLE, "");
+}
+
+/*
+ * Find a buffer that waits, and that the worker can serve, and pass on to it.
+ * If there is none, returns the advice of queue_ask().
+ */
+static QueueAdvice
+find_next(WorkerState *worker, bool may_overtake, bool may_leave)
+{
+	bool		overtakes;
+	SharedBufferKey key;
+	SharedBuffer *other;
+	QueueAdvice advice;
+
+	for (;;)
+	{
+		advice = queue_ask(worker->owner, may_overtake, may_leave,
+						   &key, &overtakes);
+		if (advice != QUEUE_TAKE)
+			return advice;
+
+		/* it may be gone, or have got a worker */
+		other = registry_claim(key.dboid, key.relid);
+		if (other != NULL)
+			break;
+	}
+	pass_on(worker, other);
+	if (overtakes)
+		worker->overtakers++;
+	else
+	{
+		worker->turn_began = worker->started;
+		worker->overtakers = 0;
+	}
+	return QUEUE_TAKE;
+}
+
+/*
+ * Other buffers wait.  If this one can do without a worker, because its time is
+ * up or no key is due before `next', which is a while off, make way for them.
+ * Returns QUEUE_STAY if not.
+ *
+ * It is always the turn of the buffer that has waited longest.  But to start a
+ * process takes longer than a flush, so in the second that is a buffer's turn,
+ * its worker also serves others of the same owner.  Then it goes on only if the
+ * one that has waited longest is among those.
+ */
+static QueueAdvice
+make_way(WorkerState *worker, ClockTime now, ClockTime next)
+{
+	FlushState *flush = &worker->flush;
+	SharedSchedule *schedule = &flush->shared->schedule;
+	bool		turn_is_over = worker->overtakers >= TURN_BUFFERS ||
+	clock_passed(worker->turn_began, now, TURN_MSECS);
+	bool		may_leave = turn_is_over || next > clock_add(now, TURN_MSECS);
+	QueueAdvice advice;
+
+	if (!may_leave && next <= clock_add(now, IDLE_MSECS))
+		return QUEUE_STAY;
+	if (may_leave && clock_passed(worker->connected_at, now, PROCESS_MSECS))
+		worker->owner = InvalidOid;
+
+	/* if nothing is due, say when the next worker must come */
+	if (next > now)
+	{
+		if (!schedule_sleep_until(schedule, next, next))
+			return QUEUE_STAY;
+		worker->announced = true;
+	}
+	advice = find_next(worker, !turn_is_over, may_leave);
+	if (advice == QUEUE_STAY)
+	{
+		worker->announced = false;
+		schedule_set_awake(schedule);
+	}
+	else if (advice == QUEUE_LEAVE)
+		start_after_pause(worker);
+	return advice;
+}
+
+/*
+ * Must the worker end?  If the server stops, flushes for the last time: its
+ * buffer, and then those that wait and that it can serve.
+ */
 static bool
 must_end(WorkerState *worker)
 {
@@ -353,7 +549,13 @@ must_end(WorkerState *worker)
 	if (ShutdownRequestPending)
 	{
 		if (shutdown_is_server())
-			last_flush(worker);
+		{
+			do
+			{
+				last_flush(worker);
+			} while (!worker->flush.leaving && worker->flush.shared != NULL &&
+					 find_next(worker, true, false) == QUEUE_TAKE);
+		}
 		return true;
 	}
 	return ddl_evicted_until(MyDatabaseId) != 0;
@@ -405,14 +607,6 @@ may_leave(WorkerState *worker, ClockTime now, ClockTime next)
 {
 	FlushState *flush = &worker->flush;
 
-	/*
-	 * Other buffers wait for the slot: they get it if nothing is due soon, or
-	 * after a minimum time.
-	 */
-	if (pg_atomic_read_u32(&shared_control->waiting) > 0)
-		return next > clock_add(now, TURN_MSECS) ||
-			clock_passed(worker->started, now, TURN_MSECS);
-
 	/* a buffer that fails needs no worker during a long pause */
 	if (flush->paused_until > now || flush->unread)
 		return flush->paused_until > clock_add(now, LAUNCHER_LEAD_MSECS);
@@ -432,8 +626,7 @@ try_to_leave(WorkerState *worker, ClockTime now, ClockTime next)
 	FlushState *flush = &worker->flush;
 	SharedSchedule *schedule = &flush->shared->schedule;
 
-	if (flush->buffer != NULL && flush->paused_until <= now &&
-		pg_atomic_read_u32(&shared_control->waiting) == 0)
+	if (flush->buffer != NULL && flush->paused_until <= now)
 	{
 		/* we may not have been notified that it was dropped */
 		flush_check_definition(flush);
@@ -442,8 +635,7 @@ try_to_leave(WorkerState *worker, ClockTime now, ClockTime next)
 			return false;
 		give_memory_back(worker, now);
 	}
-	if (flush->paused_until > now)
-		registry_start_after(flush->shared, flush->paused_until);
+	start_after_pause(worker);
 	worker->announced = schedule_sleep_until(schedule, next, next);
 	return worker->announced;
 }
@@ -494,6 +686,7 @@ take_turn(WorkerState *worker)
 	ClockTime	now = clock_now();
 	ClockTime	next;
 	bool		due;
+	QueueAdvice advice = QUEUE_STAY;
 
 	schedule_set_awake(&flush->shared->schedule);
 	remove_unused_shapes(worker, now);
@@ -507,22 +700,28 @@ take_turn(WorkerState *worker)
 		free_idle(worker, now, due && now >= flush->paused_until);
 	if (due && now >= flush->paused_until)
 	{
-		if (worker->turn_began == 0)
-			worker->turn_began = now;
+		if (worker->first_flush == 0)
+			worker->first_flush = now;
 		flush_batch(flush, now);
 		worker->last_work = clock_now();
+		if (flush->leaving)
+			return false;
 
 		/* other buffers wait, and this one has had its time */
-		if (pg_atomic_read_u32(&shared_control->waiting) > 0 &&
-			clock_passed(worker->turn_began, worker->last_work, TURN_MSECS))
-			return false;
-		return !flush->leaving;
+		if (queue_is_waited_for() &&
+			clock_passed(worker->first_flush, worker->last_work, TURN_MSECS))
+			advice = make_way(worker, worker->last_work, 0);
+		return advice != QUEUE_LEAVE;
 	}
 	if (due || flush->unread)
 		next = flush->paused_until;
 
 	if (flush->buffer != NULL && next_reap(worker) <= now)
 		reap(worker, now, now - get_timeout(worker));
+	if (queue_is_waited_for())
+		advice = make_way(worker, now, next);
+	if (advice != QUEUE_STAY)
+		return advice == QUEUE_TAKE;
 	if (may_leave(worker, now, next))
 		return !try_to_leave(worker, now, next) && !flush->leaving;
 	sleep_until(worker, now, next, due);
@@ -549,6 +748,7 @@ statbuffer_worker_main(Datum main_arg)
 	shared = registry_claim(argument.dboid, argument.relid);
 	if (shared == NULL)
 		proc_exit(0);
+	worker.owner = argument.owner;
 	before_shmem_exit(worker_exit, PointerGetDatum(&worker));
 	flush_begin(&worker.flush, shared);
 
@@ -559,8 +759,8 @@ statbuffer_worker_main(Datum main_arg)
 	registry_set_connected(shared, true);
 
 	flush_set_connected(&worker.flush);
-	worker.started = worker.last_work = clock_now();
-	worker.drain_seen = pg_atomic_read_u64(&shared->requests.drain.asked);
+	begin_buffer(&worker);
+	worker.connected_at = worker.turn_began = worker.started;
 	if (argument.look_for_dropped)
 		remove_dropped_buffers();
 
@@ -569,17 +769,6 @@ statbuffer_worker_main(Datum main_arg)
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	} while (!must_end(&worker) && take_turn(&worker));
-	flush_log_discarded(&worker.flush, true);
-
-	/* a stopped buffer needs no memory for idle keys */
-	shared = worker.flush.shared;
-	if (shared != NULL && worker.flush.buffer != NULL &&
-		shared->schedule.nidle > 0)
-	{
-		ClockTime	now = clock_now();
-
-		reap(&worker, now, registry_is_stopped(shared) ? now :
-			 now - get_timeout(&worker));
-	}
+	tidy_buffer(&worker);
 	proc_exit(0);
 }
