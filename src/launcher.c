@@ -594,6 +594,15 @@ walk_registry(Walk *walk)
 	walk->nworkers = count_workers(walk->pids);
 }
 
+/* The entry of a buffer that waits in the queue. */
+static void
+set_queue_entry(QueueEntry *entry, const Candidate *candidate)
+{
+	entry->dboid = candidate->key.dboid;
+	entry->relid = candidate->key.relid;
+	entry->owner = candidate->owner;
+}
+
 /*
  * A walk has begun at `began' and is over: set when the next one may begin.
  * Processes that count wake us for each buffer without a worker.  Where there are
@@ -670,11 +679,7 @@ start_workers(bool loading)
 		if (candidate->due <= now)
 		{
 			if (nwaiting < QUEUE_SIZE)
-			{
-				queue[nwaiting].dboid = candidate->key.dboid;
-				queue[nwaiting].relid = candidate->key.relid;
-				queue[nwaiting].owner = candidate->owner;
-			}
+				set_queue_entry(&queue[nwaiting], candidate);
 			waiting_since = Min(waiting_since, candidate->due);
 			nwaiting++;
 		}
