@@ -29,6 +29,7 @@
  */
 #include "postgres.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "access/xact.h"
@@ -40,6 +41,7 @@
 #include "savefile.h"
 #include "storage/fd.h"
 #include "utils/memutils.h"
+#include "utils/ps_status.h"
 
 /* an error is logged again after this */
 #define LOG_AGAIN_MSECS		60000
@@ -275,6 +277,23 @@ load_section(Loading *loading, const SavedSection *section)
 }
 
 /*
+ * Show in the process title how far we are.  It stays there until everything is
+ * loaded, also if that is interrupted.
+ */
+static void
+show_progress(Loading *loading)
+{
+	struct stat file;
+	char		title[64];
+
+	if (fstat(fileno(loading->file), &file) != 0 || file.st_size == 0)
+		return;
+	snprintf(title, sizeof(title), "loading saved counts: %d %%",
+			 (int) (loading->offset * 100 / file.st_size));
+	set_ps_display(title);
+}
+
+/*
  * Load the rest of the file.  Stops if a buffer has a worker, and if the
  * server may be stopping.
  */
@@ -294,6 +313,7 @@ load_records(Loading *loading)
 			   shared_control->load.section : loading->offset, SEEK_SET) != 0)
 		elog(ERROR, "could not seek in file \"%s\"", SAVED_LOADING_FILE);
 
+	show_progress(loading);
 	while (savefile_read_record(loading->file, &record))
 	{
 		KeySpace	space;
@@ -312,7 +332,9 @@ load_records(Loading *loading)
 				 &record.key, space.data, loading->to_timestamp);
 		set_offset(loading, loading->offset + sizeof(SavedKey) +
 				   KEY_LENGTH(record.key.keylen));
-		if (++n % 1000 == 0)
+		if (++n % SAVED_PROGRESS_KEYS == 0)
+			show_progress(loading);
+		if (n % 1000 == 0)
 		{
 			CHECK_FOR_INTERRUPTS();
 			if (ShutdownRequestPending)
@@ -394,6 +416,7 @@ load_continue(void)
 			/* release our last claim, which must not be taken for a worker */
 			registry_release_all(0);
 			set_state(STATE_LOADED);
+			set_ps_display("");
 		}
 		CommitTransactionCommand();
 	}

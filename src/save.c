@@ -20,6 +20,7 @@
 #include "savefile.h"
 #include "storage/fd.h"
 #include "utils/memutils.h"
+#include "utils/ps_status.h"
 
 /* how long to wait for transactions that are about to commit */
 #define UNPIN_WAIT_MSECS	10000
@@ -32,7 +33,21 @@ typedef struct Saving
 	SavedSection section;
 	const KeyShape *shape;		/* of the section */
 	bool		section_written;
+	uint64		nkeys;			/* keys visited */
+	uint64		all_keys;		/* keys of all buffers */
 } Saving;
+
+/* Show in the process title how far we are. */
+static void
+show_progress(const Saving *saving)
+{
+	char		title[80];
+
+	snprintf(title, sizeof(title), "saving counts: %llu of %llu keys",
+			 (unsigned long long) saving->nkeys,
+			 (unsigned long long) saving->all_keys);
+	set_ps_display(title);
+}
 
 /* Write a key: a CounterVisitor. */
 static void
@@ -49,6 +64,8 @@ save_key(const CounterInfo *info, void *arg)
 	};
 
 	Assert(info->in_flight == 0);
+	if (++saving->nkeys % SAVED_PROGRESS_KEYS == 0)
+		show_progress(saving);
 	if (info->count == 0)
 		return;
 	if (!saving->section_written)
@@ -178,8 +195,10 @@ save_buffers(Saving *saving)
 
 		*key = buffer->key;
 		keys = lappend(keys, key);
+		saving->all_keys += table_nkeys(&buffer->table);
 	}
 	registry_end_scan(&scan);
+	show_progress(saving);
 	foreach(lc, keys)
 		save_buffer(saving, *(SharedBufferKey *) lfirst(lc));
 }

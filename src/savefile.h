@@ -20,6 +20,9 @@
 #define SAVED_LOADING_FILE	"statbuffer.loading"
 #define SAVED_TEMP_FILE		"statbuffer.saved.tmp"
 
+/* how many keys to read or write before showing the progress again */
+#define SAVED_PROGRESS_KEYS		65536
+
 typedef struct SavedHeader
 {
 	uint32		magic;

@@ -45,6 +45,17 @@ sub files
 	return join ' ', sort map { s,.*/,,r } glob $node->data_dir . '/statbuffer*';
 }
 
+my $has_titles = -r '/proc/self/cmdline';
+
+# The title of a process, if it is there.
+sub title
+{
+	my ($pid) = @_;
+
+	open my $fh, '<', "/proc/$pid/cmdline" or return '';
+	return (<$fh> // '') =~ s/\0/ /gr;
+}
+
 # CRC-32C, as the server computes it.
 sub crc32c
 {
@@ -426,6 +437,9 @@ foreach my $preloaded (0, 1)
 		$node->psql($db, q{SELECT sb_increment('a', 1, 'hourly')});
 		$node->wait_for_log(qr/could not load all counts of the last shutdown yet: out of memory for statbuffer keys/, $offset);
 		is(files($node), 'statbuffer.loading', "$how: what does not fit into memory is kept ($round)");
+		like(title((processes($node, 'statbuffer launcher'))[0]), qr/statbuffer launcher loading saved counts: [0-9]+ %/,
+			"$how: the process title shows how far it is ($round)")
+		  if $has_titles;
 	}
 	my $stderr = ($node->psql($db, 'TRUNCATE many'))[2];
 	like($stderr, qr/ERROR:  cannot truncate buffer "many" now\nDETAIL:  Counts .* still being loaded/,
@@ -437,6 +451,8 @@ foreach my $preloaded (0, 1)
 		AS 'INSERT INTO many_calls SELECT k, c, now() FROM unnest(key, counter) u (k, c)'});
 	wait_for($node, $db, q{SELECT count(*) = 0 FROM pg_ls_dir('.') f WHERE f LIKE 'statbuffer%'},
 		"$how: it is loaded as memory gets free");
+	unlike(title((processes($node, 'statbuffer launcher'))[0]), qr/loading/, "$how: the process title shows that, too")
+	  if $has_titles;
 	is($node->safe_psql($db, qq{SELECT sb_drain('many', '$patience')}), 't', "$how: and flushed");
 	is($node->safe_psql($db, q{SELECT count(*), count(DISTINCT key), sum(counter) FROM many_calls}),
 		'50000|50000|50000', "$how: each key once");
@@ -482,6 +498,30 @@ increment($standby, $db, 'hits', 'a', 1);
 is($standby->safe_psql($db, qq{SELECT sb_drain('hits', '$patience')}), 't', 'the promoted standby counts');
 is(stored($standby, $db, 'hits'), '62', 'and nothing is stored twice');
 $standby->stop;
+
+# Whoever saves shows in the process title how far it is.  This many keys take a
+# second.
+SKIP:
+{
+	skip 'no /proc to read process titles from', 2 unless $has_titles;
+
+	my $nkeys = sized(500_000, 1000);
+	my $launcher = (processes($primary, 'statbuffer launcher'))[0];
+	my $title;
+
+	$primary->safe_psql($db, qq{INSERT INTO hits SELECT g FROM generate_series(1, $nkeys) g});
+	$primary->command_ok([ 'pg_ctl', '-D', $primary->data_dir, '-m', 'fast', '-W', 'stop' ],
+		'the server is told to stop');
+	do
+	{
+		usleep(1000);
+		$title = title($launcher);
+	} while ($title ne '' && $title !~ /saving/);
+	like($title, qr/statbuffer launcher saving counts: [0-9]+ of [0-9]+ keys/, 'the process title shows how much is saved');
+	$primary->stop('fast', fail_ok => 1);
+	$primary->start;
+	$primary->safe_psql($db, 'TRUNCATE hits');
+}
 $primary->stop;
 
 done_testing();
