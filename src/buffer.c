@@ -523,6 +523,7 @@ build(SbBuffer *buffer, Relation rel, BufferLocker lock)
 
 	/* find the shared part again, and look up its number for the shape */
 	buffer->shared = NULL;
+	buffer->in_force = false;
 
 	/* if something was altered meanwhile, read it again next time */
 	buffer->valid = buffer_generation == asked;
@@ -866,12 +867,14 @@ attach(SbBuffer *buffer, bool create)
 	 * the saved file may have added some.
 	 */
 	if (buffer->shared != NULL &&
+		(buffer->in_force || !create) &&
 		buffer->table.number == buffer->shared->table.number &&
 		buffer->table.shapes_number == buffer->shared->table.shapes_number &&
 		(buffer->table.shape < TABLE_SHAPES || !create))
 		return true;
 
-	if (buffer->shared == NULL)
+	/* a session that has only read has not put the definition into force */
+	if (buffer->shared == NULL || (create && !buffer->in_force))
 	{
 		SharedBuffer *shared = find_shared(buffer, create);
 
@@ -882,6 +885,7 @@ attach(SbBuffer *buffer, bool create)
 		if (buffer->table_of != shared)
 			table_detach(&buffer->table);
 		buffer->table_of = shared;
+		buffer->in_force = create;
 	}
 
 	/*

@@ -69,6 +69,7 @@ typedef struct SbBuffer
 
 	/* the shared part, once attached */
 	SharedBuffer *shared;
+	bool		in_force;		/* its settings are, as far as we may tell */
 	CounterTable table;
 	SharedBuffer *table_of;		/* the owner of `table' */
 
