@@ -11,7 +11,7 @@ CREATE FOREIGN TABLE buf (key text NOT NULL, count bigint NOT NULL DEFAULT 1)
   OPTIONS (handler 'public.handle_flush', interval '5s', jitter '1s',
            timeout '10s', backoff '1s', restart 'transient', shutdown '5s',
            batch_size '1000', batch_time '1s', handler_timeout '0',
-           stopped 'false');
+           max_memory '64MB', stopped 'false');
 SELECT option_name, option_value
   FROM pg_options_to_table((SELECT ftoptions FROM pg_foreign_table
                             WHERE ftrelid = 'buf'::regclass));
@@ -76,6 +76,12 @@ SELECT value, try_option('batch_size', value)
   FROM unnest(ARRAY['1', '1000', '100000', '0', '-1', '100001', '99999999999',
                     'many', '', '10s']) AS value;
 
+-- Memory is written as settings write it; a bare number is kilobytes.
+SELECT value, try_option('max_memory', value)
+  FROM unnest(ARRAY['0', '64', '64kB', '65536B', '1.5MB', '64 MB', '1GB', '2147483647',
+                    '63', '1', '-1', '2147483648', '1e99', '4TB', '64mb', '5s',
+                    'much', '']) AS value;
+
 SELECT value, try_option('restart', value)
   FROM unnest(ARRAY['transient', 'temporary', 'permanent', 'Transient', '']) AS value;
 
@@ -107,6 +113,9 @@ CREATE FOREIGN TABLE bad (key text, count bigint)
 \echo :LAST_ERROR_SQLSTATE
 CREATE FOREIGN TABLE bad (key text, count bigint)
   SERVER statbuffer OPTIONS (interval '1s', interval '2s');
+CREATE FOREIGN TABLE bad (key text, count bigint)
+  SERVER statbuffer OPTIONS (max_memory '10kB');
+\echo :LAST_ERROR_SQLSTATE
 SELECT to_regclass('bad');
 
 -- ADD, SET and DROP, each where it fits.

@@ -797,6 +797,7 @@ buffer_get_settings(const SbBuffer *buffer, BufferSettings *settings)
 	settings->provisional = buffer->created;
 	settings->interval = (int64) buffer->options.interval * 1000;
 	settings->jitter = (int64) buffer->options.jitter * 1000;
+	settings->max_memory = (uint64) buffer->options.max_memory * 1024;
 }
 
 /*

@@ -132,12 +132,34 @@ report_no_room(int64 held, int64 delta)
 }
 
 /*
+ * Find or create the counter of a key and pin it.  If that takes the buffer
+ * near its bound of memory, or to it, request an early flush.
+ */
+static TableResult
+find_or_create(SharedBuffer *buffer, const CounterTable *table,
+			   const KeyBytes *key, uint64 max_memory, CounterRef *ref)
+{
+	TableResult result = table_pin_or_create(&buffer->table, table, key,
+											 max_memory, ref);
+
+	if (likely(result == TABLE_FOUND))
+		return result;
+	if ((result == TABLE_BUFFER_FULL ||
+		 table_is_short(&buffer->table, max_memory)) &&
+		requests_ask_early(&buffer->requests))
+		registry_wake(buffer);
+	return result;
+}
+
+/*
  * Find or create the counter of a key and pin it, and check that `delta' can
  * be added to it.  If `delta' is large, it must not take the count beyond
  * `most'.  Everything that can fail, fails here.
  *
- * The caller must call counters_add() or counters_unpin() in any case.  On
- * error nothing is pinned.  May take the lock REGISTRY_LOCK_LARGE, to the end
+ * `max_memory' is the bound of the buffer's keys.  If there is no room for a
+ * new key, nothing is pinned, and the result is TABLE_BUFFER_FULL or
+ * TABLE_FULL.  Otherwise the caller must call counters_add() or
+ * counters_unpin() in any case.  On error nothing is pinned.  May take the lock REGISTRY_LOCK_LARGE, to the end
  * of the transaction.
  *
  * A moderate delta that finds a moderate count can be added without knowing
@@ -147,11 +169,13 @@ report_no_room(int64 held, int64 delta)
  * until the transaction ends.  So large increments wait for each other, and
  * moderate ones only if the count is no longer moderate.
  */
-void
-counters_pin(SharedBuffer *buffer, const CounterTable *table, const KeyBytes *key,
-			 int64 delta, int64 most, CounterPin *pin)
+static TableResult
+pin_counter(SharedBuffer *buffer, const CounterTable *table,
+			const KeyBytes *key, int64 delta, int64 most, uint64 max_memory,
+			CounterPin *pin)
 {
 	bool		moderate = count_is_within(delta, MODERATE_DELTA);
+	TableResult result;
 	uint32		others;
 	int64		count,
 				in_flight;
@@ -168,15 +192,17 @@ counters_pin(SharedBuffer *buffer, const CounterTable *table, const KeyBytes *ke
 			registry_set_locktag(&tag, &buffer->key, REGISTRY_LOCK_LARGE);
 			(void) LockAcquire(&tag, ExclusiveLock, false, false);
 		}
-		pin->ref = table_pin_or_create(&buffer->table, table, key);
+		result = find_or_create(buffer, table, key, max_memory, &pin->ref);
 		pin->locked = locked;
+		if (unlikely(pin->ref.counter == NULL))
+			return result;
 
 		/* reading after pinning: the pin, an atomic operation, orders this */
 		counter_read(pin->ref.counter, &count, &in_flight);
 		if (likely(moderate &&
 				   count_is_within(count, MODERATE_COUNT) &&
 				   count_is_within(count + in_flight, MODERATE_COUNT)))
-			return;
+			return result;
 		if (locked)
 			break;
 
@@ -192,22 +218,53 @@ counters_pin(SharedBuffer *buffer, const CounterTable *table, const KeyBytes *ke
 		counters_unpin(buffer, pin);
 		report_no_room(count + in_flight, delta);
 	}
+	return result;
+}
+
+/*
+ * Pin the counter of a key to which a transaction adds `delta', as
+ * pin_counter() does.
+ */
+TableResult
+counters_pin(SharedBuffer *buffer, const CounterTable *table,
+			 const KeyBytes *key, int64 delta, CounterPin *pin)
+{
+	return pin_counter(buffer, table, key, delta, LARGE_COUNT,
+					   registry_max_memory(buffer), pin);
 }
 
 /*
  * Like counters_pin(), for an increment outside of the transaction.  Also
  * raises the error of counters_check_open(); on error nothing is pinned.
  */
-void
+TableResult
 counters_pin_now(SharedBuffer *buffer, const CounterTable *table,
 				 const KeyBytes *key, int64 delta, CounterPin *pin)
 {
-	counters_pin(buffer, table, key, delta, LARGE_COUNT, pin);
+	TableResult result = counters_pin(buffer, table, key, delta, pin);
+
 	if (unlikely(registry_is_closed()))
 	{
 		counters_unpin(buffer, pin);
 		counters_check_open();
 	}
+	return result;
+}
+
+/*
+ * Like counters_pin(), for a saved count.  It was accepted before, so it may
+ * exceed the buffer's bound of memory, and what others may add.  If there is no
+ * room in statbuffer.max_memory, that is an error.
+ */
+void
+counters_pin_loaded(SharedBuffer *buffer, const CounterTable *table,
+					const KeyBytes *key, int64 delta, CounterPin *pin)
+{
+	TableResult result = pin_counter(buffer, table, key, delta, PG_INT64_MAX,
+									 0, pin);
+
+	if (pin->ref.counter == NULL)
+		table_report_full(result, NULL);
 }
 
 /*

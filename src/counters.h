@@ -42,12 +42,18 @@ typedef struct CounterPin
 } CounterPin;
 
 /* for all processes that hold a lock on the relation */
-extern void counters_pin(SharedBuffer *buffer, const CounterTable *table,
-						 const KeyBytes *key, int64 delta, int64 most,
-						 CounterPin *pin);
-extern void counters_pin_now(SharedBuffer *buffer, const CounterTable *table,
-							 const KeyBytes *key, int64 delta,
-							 CounterPin *pin);
+extern TableResult counters_pin(SharedBuffer *buffer,
+								const CounterTable *table,
+								const KeyBytes *key, int64 delta,
+								CounterPin *pin);
+extern TableResult counters_pin_now(SharedBuffer *buffer,
+									const CounterTable *table,
+									const KeyBytes *key, int64 delta,
+									CounterPin *pin);
+extern void counters_pin_loaded(SharedBuffer *buffer,
+								const CounterTable *table,
+								const KeyBytes *key, int64 delta,
+								CounterPin *pin);
 extern void counters_check_open(void);
 extern void counters_add(SharedBuffer *buffer, CounterPin *pin, int64 delta,
 						 ClockTime *now);

@@ -188,7 +188,7 @@ load_key(SharedBuffer *buffer, CounterTable *table,
 
 	if (saved->counted_at == 0)
 		counted_at = clock_now() - section->interval;
-	counters_pin(buffer, table, &key, saved->count, PG_INT64_MAX, &pin);
+	counters_pin_loaded(buffer, table, &key, saved->count, &pin);
 
 	/* before the key, so that the sums never show less than was stored */
 	registry_count(buffer, STAT_PUBLISHED, (uint64) saved->count);

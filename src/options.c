@@ -28,6 +28,7 @@ typedef enum OptionKind
 	OPTION_NAME,
 	OPTION_TIME,
 	OPTION_INT,
+	OPTION_MEMORY,
 	OPTION_BOOL,
 	OPTION_RESTART
 } OptionKind;
@@ -42,6 +43,12 @@ typedef struct OptionDef
 	int			max;
 } OptionDef;
 
+/*
+ * The least bound of memory, in kilobytes.  The longest keys take two, so there
+ * is always room for some dozens, and for hundreds of the usual ones.
+ */
+#define MAX_MEMORY_MIN		64
+
 #define OPTION_FIELD(field)	offsetof(BufferOptions, field)
 
 static const OptionDef option_defs[] = {
@@ -55,8 +62,31 @@ static const OptionDef option_defs[] = {
 	{"batch_size", OPTION_INT, OPTION_FIELD(batch_size), "1000", 1, 100000},
 	{"batch_time", OPTION_TIME, OPTION_FIELD(batch_time), "1s", 0, INT_MAX},
 	{"handler_timeout", OPTION_TIME, OPTION_FIELD(handler_timeout), "0", 0, INT_MAX},
+	{"max_memory", OPTION_MEMORY, OPTION_FIELD(max_memory), "0", MAX_MEMORY_MIN, MAX_KILOBYTES},
 	{"stopped", OPTION_BOOL, OPTION_FIELD(stopped), "false", 0, 0},
 };
+
+/* Parse an option that is an amount of memory, in kilobytes; 0 is none. */
+static void
+set_memory(const OptionDef *def, const char *value, int *field)
+{
+	const char *hint = NULL;
+
+	if (!parse_int(value, field, GUC_UNIT_KB, &hint))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid value for option \"%s\": \"%s\"",
+						def->name, value),
+				 hint ? errhint("%s", _(hint)) :
+				 errhint("Specify a number of kilobytes, or an amount of memory with a unit such as \"512kB\", \"64MB\" or \"1GB\".")));
+	if (*field != 0 && (*field < def->min || *field > def->max))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("value \"%s\" is out of range for option \"%s\"",
+						value, def->name),
+				 errhint("The valid range is %d kB to %d kB, or 0 for no bound.",
+						 def->min, def->max)));
+}
 
 /*
  * Parse an option's value into its field.  Raises an error if it is not valid.
@@ -105,6 +135,9 @@ set_option(BufferOptions *result, const OptionDef *def, const char *value)
 								 def->min, def->max) :
 						 errhint("The valid range is %d to %d.",
 								 def->min, def->max)));
+			break;
+		case OPTION_MEMORY:
+			set_memory(def, value, field);
 			break;
 		case OPTION_BOOL:
 			if (!parse_bool(value, (bool *) field))

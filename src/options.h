@@ -27,6 +27,7 @@ typedef struct BufferOptions
 	int			batch_size;
 	int			batch_time;
 	int			handler_timeout;
+	int			max_memory;		/* in kilobytes; 0: no bound */
 	bool		stopped;
 } BufferOptions;
 

@@ -721,9 +721,12 @@ pending_add_now(SbBuffer *buffer, const BufferShape *shape,
 	{
 		CounterPin	pin;
 		ClockTime	now = 0;
+		TableResult result;
 		bool		locked;
 
-		counters_pin_now(shared, &buffer->table, key, count, &pin);
+		result = counters_pin_now(shared, &buffer->table, key, count, &pin);
+		if (unlikely(pin.ref.counter == NULL))
+			table_report_full(result, NameStr(buffer->name));
 		locked = pin.locked;
 		counters_add(shared, &pin, count, &now);
 		if (locked)

@@ -93,12 +93,22 @@ fetch_ahead(PendingKey *key)
 static bool
 is_to_be_sorted(PendingSet *set)
 {
+	int			least = 0;
+
 	if (set->nkeys < SORT_MIN_KEYS)
 		return false;
 
 	/* a session that has not counted before does not know what is in use */
 	registry_attach(true);
-	return table_has_room(set->nkeys, set->size);
+	for (PendingBuffer *pending = set->buffers; pending;
+		 pending = pending->next)
+	{
+		int			bound = pending->buffer->options.max_memory;
+
+		if (bound > 0 && (least == 0 || bound < least))
+			least = bound;
+	}
+	return table_has_room(set->nkeys, set->size, (uint64) least * 1024);
 }
 
 /* List the keys; none is done yet. */
@@ -167,6 +177,7 @@ pin_key(PublishedKey *entry)
 	SbBuffer   *buffer = key->buffer;
 	PendingBuffer *pending = buffer->pending;
 	KeyBytes	bytes = {key->data, key->len, key->hash};
+	TableResult result;
 
 	CHECK_FOR_INTERRUPTS();
 	entry->pin.ref.counter = NULL;
@@ -184,8 +195,10 @@ pin_key(PublishedKey *entry)
 	pending->nincrements += key->nincrements;
 	if (key->delta == 0)
 		return false;
-	counters_pin(pending->shared, &buffer->table, &bytes, key->delta,
-				 LARGE_COUNT, &entry->pin);
+	result = counters_pin(pending->shared, &buffer->table, &bytes, key->delta,
+						  &entry->pin);
+	if (unlikely(entry->pin.ref.counter == NULL))
+		table_report_full(result, NameStr(buffer->name));
 	return true;
 }
 

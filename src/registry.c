@@ -150,6 +150,7 @@ settings_init(SharedSettings *shared, const BufferSettings *settings)
 	pg_atomic_init_u32(&shared->provisional, settings->provisional);
 	pg_atomic_init_u64(&shared->interval, (uint64) settings->interval);
 	pg_atomic_init_u64(&shared->jitter, (uint64) settings->jitter);
+	pg_atomic_init_u64(&shared->max_memory, settings->max_memory);
 }
 
 static void
@@ -242,6 +243,8 @@ registry_set(SharedBuffer *buffer, const BufferSettings *settings)
 		pg_atomic_write_u64(&shared->interval, (uint64) settings->interval);
 	if (pg_atomic_read_u64(&shared->jitter) != (uint64) settings->jitter)
 		pg_atomic_write_u64(&shared->jitter, (uint64) settings->jitter);
+	if (pg_atomic_read_u64(&shared->max_memory) != settings->max_memory)
+		pg_atomic_write_u64(&shared->max_memory, settings->max_memory);
 }
 
 /*

@@ -51,6 +51,7 @@ typedef struct SharedSettings
 	pg_atomic_uint32 provisional;	/* no process has seen it committed */
 	pg_atomic_uint64 interval;	/* microseconds */
 	pg_atomic_uint64 jitter;	/* microseconds */
+	pg_atomic_uint64 max_memory;	/* of its keys, in bytes; 0: no bound */
 } SharedSettings;
 
 /* The same, in local memory. */
@@ -61,6 +62,7 @@ typedef struct BufferSettings
 	bool		provisional;
 	int64		interval;		/* microseconds */
 	int64		jitter;			/* microseconds */
+	uint64		max_memory;		/* bytes */
 } BufferSettings;
 
 /*
@@ -232,6 +234,13 @@ static inline int64
 registry_interval(SharedBuffer *buffer)
 {
 	return (int64) pg_atomic_read_u64(&buffer->settings.interval);
+}
+
+/* How much memory the buffer's keys may take, in bytes; 0: no bound. */
+static inline uint64
+registry_max_memory(SharedBuffer *buffer)
+{
+	return pg_atomic_read_u64(&buffer->settings.max_memory);
 }
 
 /* Is the buffer stopped?  Without a lock; see SharedSettings. */

@@ -20,11 +20,15 @@
 
 #include "requests.h"
 
+/* the least time between two requests of requests_ask_early() */
+#define EARLY_MSECS		100
+
 /* The requests of a new buffer.  Cannot fail. */
 void
 requests_init(SharedRequests *requests)
 {
 	pg_atomic_init_u32(&requests->asked, 0);
+	pg_atomic_init_u64(&requests->early_at, 0);
 	requests->taken = 0;
 	pg_atomic_init_u64(&requests->flushes, InvalidDsaPointer);
 	requests->flushes_taken = InvalidDsaPointer;
@@ -47,6 +51,26 @@ void
 requests_ask(SharedRequests *requests, uint32 what)
 {
 	pg_atomic_fetch_or_u32(&requests->asked, what);
+}
+
+/*
+ * Request an early flush, unless one was requested within EARLY_MSECS: a worker
+ * that cannot flush must not be woken with each key that is refused.  Returns
+ * whether it was requested; then the caller wakes the worker.  Takes no lock,
+ * cannot fail.
+ */
+bool
+requests_ask_early(SharedRequests *requests)
+{
+	uint64		last = pg_atomic_read_u64(&requests->early_at);
+	ClockTime	now = clock_now();
+
+	if ((last != 0 && !clock_passed((ClockTime) last, now, EARLY_MSECS)) ||
+		!pg_atomic_compare_exchange_u64(&requests->early_at, &last,
+										(uint64) now))
+		return false;
+	requests_ask(requests, REQUEST_FLUSH_EARLY);
+	return true;
 }
 
 /*

@@ -83,6 +83,8 @@ typedef struct SharedRequests
 	pg_atomic_uint32 asked;		/* mask of REQUEST_... */
 	uint32		taken;			/* (w) requests that the worker has taken and
 								 * not yet carried out */
+	pg_atomic_uint64 early_at;	/* when requests_ask_early() last asked; 0:
+								 * never */
 
 	pg_atomic_uint64 flushes;	/* list of SharedFlushRequest */
 	dsa_pointer flushes_taken;	/* (w) taken by the worker */
@@ -104,6 +106,7 @@ extern void requests_init(SharedRequests *requests);
 
 /* for all processes */
 extern void requests_ask(SharedRequests *requests, uint32 what);
+extern bool requests_ask_early(SharedRequests *requests);
 extern dsa_pointer requests_allocate_flush(void);
 extern void requests_flush_key(SharedRequests *requests, dsa_pointer pointer,
 							   CounterRef ref);

@@ -46,6 +46,12 @@
 #define SHORT_MEMORY_EIGHTHS	5
 
 /*
+ * The same for a buffer's option "max_memory".  Keys may use all of it, because
+ * it is for nothing else.
+ */
+#define SHORT_BUFFER_EIGHTHS	5
+
+/*
  * Shapes are small and live long.  If they were allocated from the size
  * classes of most keys, each shape would keep a block from being returned when
  * the keys are gone.
@@ -288,14 +294,18 @@ table_memory_is_short(void)
 
 /*
  * Is there memory for `nkeys' new keys, whose stored forms have `size' bytes
- * in total?  Takes no lock, so the answer is only an estimate.
+ * in total, and would they fit within a buffer's bound (0: none)?  Takes no
+ * lock, so the answer is only an estimate.
  */
 bool
-table_has_room(uint64 nkeys, uint64 size)
+table_has_room(uint64 nkeys, uint64 size, uint64 max_memory)
 {
+	uint64		cost = nkeys * (KEY_COST(0) + 16) + size;
+
 	return shared_control != NULL &&
-		pg_atomic_read_u64(&shared_control->memory.nbytes) +
-		nkeys * (KEY_COST(0) + 16) + size <= memory_eighths(KEY_MEMORY_EIGHTHS);
+		pg_atomic_read_u64(&shared_control->memory.nbytes) + cost <=
+		memory_eighths(KEY_MEMORY_EIGHTHS) &&
+		(max_memory == 0 || cost <= max_memory);
 }
 
 /* Ask the launcher to request early flushes. */
@@ -306,10 +316,49 @@ report_short_memory(void)
 		launcher_slot_wake();
 }
 
-/* Raise the error that statbuffer.max_memory is used up. */
-void
-table_report_out_of_memory(void)
+/*
+ * Do the buffer's keys use so much of its own bound that they must be flushed
+ * early?  Takes no lock.
+ */
+bool
+table_is_short(SharedTable *shared, uint64 max_memory)
 {
+	return max_memory > 0 && pg_atomic_read_u64(&shared->nbytes) >
+		max_memory / 8 * SHORT_BUFFER_EIGHTHS;
+}
+
+/*
+ * Is there memory for a new key?  If not, returns which bound is reached, the
+ * buffer's or that of all buffers.  Sessions that ask at the same moment can
+ * exceed it by one key each.
+ */
+static TableResult
+find_room(SharedTable *shared, uint64 max_memory, uint16 keylen)
+{
+	if (max_memory > 0 &&
+		pg_atomic_read_u64(&shared->nbytes) + KEY_COST(keylen) > max_memory)
+		return TABLE_BUFFER_FULL;
+	if (pg_atomic_read_u64(&shared_control->memory.nbytes) + KEY_COST(keylen) >
+		memory_eighths(KEY_MEMORY_EIGHTHS))
+		return TABLE_FULL;
+	return TABLE_CREATED;
+}
+
+/*
+ * Raise the error that a new key has found no room: what table_pin_or_create()
+ * returned, and the buffer's name.
+ */
+void
+table_report_full(TableResult result, const char *name)
+{
+	if (result == TABLE_BUFFER_FULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("out of memory for keys of buffer \"%s\"", name),
+				 errdetail("All memory that the buffer's option \"%s\" allows is in use.",
+						   "max_memory"),
+				 errhint("You might need to increase the option \"%s\" with ALTER FOREIGN TABLE. The view \"%s\" shows whether the buffer can be flushed.",
+						 "max_memory", "sb_stat_buffers")));
 	ereport(ERROR,
 			(errcode(ERRCODE_OUT_OF_MEMORY),
 			 errmsg("out of memory for statbuffer keys"),
@@ -380,13 +429,7 @@ rethrow_memory_error(void)
 	MemoryContextSwitchTo(oldcontext);
 	report_short_memory();
 
-	/*
-	 * Was it dsa.c's size limit?  What the system has refused has the same
-	 * SQLSTATE.
-	 */
-	if (edata->sqlerrcode == ERRCODE_OUT_OF_MEMORY && edata->funcname != NULL &&
-		strcmp(edata->funcname, "dsa_allocate_extended") == 0)
-		table_report_out_of_memory();
+	/* it was not dsa.c's size limit, for which create_counter() looks */
 	if (edata->hint == NULL)
 		edata->hint = pstrdup("Counts are kept in dynamic shared memory, of which the system has less than the setting \"statbuffer.max_memory\" allows.");
 	ReThrowError(edata);
@@ -413,7 +456,8 @@ init_counter(SharedCounter *counter, const KeyBytes *key, uint8 shape)
 
 /*
  * Create a counter for a key, and pin it; `spare' is planned.  If another
- * process has just created it, pins that one.
+ * process has just created it, pins that one.  If dsa.c's size limit is
+ * reached, returns one with a NULL pointer.
  */
 static CounterRef
 create_counter(SharedTable *shared, const CounterTable *table,
@@ -421,36 +465,35 @@ create_counter(SharedTable *shared, const CounterTable *table,
 {
 	volatile CounterRef created = {NULL, InvalidDsaPointer};
 	CounterRef	ref = {NULL, InvalidDsaPointer};
-	LWLock	   *lock;
-
-	if (pg_atomic_read_u64(&shared_control->memory.nbytes) + KEY_COST(key->len) >
-		memory_eighths(KEY_MEMORY_EIGHTHS))
-	{
-		report_short_memory();
-		table_report_out_of_memory();
-	}
 
 	/* all memory is allocated, and the counter is complete, before the lock */
 	PG_TRY();
 	{
-		created.self = dsa_allocate(shared_area, COUNTER_SIZE(key->len));
-		created.counter = counter_at(created.self);
-		init_counter(created.counter, key, table->shape);
-		hash_prepare(spare);
-
-		lock = hash_lock(table->partitions, key->hash, LW_EXCLUSIVE);
-		ref = hash_find(table->partitions, key, table->shape);
-		if (ref.counter == NULL)
+		created.self = dsa_allocate_extended(shared_area,
+											 COUNTER_SIZE(key->len),
+											 DSA_ALLOC_NO_OOM);
+		if (DsaPointerIsValid(created.self))
 		{
-			ref.counter = created.counter;
-			ref.self = created.self;
-			hash_insert(table->partitions, key->hash, ref, spare);
-			created.self = InvalidDsaPointer;
-			account(shared, key->len, 1);
+			LWLock	   *lock;
+
+			created.counter = counter_at(created.self);
+			init_counter(created.counter, key, table->shape);
+			hash_prepare(spare);
+
+			lock = hash_lock(table->partitions, key->hash, LW_EXCLUSIVE);
+			ref = hash_find(table->partitions, key, table->shape);
+			if (ref.counter == NULL)
+			{
+				ref.counter = created.counter;
+				ref.self = created.self;
+				hash_insert(table->partitions, key->hash, ref, spare);
+				created.self = InvalidDsaPointer;
+				account(shared, key->len, 1);
+			}
+			else
+				counter_pin(ref.counter);
+			LWLockRelease(lock);
 		}
-		else
-			counter_pin(ref.counter);
-		LWLockRelease(lock);
 	}
 	PG_CATCH();
 	{
@@ -466,24 +509,38 @@ create_counter(SharedTable *shared, const CounterTable *table,
 	hash_free_spare(spare);
 	if (DsaPointerIsValid(created.self))
 		dsa_free(shared_area, created.self);
-	else if (unlikely(table_memory_is_short()))
+	else if (unlikely(ref.counter == NULL || table_memory_is_short()))
 		report_short_memory();
 	return ref;
 }
 
 /*
- * Find or create the counter of a key, and pin it.  Raises an error if memory
- * is out; then nothing is pinned.  Locks a partition of the table.
+ * Find or create the counter of a key, and pin it.  `max_memory' is the bound
+ * of the buffer's keys, in bytes, or 0.
+ *
+ * If there is no room for a new key, returns TABLE_BUFFER_FULL or TABLE_FULL,
+ * and a counter with a NULL pointer.  Raises an error if the system has no
+ * memory.  In both cases nothing is pinned.  Locks a partition of the table.
  */
-CounterRef
+TableResult
 table_pin_or_create(SharedTable *shared, const CounterTable *table,
-					const KeyBytes *key)
+					const KeyBytes *key, uint64 max_memory, CounterRef *ref)
 {
 	HashSpare	spare;
-	CounterRef	ref = find_and_pin(table, key, &spare);
+	TableResult result;
 
-	return likely(ref.counter != NULL) ? ref :
-		create_counter(shared, table, key, &spare);
+	*ref = find_and_pin(table, key, &spare);
+	if (likely(ref->counter != NULL))
+		return TABLE_FOUND;
+	result = find_room(shared, max_memory, key->len);
+	if (result == TABLE_CREATED)
+	{
+		*ref = create_counter(shared, table, key, &spare);
+		return ref->counter != NULL ? TABLE_CREATED : TABLE_FULL;
+	}
+	if (result == TABLE_FULL)
+		report_short_memory();
+	return result;
 }
 
 /* ------------------------------------------------------------------------
@@ -550,7 +607,7 @@ table_find_shape(SharedTable *shared, const KeyShape *shape, bool create,
 	LWLockRelease(&shared->lock);
 
 	if (create && !DsaPointerIsValid(copy))
-		table_report_out_of_memory();
+		table_report_full(TABLE_FULL, NULL);
 }
 
 /* Get the number of a buffer's shapes.  Takes SharedTable.lock. */

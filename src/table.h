@@ -125,6 +125,15 @@ typedef struct CounterInfo
 	const char *error;			/* or NULL */
 } CounterInfo;
 
+/* What table_pin_or_create() has done. */
+typedef enum TableResult
+{
+	TABLE_FOUND,				/* has pinned a counter that was there */
+	TABLE_CREATED,				/* has pinned one that it has created */
+	TABLE_BUFFER_FULL,			/* no room within the buffer's bound */
+	TABLE_FULL					/* no room within statbuffer.max_memory */
+} TableResult;
+
 /* Called under a partition lock: must only copy. */
 typedef void (*CounterVisitor) (const CounterInfo *info, void *arg);
 
@@ -144,9 +153,10 @@ extern void table_free(dsa_pointer partitions);
 extern bool table_lookup(const CounterTable *table, const KeyBytes *key,
 						 int64 *count);
 extern CounterRef table_pin(const CounterTable *table, const KeyBytes *key);
-extern CounterRef table_pin_or_create(SharedTable *shared,
-									  const CounterTable *table,
-									  const KeyBytes *key);
+extern TableResult table_pin_or_create(SharedTable *shared,
+									   const CounterTable *table,
+									   const KeyBytes *key, uint64 max_memory,
+									   CounterRef *ref);
 extern void table_visit(SharedTable *shared, const CounterTable *table,
 						CounterVisitor visit, void *arg);
 extern void table_sum(const CounterTable *table, uint64 *nkeys, int64 *sum);
@@ -161,8 +171,9 @@ extern void table_end_portion(TableScan *scan);
 
 /* memory */
 extern bool table_memory_is_short(void);
-extern bool table_has_room(uint64 nkeys, uint64 size);
-extern void table_report_out_of_memory(void);
+extern bool table_has_room(uint64 nkeys, uint64 size, uint64 max_memory);
+extern bool table_is_short(SharedTable *shared, uint64 max_memory);
+extern void table_report_full(TableResult result, const char *name);
 
 /* shapes */
 extern void table_find_shape(SharedTable *shared, const KeyShape *shape,

@@ -304,7 +304,7 @@ my @handlers = qw(take take_one public.take no_such rude returns_int ambiguous a
 
 sub option
 {
-	my $name = pick(qw(handler interval jitter timeout backoff restart shutdown batch_size batch_time handler_timeout stopped
+	my $name = pick(qw(handler interval jitter timeout backoff restart shutdown batch_size batch_time handler_timeout max_memory stopped
 		  nonsense Handler));
 	my $value = draw(
 		12 => sub { pick('0', '1', '10ms', '50ms', '1s', '1min', '1h', '2147483647', '24d', '100000') },
