@@ -261,11 +261,14 @@ roll_back(FlushState *flush)
 	flush->preparing = false;
 	if (end.cancelled && !end.timed_out &&
 		edata->sqlerrcode == ERRCODE_QUERY_CANCELED &&
-		flush->shared != NULL && flush->shared->flush.cancels < CANCELS_MAX)
+		flush->shared != NULL &&
+		(end.halted || flush->shared->flush.cancels < CANCELS_MAX))
 	{
 		flush->paused_until = clock_add(clock_now(),
 										Min(get_backoff(flush), CANCEL_PAUSE_MSECS));
-		flush->shared->flush.cancels++;
+		/* that a buffer is stopped says nothing about its handler */
+		if (!end.halted)
+			flush->shared->flush.cancels++;
 		report = false;
 	}
 	else if (flush->nfailed > 0)

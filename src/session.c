@@ -55,6 +55,7 @@ static SharedBuffer *volatile watched_buffer = NULL;	/* NULL: not ours */
 static volatile sig_atomic_t watching = false;	/* in a transaction */
 static volatile sig_atomic_t cancellable = false;	/* errors are caught */
 static volatile sig_atomic_t cancelled = false;
+static volatile sig_atomic_t halted = false;	/* by sb_stop() */
 static volatile ClockTime handler_due = 0;	/* deadline of the call; 0: no
 											 * limit */
 static volatile int handler_msecs;
@@ -185,7 +186,10 @@ watch(ClockTime now)
 	if (watched != NULL)
 		halt_at = (ClockTime) pg_atomic_read_u64(&watched->requests.halt_at);
 	if (cancellable && halt_at != 0 && now >= halt_at)
+	{
+		halted = true;
 		cancel_transaction();
+	}
 
 	if (!ShutdownRequestPending)
 		return;
@@ -249,6 +253,7 @@ session_begin_transaction(bool can_cancel)
 {
 	cancellable = can_cancel;
 	handler_timed_out = false;
+	halted = false;
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	BeginTransactionBlock();
@@ -274,7 +279,11 @@ session_commit_transaction(void)
 SessionEnd
 session_stop_watching(void)
 {
-	SessionEnd	end = {.timed_out = handler_timed_out,.cancelled = cancelled};
+	SessionEnd	end = {
+		.timed_out = handler_timed_out,
+		.cancelled = cancelled,
+		.halted = halted
+	};
 
 	handler_due = 0;
 	watching = false;

@@ -17,6 +17,7 @@ typedef struct SessionEnd
 {
 	bool		timed_out;		/* the handler's time was up */
 	bool		cancelled;		/* a cancel was requested */
+	bool		halted;			/* by sb_stop() */
 } SessionEnd;
 
 extern void session_begin(SharedBuffer *shared);
