@@ -194,8 +194,8 @@ xact_callback(XactEvent event, void *arg)
 				/* the launcher cannot look up the owner itself */
 				if (OidIsValid(entry->owner))
 					registry_set_owner(entry->shared, entry->owner);
-				registry_start_after(entry->shared, 0);
-				registry_ask(entry->shared, REQUEST_RECHECK);
+				requests_ask(&entry->shared->requests, REQUEST_RECHECK);
+				registry_call_worker(entry->shared);
 			}
 			changed = NIL;
 			break;

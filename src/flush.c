@@ -150,28 +150,34 @@ log_failure(FlushState *flush, ErrorData *edata, int nkeys)
 }
 
 /*
- * Log the sum of the counts that were discarded, unless one was logged within
- * LOG_AGAIN_MSECS.  Then it is logged later, at the latest when the worker
- * leaves (`at_once').
+ * Log the sum of the counts that were discarded, unless this or an earlier
+ * worker of the buffer has logged one within LOG_AGAIN_MSECS.  Then it is logged
+ * later, at the latest when a worker of the buffer ends (`at_once').
  */
 void
 flush_log_discarded(FlushState *flush, bool at_once)
 {
-	flush->discarded += (uint64) flush->batch.discarded;
-	flush->any_discarded |= flush->batch.discarded != 0;
-	flush->batch.discarded = 0;
-	if (!flush->any_discarded)
+	SharedFlush *log;
+
+	/* the buffer is gone, or its name is not known */
+	if (flush->shared == NULL || flush->buffer == NULL)
 		return;
-	if (!clock_limit(&flush->discarded_logged_at, clock_now(),
+	log = &flush->shared->flush;
+	log->discarded += (uint64) flush->batch.discarded;
+	log->any_discarded |= flush->batch.discarded != 0;
+	flush->batch.discarded = 0;
+	if (!log->any_discarded)
+		return;
+	if (!clock_limit(&log->discarded_logged_at, clock_now(),
 					 at_once ? 0 : LOG_AGAIN_MSECS))
 		return;
 
 	ereport(LOG,
 			(errmsg("discarded counts of buffer \"%s\": " INT64_FORMAT,
-					NameStr(flush->buffer->name), (int64) flush->discarded),
+					NameStr(flush->buffer->name), (int64) log->discarded),
 			 errdetail("The handler failed, and the buffer's option \"restart\" is \"temporary\".")));
-	flush->discarded = 0;
-	flush->any_discarded = false;
+	log->discarded = 0;
+	log->any_discarded = false;
 }
 
 /* A key has failed: decide what happens to one of its items. */
@@ -810,20 +816,19 @@ flush_batch(FlushState *flush, ClockTime now)
 
 /*
  * The process has claimed a buffer, and is its worker.  Must be called before
- * it connects to the database, and again when it passes on to another buffer;
- * then the former one's discarded counts must have been logged.  Cannot fail.
+ * it connects to the database, and again when it passes on to another buffer.
+ * Cannot fail.
  */
 void
 flush_begin(FlushState *flush, SharedBuffer *shared)
 {
-	Assert(!flush->leaving && !flush->any_discarded);
+	Assert(!flush->leaving);
 	flush->relid = shared->key.relid;
 	flush->shared = shared;
 	flush->buffer = NULL;
 	flush->unread = true;
 	flush->paused_until = 0;
 	flush->preparing = false;
-	flush->discarded_logged_at = 0;
 	batch_begin(&flush->batch, shared);
 	session_begin(shared);
 }

@@ -54,11 +54,6 @@ typedef struct FlushState
 	bool		preparing;		/* the sink has not got any key yet */
 	ClockTime	began;			/* when the sink began to store the first key */
 	int64		usecs;			/* how long it took for all; 0: not at all */
-
-	/* logging of discarded counts */
-	ClockTime	discarded_logged_at;	/* 0: never */
-	uint64		discarded;		/* sum since discarded_logged_at */
-	bool		any_discarded;
 } FlushState;
 
 extern void flush_begin(FlushState *flush, SharedBuffer *shared);

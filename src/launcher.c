@@ -404,6 +404,12 @@ start_worker(Candidate *candidate, int nbuffers)
 	buffer = registry_lock(&candidate->key);
 	if (buffer == NULL)
 		return true;
+	if (buffer->slot.pid != 0)
+	{
+		/* since our walk, another worker has passed on to it */
+		registry_unlock(buffer);
+		return true;
+	}
 	registry_set_connected(buffer, false);
 	registry_unlock(buffer);
 

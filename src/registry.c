@@ -545,7 +545,8 @@ registry_start_after(SharedBuffer *buffer, ClockTime when)
 
 /*
  * Wake the worker, and if the buffer has failed lately, allow an attempt at
- * once: a request is a reason to retry.
+ * once: a request is a reason to retry.  It must have been made before: a worker
+ * that is about to leave for a pause looks for it.
  */
 void
 registry_call_worker(SharedBuffer *buffer)

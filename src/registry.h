@@ -99,6 +99,11 @@ typedef struct SharedFlush
 	int			logged_sqlstate;
 	ClockTime	logged_at;		/* 0: never */
 	uint64		suppressed;		/* failures since then */
+
+	/* the log of discarded counts */
+	ClockTime	discarded_logged_at;	/* 0: never */
+	uint64		discarded;		/* sum since then */
+	bool		any_discarded;
 } SharedFlush;
 
 /*

@@ -592,7 +592,9 @@ table_find_shape(SharedTable *shared, const KeyShape *shape, bool create,
 	}
 	create = create && found == TABLE_SHAPES && unused < TABLE_SHAPES;
 	if (create)
-		copy = shmem_try_allocate(Max(shape->size, SHAPE_MIN_ALLOC), 0);
+		copy = dsa_allocate_extended(shared_area,
+									 Max(shape->size, SHAPE_MIN_ALLOC),
+									 DSA_ALLOC_NO_OOM);
 	if (DsaPointerIsValid(copy))
 	{
 		memcpy(dsa_get_address(shared_area, copy), shape, shape->size);

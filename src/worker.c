@@ -397,24 +397,38 @@ free_idle(WorkerState *worker, ClockTime now, bool more)
  * ------------------------------------------------------------------------
  */
 
-/* If the buffer pauses, it needs no other worker before the pause is over. */
+/*
+ * If the buffer pauses, it needs no other worker before the pause is over.  But
+ * who has just made a request for which it is retried at once has told us, and
+ * we leave.
+ */
 static void
 start_after_pause(WorkerState *worker)
 {
 	FlushState *flush = &worker->flush;
+	SharedRequests *requests = &flush->shared->requests;
 
-	if (flush->paused_until > clock_now())
-		registry_start_after(flush->shared, flush->paused_until);
+	if (flush->paused_until <= clock_now())
+		return;
+	registry_start_after(flush->shared, flush->paused_until);
+	pg_memory_barrier();
+	if (requests_are_new(requests, REQUEST_RECHECK | REQUEST_FLUSH_ALL) ||
+		pg_atomic_read_u64(&requests->drain.asked) != worker->drain_seen ||
+		DsaPointerIsValid(pg_atomic_read_u64(&requests->flushes)))
+		registry_start_after(flush->shared, 0);
 }
 
-/* What is left to do in a buffer that the worker leaves in good order. */
+/*
+ * What is left to do in a buffer that the worker leaves in good order, because
+ * it ends (`ending') or passes on.
+ */
 static void
-tidy_buffer(WorkerState *worker)
+tidy_buffer(WorkerState *worker, bool ending)
 {
 	SharedBuffer *shared = worker->flush.shared;
 	ClockTime	idle_before = clock_now();
 
-	flush_log_discarded(&worker->flush, true);
+	flush_log_discarded(&worker->flush, ending);
 	if (shared == NULL || worker->flush.buffer == NULL ||
 		shared->schedule.nidle == 0)
 		return;
@@ -441,7 +455,7 @@ pass_on(WorkerState *worker, SharedBuffer *other)
 	char		title[64];
 
 	Assert(!IsTransactionState());
-	tidy_buffer(worker);
+	tidy_buffer(worker, false);
 	start_after_pause(worker);
 
 	/* from here on nothing fails */
@@ -769,6 +783,6 @@ statbuffer_worker_main(Datum main_arg)
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	} while (!must_end(&worker) && take_turn(&worker));
-	tidy_buffer(&worker);
+	tidy_buffer(&worker, true);
 	proc_exit(0);
 }

@@ -53,6 +53,34 @@ my @discarded = slurp_file($node->logfile, $offset) =~ /discarded counts of buff
 cmp_ok(scalar @discarded, '<=', 5, 'the log tells it in a few lines');
 is(eval { my $sum = 0; $sum += $_ for @discarded; $sum }, 1500, 'and tells of everything');
 
+# Nor when one worker serves many such buffers in turn: it is for each of them
+# again and again, but logs it for each as seldom.
+$offset = -s $node->logfile;
+$node->append_conf('postgresql.conf', 'statbuffer.max_workers = 1');
+$node->reload;
+sql(q{
+	DO $$
+	BEGIN
+		FOR i IN 1 .. 10 LOOP
+			EXECUTE format($f$
+				CREATE FOREIGN TABLE turn_%s (key text NOT NULL, count bigint NOT NULL DEFAULT 1)
+				SERVER statbuffer OPTIONS (handler 'noisy_store', interval '10ms', restart 'temporary')$f$, i);
+		END LOOP;
+		COMMIT;
+		FOR round IN 1 .. 100 LOOP
+			FOR i IN 1 .. 10 LOOP
+				PERFORM sb_increment('k', 1, ('turn_' || i)::regclass);
+			END LOOP;
+			COMMIT;
+			PERFORM pg_sleep(0.02);
+		END LOOP;
+	END $$});
+wait_for($node, $db, q{SELECT sum(discarded) = 1000 FROM sb_stat_buffers WHERE buffer::text LIKE 'turn%'}, 'ten buffers discard a thousand counts');
+cmp_ok(lines_in_log($node, qr/discarded counts of buffer "turn_/, $offset), '<=', 30, 'the log tells it in a few lines');
+note lines_in_log($node, qr/discarded counts of buffer "turn_/, $offset) . ' lines';
+$node->append_conf('postgresql.conf', 'statbuffer.max_workers = 4');
+$node->reload;
+
 # A handler that is missing keeps the buffer from being flushed at all.  Its
 # worker does not stay for that; but another one comes with each request.  The
 # log tells of such failures once a minute, and five hundred can take minutes.
