@@ -9,12 +9,26 @@ use warnings;
 use FindBin;
 use lib $FindBin::RealBin;
 
+use HandlerTest;
 use PostgreSQL::Test::Utils;
 use StatbufferTest;
 use Test::More;
 
 my $db = 'postgres';
 my $node = new_node('one_slot', 'statbuffer.max_workers = 1');
+
+# close_gate_after(WHAT): a session that closes the gate as soon as the one that
+# keeps it closed has opened it.
+sub close_gate_after
+{
+	my ($what) = @_;
+	my $session = $node->background_psql($db);
+
+	$session->query_until(qr/closing/, "\\echo closing\nSELECT pg_advisory_lock(4713);\n");
+	wait_for($node, $db, q{SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 4713
+			AND NOT granted AND mode = 'ExclusiveLock'}, "$what: the gate will be closed again");
+	return $session;
+}
 
 # What make_logged() needs in a database.
 sub prepare_database
@@ -29,21 +43,8 @@ sub prepare_database
 		GRANT ALL ON calls, gates, deeds, calls_n_seq TO PUBLIC;
 		GRANT CREATE ON SCHEMA public TO PUBLIC;
 		GRANT USAGE ON FOREIGN SERVER statbuffer TO PUBLIC;
-
-		-- what is in the session that a handler would not find in a new one
-		CREATE FUNCTION left_over() RETURNS text LANGUAGE sql AS $$
-			SELECT concat_ws(', ',
-				nullif('role ' || current_user, 'role ' || session_user),
-				(SELECT string_agg('statement ' || name, ', ') FROM pg_prepared_statements),
-				(SELECT string_agg('cursor ' || name, ', ') FROM pg_cursors WHERE is_holdable),
-				(SELECT string_agg('lock ' || objid, ', ') FROM pg_locks
-				  WHERE pid = pg_backend_pid() AND locktype = 'advisory' AND objsubid <= 2),
-				(SELECT string_agg('relation ' || relname, ', ') FROM pg_class
-				  WHERE relnamespace = pg_my_temp_schema() AND relkind = 'r'),
-				(SELECT string_agg('setting ' || name, ', ') FROM pg_settings WHERE source = 'session'),
-				'custom ' || nullif(current_setting('statbuffer_test.custom', true), ''))
-		$$;
 	});
+	$node->safe_psql($database, left_over_function('public'));
 	return;
 }
 
@@ -63,7 +64,8 @@ sub make_logged
 		BEGIN
 			INSERT INTO public.calls (buffer, key, counter, at, pid, path, left_over)
 			VALUES ('$name', key, counter, clock_timestamp(), pg_backend_pid(),
-				current_setting('search_path'), public.left_over());
+				current_setting('search_path'),
+				concat_ws(', ', nullif('role ' || current_user, 'role ' || session_user), nullif(public.left_over(), '')));
 			IF EXISTS (SELECT FROM public.gates WHERE buffer = '$name') THEN
 				PERFORM pg_advisory_xact_lock_shared(4713);
 			END IF;
@@ -242,10 +244,7 @@ is(sql(q{SELECT path FROM calls WHERE buffer = 'second' ORDER BY n DESC LIMIT 1}
 my $before = given($db, 'first') + given($db, 'second');
 $gate = begin_with('first', 'terminated');
 sql(q{INSERT INTO gates VALUES ('second'); SELECT sb_increment('k', 7, 'second'), sb_flush_all('second')});
-my $other_gate = $node->background_psql($db);
-$other_gate->query_until(qr/closing/, "\\echo closing\nSELECT pg_advisory_lock(4713);\n");
-wait_for($node, $db, q{SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 4713
-		AND NOT granted AND mode = 'ExclusiveLock'}, 'terminated: the gate will be closed again');
+my $other_gate = close_gate_after('terminated');
 open_gate($gate);
 wait_for($node, $db, q{SELECT in_flight = 7 FROM sb_stat_buffers WHERE buffer = 'second'::regclass},
 	'terminated: the worker has passed on');
@@ -287,10 +286,7 @@ pass('DROP: the counts are dropped, and the log tells');
 make_logged($db, 'boss', 'fourth', q{interval '1h', timeout '1h'});
 $gate = begin_with('third', 'DROP in a call');
 sql(q{INSERT INTO gates VALUES ('fourth'); SELECT sb_increment('k', 13, 'fourth'), sb_flush_all('fourth')});
-$other_gate = $node->background_psql($db);
-$other_gate->query_until(qr/closing/, "\\echo closing\nSELECT pg_advisory_lock(4713);\n");
-wait_for($node, $db, q{SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 4713
-		AND NOT granted AND mode = 'ExclusiveLock'}, 'DROP in a call: the gate will be closed again');
+$other_gate = close_gate_after('DROP in a call');
 open_gate($gate);
 wait_for($node, $db, q{SELECT in_flight = 13 FROM sb_stat_buffers WHERE buffer = 'fourth'::regclass},
 	'DROP in a call: the worker has passed on');

@@ -9,6 +9,7 @@ use warnings;
 use FindBin;
 use lib $FindBin::RealBin;
 
+use HandlerTest;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use StatbufferTest;
@@ -34,18 +35,9 @@ sql(q{
 	-- what the handler is to do when it comes to a key
 	CREATE TABLE app.deeds (key text, deed text);
 
-	-- what is in the session that a handler would not find in a new one
-	CREATE FUNCTION app.left_over() RETURNS text LANGUAGE sql AS $$
-		SELECT concat_ws(', ',
-			(SELECT string_agg('statement ' || name, ', ') FROM pg_prepared_statements),
-			(SELECT string_agg('cursor ' || name, ', ') FROM pg_cursors WHERE is_holdable),
-			(SELECT string_agg('lock ' || objid, ', ') FROM pg_locks
-			  WHERE pid = pg_backend_pid() AND locktype = 'advisory' AND objsubid <= 2),
-			(SELECT string_agg('relation ' || relname, ', ') FROM pg_class
-			  WHERE relnamespace = pg_my_temp_schema() AND relkind = 'r'),
-			(SELECT string_agg('setting ' || name, ', ') FROM pg_settings WHERE source = 'session'),
-			'custom ' || nullif(current_setting('statbuffer_test.custom', true), ''))
-	$$;
+});
+sql(left_over_function('app'));
+sql(q{
 	CREATE FUNCTION app.store(keys text[], counters bigint[]) RETURNS void LANGUAGE plpgsql AS $$
 	DECLARE
 		what text;

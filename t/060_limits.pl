@@ -12,6 +12,7 @@ use PostgreSQL::Test::Utils;
 use StatbufferTest;
 use Test::More;
 use Time::HiRes qw(usleep);
+use WasteTest;
 
 my $db = 'postgres';
 my $MB = 1024 * 1024;
@@ -29,34 +30,6 @@ sub memory
 	return $sum;
 }
 
-# A buffer with arrays for its handler, which adds up what it is given.
-sub make_summing_buffer
-{
-	my ($name, $options) = @_;
-
-	$node->safe_psql($db, qq{
-		CREATE UNLOGGED TABLE ${name}_stored (keys bigint, sum bigint, min text, max text);
-		CREATE TABLE ${name}_bad (why text);
-		CREATE FUNCTION ${name}_store(keys text[], counters bigint[]) RETURNS void LANGUAGE plpgsql AS \$\$
-		BEGIN
-			IF EXISTS (SELECT FROM ${name}_bad) THEN
-				RAISE 'not now';
-			END IF;
-			INSERT INTO ${name}_stored SELECT count(DISTINCT k), sum(c), min(k), max(k) FROM unnest(keys, counters) u (k, c);
-		END
-		\$\$;
-		CREATE FOREIGN TABLE $name (key text NOT NULL, count bigint NOT NULL DEFAULT 1)
-		SERVER statbuffer OPTIONS (handler '${name}_store', $options)});
-	return;
-}
-
-sub stored_keys
-{
-	my ($name) = @_;
-
-	return $node->safe_psql($db, "SELECT coalesce(sum(keys), 0), coalesce(sum(sum), 0) FROM ${name}_stored");
-}
-
 # --- memory -----------------------------------------------------------------
 
 # Keys that are not due for an hour, many times more of them than there is
@@ -64,7 +37,7 @@ sub stored_keys
 # they are flushed early.
 $node->append_conf('postgresql.conf', "statbuffer.max_memory = '8MB'");
 $node->reload;
-make_summing_buffer('early', q{interval '1h', timeout '100ms', batch_size '5000'});
+make_summing_buffer($node, 'early', q{interval '1h', timeout '100ms', batch_size '5000'});
 my $offset = -s $node->logfile;
 foreach my $i (1 .. 150)
 {
@@ -73,14 +46,14 @@ foreach my $i (1 .. 150)
 	  or die 'memory does not get free';
 }
 is(lines_in_log($node, 'out of memory', $offset), 0, 'keys are flushed before they are due when memory gets short');
-cmp_ok((split /\|/, stored_keys('early'))[0], '>', 200_000, 'many of them');
+cmp_ok((split /\|/, stored_keys($node, 'early'))[0], '>', 200_000, 'many of them');
 cmp_ok(memory(), '<=', 8 * $MB, 'memory is bounded');
 is($node->safe_psql($db, "SELECT sb_drain('early', '$patience')"), 't', 'the rest is drained');
-is(stored_keys('early'), '300000|300000', 'each key was stored once');
+is(stored_keys($node, 'early'), '300000|300000', 'each key was stored once');
 
 # When they cannot be flushed, there is an end: new keys are errors, and the
 # transaction is as if it had not been; those that are held can be counted.
-make_summing_buffer('stuck', q{interval '1h', timeout '100ms', backoff '100ms'});
+make_summing_buffer($node, 'stuck', q{interval '1h', timeout '100ms', backoff '100ms'});
 $node->safe_psql($db, q{INSERT INTO stuck_bad VALUES ('not now')});
 $node->safe_psql($db, q{INSERT INTO stuck SELECT 'held ' || g FROM generate_series(1, 10000) g});
 my ($status, $stdout, $stderr) = $node->psql($db, q{
@@ -119,7 +92,7 @@ $node->safe_psql($db, q{SELECT sb_flush('held ' || g, 'stuck') FROM generate_ser
 # And when the handler works again, it all gets free.
 $node->safe_psql($db, 'TRUNCATE stuck_bad');
 is($node->safe_psql($db, "SELECT sb_drain('stuck', '$patience')"), 't', 'flushed at last');
-is(stored_keys('stuck'), "$held|" . ($held + 10001), 'all of it');
+is(stored_keys($node, 'stuck'), "$held|" . ($held + 10001), 'all of it');
 wait_for($node, $db, q{SELECT sum(keys) = 0 FROM sb_stat_buffers}, 'the keys are freed');
 
 # Processes let go of a segment when they next look at shared memory.
@@ -151,7 +124,7 @@ is($node->safe_psql($db, "SELECT sb_drain('stuck', '$patience')"), 't', 'what is
 
 $node->append_conf('postgresql.conf', "statbuffer.max_memory = '256MB'");
 $node->reload;
-make_summing_buffer('million', q{interval '1h', batch_size '20000'});
+make_summing_buffer($node, 'million', q{interval '1h', batch_size '20000'});
 $node->safe_psql($db, q{
 	BEGIN;
 	INSERT INTO million SELECT 'key ' || g, g FROM generate_series(1, 1000000) g;
@@ -169,7 +142,7 @@ $node->safe_psql($db, q{
 is($node->safe_psql($db, q{SELECT count(*), sum(count) FROM million WHERE count <> 0}), '500000|375000250000',
 	'a million keys committed');
 is($node->safe_psql($db, "SELECT sb_drain('million', '$patience')"), 't', 'are drained');
-is(stored_keys('million'), '500000|375000250000', 'those that do not add up to nothing are stored');
+is(stored_keys($node, 'million'), '500000|375000250000', 'those that do not add up to nothing are stored');
 $node->safe_psql($db, q{DROP FOREIGN TABLE million});
 
 # --- a thousand buffers -----------------------------------------------------
@@ -209,7 +182,7 @@ $node->stop;
 # with millions of these, while nothing can be flushed, is the range used up.
 # Then it is an error, for new ones, and nothing wraps.
 $node->start;
-make_summing_buffer('most', q{interval '1h', timeout '1h', backoff '1h'});
+make_summing_buffer($node, 'most', q{interval '1h', timeout '1h', backoff '1h'});
 $node->safe_psql($db, q{INSERT INTO most_bad VALUES ('x'); SELECT sb_increment('k', 1, 'most')});
 is($node->safe_psql($db, q{SELECT sb_drain('most', '1s')}), 'f', 'what is counted stays');
 $node->safe_psql($db, q{SELECT sb_increment('k', 2305843009213693951, 'most')});
@@ -228,7 +201,7 @@ $node->safe_psql($db, qq{SELECT sb_increment('k', -$moderate, 'most')});
 my $full = $node->safe_psql($db, q{SELECT sb_count('k', 'most')});
 $node->safe_psql($db, q{DELETE FROM most_bad; SELECT sb_flush('k', 'most')});
 is($node->safe_psql($db, qq{SELECT sb_drain('most', '$patience')}), 't', 'it can be stored');
-is(stored_keys('most'), "1|$full", 'to the last one');
+is(stored_keys($node, 'most'), "1|$full", 'to the last one');
 $node->stop;
 
 # --- the system has less memory than the setting allows ----------------------
@@ -242,7 +215,7 @@ system_or_bail('bash', '-c', 'ulimit -f 7000 && exec "$0" "$@"', $node->installe
 	'-w', '-D', $node->data_dir, '-l', $node->logfile, 'start');
 $node->_update_pid(1);
 $node->safe_psql($db, 'CREATE EXTENSION statbuffer');
-make_summing_buffer('hits', q{interval '1h', timeout '100ms', backoff '100ms'});
+make_summing_buffer($node, 'hits', q{interval '1h', timeout '100ms', backoff '100ms'});
 $node->safe_psql($db, q{INSERT INTO hits_bad VALUES ('not now')});
 $node->safe_psql($db, q{INSERT INTO hits SELECT 'held ' || g FROM generate_series(1, 1000) g});
 ($status, $stdout, $stderr) = $node->psql($db, q{INSERT INTO hits SELECT 'new ' || g FROM generate_series(1, 500000) g});
@@ -252,7 +225,7 @@ $node->safe_psql($db, q{INSERT INTO hits SELECT 'held ' || g FROM generate_serie
 is($node->safe_psql($db, q{SELECT count(*), sum(count) FROM hits}), '1000|2000', 'keys that are held are counted');
 $node->safe_psql($db, 'TRUNCATE hits_bad');
 is($node->safe_psql($db, qq{SELECT sb_drain('hits', '$patience')}), 't', 'and flushed');
-is(stored_keys('hits'), '1000|2000', 'all of them');
+is(stored_keys($node, 'hits'), '1000|2000', 'all of them');
 has_not_crashed($node, 'no process crashed');
 $node->stop;
 

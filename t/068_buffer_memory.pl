@@ -11,38 +11,11 @@ use PostgreSQL::Test::Utils;
 use StatbufferTest;
 use Test::More;
 use Time::HiRes qw(usleep);
+use WasteTest;
 
 my $db = 'postgres';
 my $node = new_node('main');
 my $full = qr/ERROR:  53200: out of memory for keys of buffer "stuck"\nDETAIL:  All memory that the buffer's option "max_memory" allows is in use\.\nHINT:  You might need to increase the option "max_memory" with ALTER FOREIGN TABLE\./;
-
-# A buffer whose handler adds up what it is given, unless it is to fail.
-sub make_summing_buffer
-{
-	my ($name, $options) = @_;
-
-	$node->safe_psql($db, qq{
-		CREATE UNLOGGED TABLE ${name}_stored (keys bigint, sum bigint);
-		CREATE TABLE ${name}_bad (why text);
-		CREATE FUNCTION ${name}_store(keys text[], counters bigint[]) RETURNS void LANGUAGE plpgsql AS \$\$
-		BEGIN
-			IF EXISTS (SELECT FROM ${name}_bad) THEN
-				RAISE 'not now';
-			END IF;
-			INSERT INTO ${name}_stored SELECT count(DISTINCT k), sum(c) FROM unnest(keys, counters) u (k, c);
-		END
-		\$\$;
-		CREATE FOREIGN TABLE $name (key text NOT NULL, count bigint NOT NULL DEFAULT 1)
-		SERVER statbuffer OPTIONS (handler '${name}_store', interval '1h', $options)});
-	return;
-}
-
-sub stored_keys
-{
-	my ($name) = @_;
-
-	return $node->safe_psql($db, "SELECT coalesce(sum(keys), 0), coalesce(sum(sum), 0) FROM ${name}_stored");
-}
 
 sub memory_of
 {
@@ -65,7 +38,7 @@ sub verbose_error_of
 # Keys that are not due for an hour, many times more of them than the buffer may
 # have, at a pace that a worker can follow: none is refused.  Memory for all
 # buffers is far from short.
-make_summing_buffer('early', q{max_memory '1MB', timeout '1h', batch_size '5000'});
+make_summing_buffer($node, 'early', q{interval '1h', max_memory '1MB', timeout '1h', batch_size '5000'});
 foreach my $i (1 .. 40)
 {
 	$node->safe_psql($db, "INSERT INTO early SELECT '$i ' || g FROM generate_series(1, 1000) g");
@@ -73,15 +46,15 @@ foreach my $i (1 .. 40)
 	  or die 'memory does not get free';
 }
 pass('keys are flushed early and freed near the bound');
-cmp_ok((split /\|/, stored_keys('early'))[0], '>', 30_000, 'most of them');
+cmp_ok((split /\|/, stored_keys($node, 'early'))[0], '>', 30_000, 'most of them');
 is($node->safe_psql($db, "SELECT sb_drain('early', '$patience')"), 't', 'the rest is drained');
-is(stored_keys('early'), '40000|40000', 'each key was stored once');
+is(stored_keys($node, 'early'), '40000|40000', 'each key was stored once');
 
 # --- the bound --------------------------------------------------------------
 
 # When they cannot be flushed, there is an end.
-make_summing_buffer('stuck', q{max_memory '1MB', timeout '100ms', backoff '100ms'});
-make_summing_buffer('other', q{timeout '100ms'});
+make_summing_buffer($node, 'stuck', q{interval '1h', max_memory '1MB', timeout '100ms', backoff '100ms'});
+make_summing_buffer($node, 'other', q{interval '1h', timeout '100ms'});
 $node->safe_psql($db, q{INSERT INTO stuck_bad VALUES ('not now'); INSERT INTO other_bad VALUES ('not now')});
 $node->safe_psql($db, q{INSERT INTO stuck SELECT 'held ' || g FROM generate_series(1, 2000) g});
 like(verbose_error_of(q{
@@ -171,7 +144,7 @@ $node->safe_psql($db, q{SELECT sb_increment('held 1', 1, 'stuck')});
 $node->safe_psql($db, q{TRUNCATE stuck_bad; TRUNCATE other_bad});
 is($node->safe_psql($db, "SELECT sb_flush_all('stuck')"), '', 'a flush');
 wait_for($node, $db, q{SELECT pending = 0 AND in_flight = 0 FROM sb_stat_buffers WHERE buffer = 'stuck'::regclass}, 'all is stored');
-is(stored_keys('stuck'), '23000|' . ($sum + 1), 'exactly');
+is(stored_keys($node, 'stuck'), '23000|' . ($sum + 1), 'exactly');
 $node->safe_psql($db, q{ALTER FOREIGN TABLE stuck OPTIONS (SET timeout '1h')});
 for (my $i = 0; $i < 10 * $PostgreSQL::Test::Utils::timeout_default; $i++)
 {
@@ -179,7 +152,7 @@ for (my $i = 0; $i < 10 * $PostgreSQL::Test::Utils::timeout_default; $i++)
 	usleep(100_000);
 }
 is($node->safe_psql($db, "SELECT sb_drain('stuck', '$patience')"), 't', 'it is drained');
-is(stored_keys('stuck'), '23001|' . ($sum + 2), 'to the last one');
+is(stored_keys($node, 'stuck'), '23001|' . ($sum + 2), 'to the last one');
 
 has_not_crashed($node, 'no process crashed');
 $node->stop;

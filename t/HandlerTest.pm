@@ -13,7 +13,7 @@ use warnings;
 use Exporter 'import';
 use StatbufferTest;
 
-our @EXPORT = qw(new_handler_node sum_stored);
+our @EXPORT = qw(new_handler_node sum_stored left_over_function);
 
 # A server with that world in the database postgres.
 sub new_handler_node
@@ -48,6 +48,27 @@ sub sum_stored
 	my ($buffer) = @_;
 
 	return sql("SELECT coalesce(sum(n), 0) FROM stored WHERE buffer = '$buffer'");
+}
+
+# left_over_function(SCHEMA): the statement that makes the function left_over()
+# in a schema, which tells what is in the session that a handler would not find
+# in a new one.
+sub left_over_function
+{
+	my ($schema) = @_;
+
+	return qq{
+	CREATE FUNCTION $schema.left_over() RETURNS text LANGUAGE sql AS \$\$
+		SELECT concat_ws(', ',
+			(SELECT string_agg('statement ' || name, ', ') FROM pg_prepared_statements),
+			(SELECT string_agg('cursor ' || name, ', ') FROM pg_cursors WHERE is_holdable),
+			(SELECT string_agg('lock ' || objid, ', ') FROM pg_locks
+			  WHERE pid = pg_backend_pid() AND locktype = 'advisory' AND objsubid <= 2),
+			(SELECT string_agg('relation ' || relname, ', ') FROM pg_class
+			  WHERE relnamespace = pg_my_temp_schema() AND relkind = 'r'),
+			(SELECT string_agg('setting ' || name, ', ') FROM pg_settings WHERE source = 'session'),
+			'custom ' || nullif(current_setting('statbuffer_test.custom', true), ''))
+	\$\$;};
 }
 
 1;

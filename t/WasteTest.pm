@@ -1,5 +1,5 @@
-# What the tests of waste share: how much memory processes and the server use,
-# and failures without end.
+# What the tests of waste and limits share: how much memory processes and the
+# server use, failures without end, and buffers that add up what they are given.
 
 package WasteTest;
 
@@ -11,7 +11,7 @@ use PostgreSQL::Test::Utils;
 use StatbufferTest;
 use Test::More;
 
-our @EXPORT = qw(memory_used has_not_grown shared_memory $segments $fail_procedure);
+our @EXPORT = qw(memory_used has_not_grown shared_memory $segments $fail_procedure make_summing_buffer stored_keys);
 
 # memory_used(NODE, PID): what a process has allocated and uses, as it says in
 # the log.
@@ -77,5 +77,36 @@ our $fail_procedure = q{
 		END LOOP;
 	END $$;
 };
+
+# make_summing_buffer(NODE, NAME, OPTIONS): a buffer with arrays for its handler,
+# which adds up what it is given in the table NAME_stored, or fails if NAME_bad
+# has a row.
+sub make_summing_buffer
+{
+	my ($node, $name, $options) = @_;
+
+	$node->safe_psql('postgres', qq{
+		CREATE UNLOGGED TABLE ${name}_stored (keys bigint, sum bigint, min text, max text);
+		CREATE TABLE ${name}_bad (why text);
+		CREATE FUNCTION ${name}_store(keys text[], counters bigint[]) RETURNS void LANGUAGE plpgsql AS \$\$
+		BEGIN
+			IF EXISTS (SELECT FROM ${name}_bad) THEN
+				RAISE 'not now';
+			END IF;
+			INSERT INTO ${name}_stored SELECT count(DISTINCT k), sum(c), min(k), max(k) FROM unnest(keys, counters) u (k, c);
+		END
+		\$\$;
+		CREATE FOREIGN TABLE $name (key text NOT NULL, count bigint NOT NULL DEFAULT 1)
+		SERVER statbuffer OPTIONS (handler '${name}_store', $options)});
+	return;
+}
+
+# stored_keys(NODE, NAME): how many keys it was given, and the sum of their counts.
+sub stored_keys
+{
+	my ($node, $name) = @_;
+
+	return $node->safe_psql('postgres', "SELECT coalesce(sum(keys), 0), coalesce(sum(sum), 0) FROM ${name}_stored");
+}
 
 1;
