@@ -323,10 +323,10 @@ compat_lock_held_or_stronger(const LOCKTAG *tag, LOCKMODE weakest)
 }
 
 /*
- * The minor releases of November 2026 (15.20, 17.12, 18.6 and their siblings)
- * mark rows that are values, and store a version of the row type in them,
- * which is checked when they are deformed.  Make a row look as in earlier
- * releases; such rows are accepted without the check.
+ * The minor releases of November 2026 (15.20, 17.12 and their siblings; 18.6
+ * is older) mark rows that are values, and store a version of the row type in
+ * them, which is checked when they are deformed.  Make a row look as in
+ * earlier releases; such rows are accepted without the check.
  */
 static inline void
 compat_clear_row_version(HeapTupleHeader row)
