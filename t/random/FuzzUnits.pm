@@ -88,6 +88,10 @@ sub cursor
 	my $hold = chance(40);
 	my $guarded = chance(50);
 	my $query = chance(50) ? selection() : query();
+
+	# its rows outlive the lock on the buffer that they are rows of
+	$hold = 0 if $misreading && $query =~ /^SELECT x FROM/;
+
 	my @messages = (
 		simple('BEGIN'),
 		simple('DECLARE c ' . pick('', 'SCROLL', 'NO SCROLL', 'BINARY') . ' CURSOR '
