@@ -104,7 +104,7 @@ SELECT sb_increment('last', 1, 'buf'), sb_flush_all('buf');
 RELEASE sp;
 COMMIT;
 SELECT wait_until($$ (SELECT count(*) = 4 FROM stored WHERE key IN ('last', 'caught', 'undone', 'not asked for')) $$);
-SELECT key, total FROM stored WHERE key IN ('undone', 'never', 'caught');
+SELECT key, total FROM stored WHERE key IN ('undone', 'never', 'caught') ORDER BY key;
 
 -- Increments that cancel out leave nothing to flush.
 SELECT sb_increment('zero', 1, 'buf'), sb_increment('zero', -1, 'buf'), sb_flush('zero', 'buf');
