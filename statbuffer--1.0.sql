@@ -186,7 +186,7 @@ COMMENT ON VIEW sb_stat_memory IS
 'the memory of all buffers of all databases, also of those that are not committed yet: one row';
 COMMENT ON COLUMN sb_stat_memory.buffers IS 'number of buffers that have counted something, in all databases';
 COMMENT ON COLUMN sb_stat_memory.keys IS 'number of keys that they hold';
-COMMENT ON COLUMN sb_stat_memory.memory IS 'bytes of shared memory that their keys take';
+COMMENT ON COLUMN sb_stat_memory.memory IS 'bytes of shared memory that they take with their keys';
 COMMENT ON COLUMN sb_stat_memory.mapped IS 'bytes of shared memory that the server has taken from the system for them; null before PostgreSQL 17';
 COMMENT ON COLUMN sb_stat_memory.max_memory IS 'statbuffer.max_memory in bytes';
 
@@ -230,7 +230,7 @@ COMMENT ON COLUMN sb_stat_buffers.pid IS 'process ID of its worker, or null';
 COMMENT ON COLUMN sb_stat_buffers.keys IS 'number of keys that it holds';
 COMMENT ON COLUMN sb_stat_buffers.pending IS 'sum of the counts that wait for a flush';
 COMMENT ON COLUMN sb_stat_buffers.in_flight IS 'sum of the counts that are being stored';
-COMMENT ON COLUMN sb_stat_buffers.memory IS 'bytes of shared memory that its keys take';
+COMMENT ON COLUMN sb_stat_buffers.memory IS 'bytes of shared memory that it takes with its keys';
 COMMENT ON COLUMN sb_stat_buffers.oldest_due IS 'when the first of its keys is due';
 COMMENT ON COLUMN sb_stat_buffers.increments IS 'number of increments published';
 COMMENT ON COLUMN sb_stat_buffers.flushed_keys IS 'number of keys stored, counted at each flush';

@@ -248,6 +248,13 @@ registry_max_memory(SharedBuffer *buffer)
 	return pg_atomic_read_u64(&buffer->settings.max_memory);
 }
 
+/* The bytes that the buffer takes, for display. */
+static inline uint64
+registry_memory(SharedBuffer *buffer)
+{
+	return sizeof(SharedBuffer) + table_memory(&buffer->table);
+}
+
 /* Is the buffer stopped?  Without a lock; see SharedSettings. */
 static inline bool
 registry_is_stopped(SharedBuffer *buffer)

@@ -208,8 +208,7 @@ read_stats(Oid relid, BufferStats *stats)
 
 	stats->pid = shared->slot.pid;
 	stats->nkeys = table_nkeys(&shared->table);
-	stats->memory = pg_atomic_read_u64(&shared->table.nbytes) +
-		sizeof(SharedBuffer);
+	stats->memory = registry_memory(shared);
 	stats->first_due = (ClockTime) pg_atomic_read_u64(&shared->schedule.first_due);
 	registry_unlock(shared);
 }
@@ -294,8 +293,7 @@ sb_stat_get_memory(PG_FUNCTION_ARGS)
 		{
 			nbuffers++;
 			nkeys += table_nkeys(&buffer->table);
-			nbytes += pg_atomic_read_u64(&buffer->table.nbytes) +
-				sizeof(SharedBuffer);
+			nbytes += registry_memory(buffer);
 		}
 		registry_end_scan(&scan);
 		mapped = compat_area_size(shared_area);

@@ -99,6 +99,14 @@ table_nkeys(SharedTable *shared)
 	return pg_atomic_read_u64(&shared->nkeys);
 }
 
+/* The bytes that a table takes, with its keys. */
+static inline uint64
+table_memory(SharedTable *shared)
+{
+	return pg_atomic_read_u64(&shared->nbytes) +
+		HASH_PARTITIONS * sizeof(HashPartition);
+}
+
 /*
  * Clear a key's failures.  batch_tidy() frees its error.  For the worker, or
  * under AccessExclusiveLock.  Takes no lock, cannot fail.

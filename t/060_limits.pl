@@ -42,7 +42,7 @@ my $offset = -s $node->logfile;
 foreach my $i (1 .. 150)
 {
 	$node->safe_psql($db, "INSERT INTO early SELECT '$i ' || g FROM generate_series(1, 2000) g");
-	$node->poll_query_until($db, 'SELECT sum(memory) <= 5 * 1024 * 1024 + 20000 FROM sb_stat_buffers')
+	$node->poll_query_until($db, 'SELECT sum(memory) <= 5 * 1024 * 1024 + 30000 FROM sb_stat_buffers')
 	  or die 'memory does not get free';
 }
 is(lines_in_log($node, 'out of memory', $offset), 0, 'keys are flushed before they are due when memory gets short');
