@@ -403,9 +403,9 @@ pass_gate(FlushState *flush)
 }
 
 /*
- * The relation is gone: remove the buffer, unless another session has a lock
- * on it.  A session that still counts in the buffer, or that has created it
- * and not committed, has such a lock: see buffer_lock_for_transaction().
+ * The relation is gone: begin to remove the buffer, unless another session has
+ * a lock on it.  A session that still counts in the buffer, or that has created
+ * it and not committed, has such a lock: see buffer_lock_for_transaction().
  */
 static void
 drop_buffer(FlushState *flush)
@@ -415,10 +415,8 @@ drop_buffer(FlushState *flush)
 		flush->paused_until = clock_add(clock_now(), GONE_PAUSE_MSECS);
 		return;
 	}
+	registry_begin_drop(flush->shared, false);
 	flush->leaving = true;
-	session_end();
-	registry_drop(flush->shared, false);
-	flush->shared = NULL;
 }
 
 /*

@@ -441,6 +441,81 @@ shrink(HashPartition *partition)
 }
 
 /* ------------------------------------------------------------------------
+ * Clearing
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Get the head of a bucket that is not empty, of a partition that is not: the
+ * last bucket, after those behind it were removed.
+ */
+static dsa_pointer *
+last_used_bucket(HashPartition *partition)
+{
+	for (;;)
+	{
+		uint32		last = partition->nbuckets - 1;
+		dsa_pointer *head = bucket_head(partition, last);
+
+		if (DsaPointerIsValid(*head))
+			return head;
+		if (last < HASH_FIRST_BUCKETS)
+			break;
+		partition->nbuckets--;
+		if (begins_chunk(last))
+			remove_chunk(partition);
+	}
+	for (int b = 0; b < HASH_FIRST_BUCKETS; b++)
+		if (DsaPointerIsValid(partition->buckets[b]))
+			return &partition->buckets[b];
+	pg_unreachable();
+}
+
+/* Move a counter from a partition, which has one, to a list. */
+static dsa_pointer
+take_counter(HashPartition *partition, dsa_pointer *list)
+{
+	dsa_pointer *head = last_used_bucket(partition);
+	dsa_pointer self = *head;
+	SharedCounter *counter = counter_at(self);
+
+	*head = counter->chain;
+	counter->chain = *list;
+	*list = self;
+	partition->nkeys--;
+	return self;
+}
+
+/*
+ * Empty a table that no other process uses any more.  Moves counters to a list
+ * through their chains, and notes them in `taken', up to `max' of them.  Returns
+ * how many; 0: the table is empty.
+ *
+ * What has grown is removed with the counters, from its end, so the table is
+ * valid at any time.  On error, what was moved is on the list.
+ */
+int
+hash_take(HashPartition *partitions, dsa_pointer *taken, int max,
+		  dsa_pointer *list)
+{
+	int			n = 0;
+
+	for (int i = 0; i < HASH_PARTITIONS && n < max; i++)
+	{
+		HashPartition *partition = &partitions[i];
+
+		if (partition->nkeys == 0)
+			continue;
+		LWLockAcquire(&partition->lock, LW_EXCLUSIVE);
+		while (partition->nkeys > 0 && n < max)
+			taken[n++] = take_counter(partition, list);
+		shrink(partition);
+		LWLockRelease(&partition->lock);
+	}
+	return n;
+}
+
+/* ------------------------------------------------------------------------
  * Scanning
  * ------------------------------------------------------------------------
  */

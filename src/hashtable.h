@@ -105,4 +105,7 @@ extern CounterRef hash_next(HashScan *scan);
 extern void hash_delete_current(HashScan *scan);
 extern void hash_end_portion(HashScan *scan);
 
+extern int	hash_take(HashPartition *partitions, dsa_pointer *taken, int max,
+					  dsa_pointer *list);
+
 #endif							/* STATBUFFER_HASHTABLE_H */

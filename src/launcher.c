@@ -72,6 +72,12 @@
  */
 #define HAND_OVER_LOOK_MSECS	1000
 
+/*
+ * Buffers of a database that is gone are removed for so long at a time.  After
+ * that, the launcher looks for what else there is to do.
+ */
+#define REMOVE_MSECS			50
+
 /* delay after loading saved counts has failed */
 #define LOAD_RETRY_MSECS		1000
 
@@ -245,10 +251,15 @@ count_workers(List *pids)
 	return nworkers;
 }
 
-/* Remove all buffers of a database that is gone. */
-static void
+/*
+ * Remove the buffers of a database that is gone, for about REMOVE_MSECS.  What is
+ * left after that are buffers that want a worker, and so it goes on with the next
+ * walk.  Returns whether all are gone.
+ */
+static bool
 remove_database(Oid dboid)
 {
+	ClockTime	until = clock_add(clock_now(), REMOVE_MSECS);
 	List	   *relids = NIL;
 	ListCell   *lc;
 	RegistryScan scan;
@@ -263,9 +274,17 @@ remove_database(Oid dboid)
 	foreach(lc, relids)
 	{
 		buffer = registry_claim(dboid, lfirst_oid(lc));
-		if (buffer != NULL)
-			registry_drop(buffer, true);
+		if (buffer == NULL)
+			continue;
+		registry_begin_drop(buffer, true);
+		while (!registry_continue_drop(buffer))
+			if (clock_now() >= until)
+			{
+				registry_release(buffer, 0);
+				return false;
+			}
 	}
+	return true;
 }
 
 /*
@@ -288,7 +307,7 @@ remove_gone_databases(void)
 	StartTransactionCommand();
 	foreach(lc, dboids)
 		if (!SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(lfirst_oid(lc))))
-		remove_database(lfirst_oid(lc));
+		(void) remove_database(lfirst_oid(lc));
 	CommitTransactionCommand();
 }
 
@@ -299,9 +318,11 @@ remove_gone_databases(void)
  * still exists, can only be seen in the database: a session without the
  * library does not notify us.  So if no worker could connect as the owner, we
  * start one as the bootstrap superuser, only to check that.
+ *
+ * If not, sets `again' to the time when to look again.
  */
 static bool
-check_catalogs(Candidate *candidate)
+check_catalogs(Candidate *candidate, ClockTime *again)
 {
 	OwnerInfo	owner;
 
@@ -310,7 +331,9 @@ check_catalogs(Candidate *candidate)
 							   ObjectIdGetDatum(candidate->key.dboid)))
 	{
 		CommitTransactionCommand();
-		remove_database(candidate->key.dboid);
+		*again = clock_now();
+		if (remove_database(candidate->key.dboid))
+			*again = clock_add(*again, START_RETRY_MSECS);
 		return false;
 	}
 
@@ -641,6 +664,7 @@ start_workers(bool loading)
 	bool		full = false;
 	ClockTime	report_at;
 	ClockTime	now;
+	Oid			gone = InvalidOid;	/* a database that is gone */
 
 	check_started();
 	now = clock_now();
@@ -665,9 +689,14 @@ start_workers(bool loading)
 
 		if (walk.nworkers < statbuffer_max_workers && now >= register_after)
 		{
-			if (!check_catalogs(candidate))
+			ClockTime	again;
+
+			if (candidate->key.dboid == gone)
+				continue;
+			if (!check_catalogs(candidate, &again))
 			{
-				next = Min(next, clock_add(now, START_RETRY_MSECS));
+				gone = candidate->key.dboid;
+				next = Min(next, again);
 				continue;
 			}
 			if (start_worker(candidate, walk.nbuffers))

@@ -219,7 +219,8 @@ leave_buffer(Loading *loading)
 /*
  * Claim the buffer of a section, and create it if necessary: only a process
  * that acts as the worker may access a table without a lock on the relation.
- * Returns false if the buffer has a worker, or was removed at the same moment.
+ * Returns false if the buffer has a worker, is being removed, or was removed at
+ * the same moment.
  */
 static bool
 enter_buffer(Loading *loading, const SavedSection *section)
@@ -235,6 +236,8 @@ enter_buffer(Loading *loading, const SavedSection *section)
 	loading->section = *section;
 	(void) registry_make(section->dboid, section->relid, &settings, &made);
 	loading->buffer = registry_claim(section->dboid, section->relid);
+	if (loading->buffer != NULL && registry_is_dropped(loading->buffer))
+		leave_buffer(loading);
 	if (loading->buffer == NULL)
 		return false;
 	table_find_shape(&loading->buffer->table, shape, true, &loading->table);

@@ -148,6 +148,7 @@ settings_init(SharedSettings *shared, const BufferSettings *settings)
 	pg_atomic_init_u32(&shared->owner, settings->owner);
 	pg_atomic_init_u32(&shared->stopped, settings->stopped);
 	pg_atomic_init_u32(&shared->provisional, settings->provisional);
+	pg_atomic_init_u32(&shared->dropped, 0);
 	pg_atomic_init_u64(&shared->interval, (uint64) settings->interval);
 	pg_atomic_init_u64(&shared->jitter, (uint64) settings->jitter);
 	pg_atomic_init_u64(&shared->max_memory, settings->max_memory);
@@ -331,6 +332,8 @@ registry_wants_worker(SharedBuffer *buffer)
 	if ((pg_atomic_read_u32(&buffer->requests.asked) |
 		 buffer->requests.taken) & REQUEST_RECHECK)
 		return true;
+	if (registry_is_dropped(buffer))
+		return true;
 	return !registry_is_stopped(buffer) &&
 		(requests_are_open(&buffer->requests) ||
 		 !schedule_is_empty(&buffer->schedule));
@@ -354,7 +357,7 @@ forget_claim(SharedBuffer *buffer)
  * Become the worker of a buffer.  Returns NULL if it does not exist, if it has
  * a worker, or if another process is saving the counts.
  *
- * The caller must call registry_release() or registry_drop();
+ * The caller must call registry_release() or remove the buffer;
  * registry_release_all() does so when the process ends.  Locks the partition
  * of the registry and takes SharedControl.lock.
  */
@@ -461,34 +464,82 @@ registry_close(void)
 	return closed;
 }
 
+/* Log what is lost with a buffer whose relation is gone. */
+static void
+log_dropped(SharedBuffer *buffer, bool with_database)
+{
+	SharedTotals *totals = &buffer->totals;
+	uint64		nkeys = table_nkeys(&buffer->table);
+	uint64		sum = pg_atomic_read_u64(&totals->stats[STAT_PUBLISHED]) -
+	pg_atomic_read_u64(&totals->stats[STAT_FLUSHED_COUNT]) -
+	pg_atomic_read_u64(&totals->stats[STAT_DISCARDED]);
+
+	/* whoever rolls its creation back, again and again, must not fill the log */
+	if (sum != 0)
+		ereport(pg_atomic_read_u32(&buffer->settings.provisional) != 0 ? DEBUG1 : LOG,
+				(with_database ?
+				 errmsg("statbuffer dropped the counts of a database that no longer exists") :
+				 errmsg("statbuffer dropped the counts of a buffer that no longer exists"),
+				 errdetail_plural("Relation %u of database %u held a count of %lld in %llu key.",
+								  "Relation %u of database %u held counts of %lld altogether in %llu keys.",
+								  nkeys, buffer->key.relid, buffer->key.dboid,
+								  (long long) sum, (unsigned long long) nkeys)));
+}
+
 /*
- * Remove a buffer whose relation is gone, with everything in it, and log what
- * was lost, unless the relation was never committed.  The caller has claimed the
- * buffer.  Unless it ends soon, it must wake the launcher, for the reason given
- * at shmem_trim().  Locks the partition of the registry and takes
+ * Begin to remove a buffer whose relation is gone, and which nobody uses or can
+ * use any more.  The caller has claimed it.  Logs what is lost, unless the
+ * relation was never committed.  Does nothing if another process has begun.
+ *
+ *	  in use
+ *		| registry_begin_drop(): nothing is scheduled any more, and the buffer
+ *		v							wants a worker
+ *	  dropped
+ *		| registry_continue_drop(), by each process that has claimed the
+ *		v							buffer, once or several times
+ *	  removed
+ *
+ * A process may release it in between, for another one to go on; so does one
+ * that meets an error.  What a dropped buffer holds is not saved.
+ *
+ * Raises an error if memory cannot be mapped; then nothing has begun.  Takes
  * SharedControl.lock.
  */
 void
-registry_drop(SharedBuffer *buffer, bool with_database)
+registry_begin_drop(SharedBuffer *buffer, bool with_database)
+{
+	Assert(registry_is_mine(buffer));
+	if (registry_is_dropped(buffer))
+		return;
+	requests_drop_flushes(&buffer->requests);
+	registry_start_after(buffer, 0);
+	log_dropped(buffer, with_database);
+
+	/* from here on nothing fails; a worker is needed at once */
+	schedule_clear(&buffer->schedule);
+	schedule_set_awake(&buffer->schedule);
+	pg_atomic_write_u32(&buffer->settings.dropped, 1);
+	ConditionVariableBroadcast(&shared_control->drain_cv);
+}
+
+/*
+ * Continue to remove a buffer: frees some of its keys, and in the end the
+ * buffer.  Returns whether it is gone.  The caller has claimed the buffer, and
+ * wakes the launcher afterwards unless it ends soon, for the reason given at
+ * shmem_trim(); or it releases the buffer.
+ *
+ * Raises an error if memory cannot be mapped; whoever calls this next goes on.
+ * Locks partitions of the table and of the registry, and takes
+ * SharedControl.lock.
+ */
+bool
+registry_continue_drop(SharedBuffer *buffer)
 {
 	SharedBufferKey key = buffer->key;
-	uint64		nkeys = table_nkeys(&buffer->table);
-	CounterTable table = {.partitions = NULL};
-	TableScan	scan;
-	CounterRef	ref;
-	uint64		sum = 0;
-	bool		provisional = pg_atomic_read_u32(&buffer->settings.provisional) != 0;
 
-	Assert(registry_is_mine(buffer));
-	table_attach(&buffer->table, &table);
-	requests_drop_flushes(&buffer->requests);
-	table_begin_scan(&scan, &table, true);
-	while (table_begin_portion(&scan))
-		while ((ref = table_next(&scan)).counter != NULL)
-		{
-			sum += pg_atomic_read_u64(&ref.counter->count);
-			table_delete_current(&buffer->table, &scan, ref);
-		}
+	Assert(registry_is_mine(buffer) && registry_is_dropped(buffer));
+	if (table_clear(&buffer->table))
+		return false;
 	table_destroy(&buffer->table);
 
 	forget_claim(buffer);
@@ -496,19 +547,8 @@ registry_drop(SharedBuffer *buffer, bool with_database)
 	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
 	shared_control->claims.nclaimed--;
 	LWLockRelease(&shared_control->lock);
-	ConditionVariableBroadcast(&shared_control->drain_cv);
 	dsa_trim(shared_area);
-
-	/* whoever rolls its creation back, again and again, must not fill the log */
-	if (sum != 0)
-		ereport(provisional ? DEBUG1 : LOG,
-				(with_database ?
-				 errmsg("statbuffer dropped the counts of a database that no longer exists") :
-				 errmsg("statbuffer dropped the counts of a buffer that no longer exists"),
-				 errdetail_plural("Relation %u of database %u held a count of %lld in %llu key.",
-								  "Relation %u of database %u held counts of %lld altogether in %llu keys.",
-								  nkeys, key.relid, key.dboid,
-								  (long long) sum, (unsigned long long) nkeys)));
+	return true;
 }
 
 /* ------------------------------------------------------------------------

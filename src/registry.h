@@ -40,15 +40,17 @@ typedef struct SharedBufferKey
  * relation to count (RowExclusiveLock blocks ALTER and sb_stop(), and
  * sb_start() changes only buffers in which nobody can count); or the worker
  * with the gate.  The owner is also written by registry_set_owner(), for which
- * any lock on the relation will do, and `provisional' by
- * registry_set_committed().  Read without a lock; the launcher may see an
- * older state.
+ * any lock on the relation will do, `provisional' by registry_set_committed(),
+ * and `dropped' by registry_begin_drop().  Read without a lock; the launcher
+ * may see an older state.
  */
 typedef struct SharedSettings
 {
 	pg_atomic_uint32 owner;		/* role as which the worker connects */
 	pg_atomic_uint32 stopped;	/* no worker may run */
 	pg_atomic_uint32 provisional;	/* no process has seen it committed */
+	pg_atomic_uint32 dropped;	/* the relation is gone for good; a process
+								 * must remove what is left */
 	pg_atomic_uint64 interval;	/* microseconds */
 	pg_atomic_uint64 jitter;	/* microseconds */
 	pg_atomic_uint64 max_memory;	/* of its keys, in bytes; 0: no bound */
@@ -144,7 +146,8 @@ typedef struct SharedTotals
  * It is made by the first process that publishes to the buffer or starts it,
  * or by the launcher when it loads saved counts.  When the relation or its
  * database is gone, it is removed by a process that has claimed it: the
- * buffer's worker, another worker of the database, or the launcher.  Its
+ * buffer's worker, another worker of the database, or the launcher.  That is
+ * done in steps, and another process may go on; see registry_begin_drop().  Its
  * address stays valid as long as the entry exists, which a lock on the
  * relation, a claim, or registry_lock() ensures.
  */
@@ -207,7 +210,8 @@ extern bool registry_wants_worker(SharedBuffer *buffer);
 extern SharedBuffer *registry_claim(Oid dboid, Oid relid);
 extern void registry_release(SharedBuffer *buffer, int code);
 extern void registry_release_all(int code);
-extern void registry_drop(SharedBuffer *buffer, bool with_database);
+extern void registry_begin_drop(SharedBuffer *buffer, bool with_database);
+extern bool registry_continue_drop(SharedBuffer *buffer);
 extern bool registry_close(void);
 extern void registry_set_connected(SharedBuffer *buffer, bool connected);
 extern void registry_start_after(SharedBuffer *buffer, ClockTime when);
@@ -260,6 +264,13 @@ static inline bool
 registry_is_stopped(SharedBuffer *buffer)
 {
 	return pg_atomic_read_u32(&buffer->settings.stopped) != 0;
+}
+
+/* Is the relation gone for good?  Without a lock; see SharedSettings. */
+static inline bool
+registry_is_dropped(SharedBuffer *buffer)
+{
+	return pg_atomic_read_u32(&buffer->settings.dropped) != 0;
 }
 
 /* Are the counts being saved?  Call this after pinning a counter. */

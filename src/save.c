@@ -191,8 +191,12 @@ save_buffers(Saving *saving)
 	registry_begin_scan(&scan);
 	while ((buffer = registry_next(&scan)) != NULL)
 	{
-		SharedBufferKey *key = palloc(sizeof(SharedBufferKey));
+		SharedBufferKey *key;
 
+		/* its removal was interrupted, and what it held was reported as lost */
+		if (registry_is_dropped(buffer))
+			continue;
+		key = palloc(sizeof(SharedBufferKey));
 		*key = buffer->key;
 		keys = lappend(keys, key);
 		saving->all_keys += table_nkeys(&buffer->table);

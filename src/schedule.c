@@ -84,16 +84,15 @@ schedule_due_now(SharedSchedule *schedule, SharedCounter *counter)
 	return counter->failures > 0 ? due : due - schedule->interval;
 }
 
-/* Initialize the schedule of a new buffer.  Cannot fail. */
+/*
+ * Forget all counters, of a buffer that is new or that is being removed.  No
+ * other process uses it.  Cannot fail.
+ */
 void
-schedule_init(SharedSchedule *schedule, int64 interval, ClockTime now)
+schedule_clear(SharedSchedule *schedule)
 {
-	pg_atomic_init_u64(&schedule->inbox, InvalidDsaPointer);
-	pg_atomic_init_u64(&schedule->wake_at, SCHEDULE_NEVER);
-	pg_atomic_init_u64(&schedule->first_due, SCHEDULE_NEVER);
-	schedule->interval = interval;
+	pg_atomic_write_u64(&schedule->inbox, InvalidDsaPointer);
 	schedule->drained = InvalidDsaPointer;
-	schedule->tick = now / SCHEDULE_TICK_USECS;
 	schedule->due_head = InvalidDsaPointer;
 	schedule->due_tail = InvalidDsaPointer;
 	schedule->nscheduled = 0;
@@ -104,6 +103,18 @@ schedule_init(SharedSchedule *schedule, int64 interval, ClockTime now)
 		schedule->slots[i].head = InvalidDsaPointer;
 		schedule->slots[i].earliest = SCHEDULE_NEVER;
 	}
+}
+
+/* Initialize the schedule of a new buffer.  Cannot fail. */
+void
+schedule_init(SharedSchedule *schedule, int64 interval, ClockTime now)
+{
+	pg_atomic_init_u64(&schedule->inbox, InvalidDsaPointer);
+	pg_atomic_init_u64(&schedule->wake_at, SCHEDULE_NEVER);
+	pg_atomic_init_u64(&schedule->first_due, SCHEDULE_NEVER);
+	schedule->interval = interval;
+	schedule->tick = now / SCHEDULE_TICK_USECS;
+	schedule_clear(schedule);
 }
 
 /*

@@ -107,6 +107,7 @@ extern void schedule_sort_again(SharedSchedule *schedule, ClockTime now);
 extern uint64 schedule_mark_due(SharedSchedule *schedule, uint32 flag);
 extern void schedule_set_interval(SharedSchedule *schedule, int64 interval,
 								  ClockTime now);
+extern void schedule_clear(SharedSchedule *schedule);
 extern bool schedule_is_due(SharedSchedule *schedule, SharedCounter *counter);
 extern ClockTime schedule_due_now(SharedSchedule *schedule,
 								  SharedCounter *counter);

@@ -23,6 +23,13 @@
 #include "table.h"
 #include "utils/memutils.h"
 
+#define ST_SORT sort_pointers
+#define ST_ELEMENT_TYPE dsa_pointer
+#define ST_COMPARE(a, b) (*(a) < *(b) ? -1 : *(a) > *(b))
+#define ST_SCOPE static
+#define ST_DEFINE
+#include "lib/sort_template.h"
+
 #define COUNTER_SIZE(keylen) \
 	(offsetof(SharedCounter, key) + KEY_LENGTH(keylen))
 
@@ -57,6 +64,12 @@
  * the keys are gone.
  */
 #define SHAPE_MIN_ALLOC			256
+
+/* how many keys of a removed buffer are freed at a time */
+#define CLEAR_KEYS				(256 * 1024)
+
+/* the memory of so many counters ahead is fetched meanwhile */
+#define FETCH_AHEAD				16
 
 /* maximum size of the error text that is kept for a key */
 #define ERROR_MAX_SIZE			256
@@ -95,6 +108,7 @@ table_init(SharedTable *shared, dsa_pointer partitions)
 		shared->shapes[i] = InvalidDsaPointer;
 	shared->shapes_number = 0;
 	shared->last_error = InvalidDsaPointer;
+	shared->removed = InvalidDsaPointer;
 }
 
 /*
@@ -756,6 +770,74 @@ table_delete_current(SharedTable *shared, TableScan *scan, CounterRef ref)
 	account(shared, ref.counter->keylen, -1);
 	hash_delete_current(&scan->scan);
 	dsa_free(shared_area, ref.self);
+}
+
+/* Have the processor fetch a counter's memory, which is accessed soon. */
+static inline void
+fetch_counter(const dsa_pointer *pointers, int i, int n)
+{
+	if (i < n)
+	{
+		SharedCounter *counter = counter_at(pointers[i]);
+
+		__builtin_prefetch(counter);
+		__builtin_prefetch(&counter->keylen);
+	}
+}
+
+/* Free the first of the counters that were removed from the hash table. */
+static void
+free_first_removed(SharedTable *shared)
+{
+	CounterRef	ref = counter_ref(shared->removed);
+
+	replace_error(shared, ref.counter, InvalidDsaPointer);
+	account(shared, ref.counter->keylen, -1);
+	shared->removed = ref.counter->chain;
+	dsa_free(shared_area, ref.self);
+}
+
+/*
+ * Free keys, up to CLEAR_KEYS of them, when the buffer is removed.  Returns
+ * false if there was none.  Raises an error if memory cannot be mapped; whoever
+ * calls this next goes on.
+ *
+ * The keys of a part of the table are all over the memory.  To free them in the
+ * order of their addresses takes a fraction of the time, because dsa.c looks up
+ * the block of each.
+ */
+bool
+table_clear(SharedTable *shared)
+{
+	int			size = Min(table_nkeys(shared), CLEAR_KEYS);
+	dsa_pointer *pointers;
+	int			n;
+
+	/* what another process, or an error, has left */
+	while (DsaPointerIsValid(shared->removed))
+		free_first_removed(shared);
+	if (size == 0)
+		return false;
+	pointers = palloc(size * sizeof(dsa_pointer));
+	n = hash_take(dsa_get_address(shared_area, shared->partitions), pointers,
+				  size, &shared->removed);
+
+	/* put the list in order; its counters are mapped, so this cannot fail */
+	sort_pointers(pointers, n);
+	for (int i = 0; i < n; i++)
+	{
+		fetch_counter(pointers, i + FETCH_AHEAD, n);
+		counter_at(pointers[i])->chain = i + 1 < n ? pointers[i + 1] :
+			InvalidDsaPointer;
+	}
+	shared->removed = n > 0 ? pointers[0] : InvalidDsaPointer;
+	for (int i = 0; i < n; i++)
+	{
+		fetch_counter(pointers, i + FETCH_AHEAD, n);
+		free_first_removed(shared);
+	}
+	pfree(pointers);
+	return n > 0;
 }
 
 /* Free an empty table that no buffer has. */

@@ -57,6 +57,13 @@ typedef struct SharedTable
 	 * no key has it any more.  For the worker.
 	 */
 	dsa_pointer last_error;
+
+	/*
+	 * Counters that were removed from the hash table and are still to be
+	 * freed, a list through `chain'.  They still count as keys that are held.
+	 * For the process that removes the buffer.
+	 */
+	dsa_pointer removed;
 } SharedTable;
 
 /* Why a key failed; shared by keys that failed with the same message. */
@@ -195,6 +202,7 @@ extern bool table_set_error(SharedTable *shared, SharedCounter *counter,
 							const char *message);
 extern void table_remove_shapes(SharedTable *shared, uint32 used);
 extern void table_replace(SharedTable *shared);
+extern bool table_clear(SharedTable *shared);
 extern void table_destroy(SharedTable *shared);
 
 #endif							/* STATBUFFER_TABLE_H */

@@ -68,6 +68,9 @@
 #define SHAPES_MSECS			100
 #define SHAPES_EFFORT			50
 
+/* dropped buffers with more keys than this take a worker of their own */
+#define REMOVE_KEYS				10000
+
 /* a table that has held this many keys is replaced once it is empty */
 #define BIG_TABLE				1024
 
@@ -163,8 +166,32 @@ worker_exit(int code, Datum arg)
 }
 
 /*
+ * The buffer's relation is gone: remove the buffer.  That can take long, so the
+ * rest is left to the next worker if this one must end, or if other buffers
+ * wait and have waited for a turn.
+ */
+static void
+remove_buffer(WorkerState *worker)
+{
+	FlushState *flush = &worker->flush;
+	ClockTime	began = clock_now();
+
+	session_end();
+	do
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (ShutdownRequestPending || ddl_evicted_until(MyDatabaseId) != 0 ||
+			(queue_is_waited_for() &&
+			 clock_passed(began, clock_now(), TURN_MSECS)))
+			return;
+	} while (!registry_continue_drop(flush->shared));
+	flush->shared = NULL;
+}
+
+/*
  * Remove other buffers of this database that were dropped by sessions without
- * the library.  This looks at all buffers, so the launcher says when.
+ * the library, or if they have many keys, leave it to a worker of their own.
+ * This looks at all buffers, so the launcher says when.
  */
 static void
 remove_dropped_buffers(void)
@@ -192,11 +219,17 @@ remove_dropped_buffers(void)
 			SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relid)))
 			continue;
 		other = registry_claim(MyDatabaseId, relid);
-		if (other != NULL)
+		if (other == NULL)
+			continue;
+		registry_begin_drop(other, false);
+		if (table_nkeys(&other->table) > REMOVE_KEYS)
 		{
-			registry_drop(other, false);
-			removed = true;
+			registry_release(other, 0);
+			continue;
 		}
+		while (!registry_continue_drop(other))
+			;
+		removed = true;
 	}
 	session_commit_transaction();
 	if (removed)
@@ -703,6 +736,8 @@ take_turn(WorkerState *worker)
 	QueueAdvice advice = QUEUE_STAY;
 
 	schedule_set_awake(&flush->shared->schedule);
+	if (registry_is_dropped(flush->shared))
+		return false;
 	remove_unused_shapes(worker, now);
 	serve_requests(worker, now);
 	if (flush->leaving)
@@ -783,6 +818,8 @@ statbuffer_worker_main(Datum main_arg)
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	} while (!must_end(&worker) && take_turn(&worker));
+	if (registry_is_dropped(worker.flush.shared))
+		remove_buffer(&worker);
 	tidy_buffer(&worker, true);
 	proc_exit(0);
 }

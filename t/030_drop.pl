@@ -1,7 +1,8 @@
 # What becomes of counts and workers when buffers are dropped, alone and with
 # what they need, while a handler is in the middle of a call and while there is
 # no worker; while another session waits for the lock; in one transaction with
-# increments; and that the memory of dropped buffers is used again.
+# increments; that the memory of dropped buffers is used again; and that a worker
+# which removes one may be terminated.
 
 use strict;
 use warnings;
@@ -272,6 +273,86 @@ foreach my $round (1, 2)
 	is(lines_in_log($node, qr/dropped the counts of a buffer that no longer exists/, $offset), 2,
 		"round $round: and the log tells");
 }
+
+# --- dropped with a great many keys -------------------------------------------
+
+# A buffer is removed step by step.  When the worker is terminated on the way, as
+# it also would if its slot were wanted, the next one goes on.  Nobody starts it
+# before we have looked.
+my $great = 600_000;
+
+sub drop_halfway
+{
+	my $launcher = sql(q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'statbuffer launcher'});
+
+	sql(q{
+		CREATE FOREIGN TABLE great (k int, n bigint NOT NULL)
+		SERVER statbuffer OPTIONS (handler 'great_handler', interval '1h', timeout '1h');
+		SELECT sb_start('great');
+	});
+	wait_for($node, $db, q{SELECT pid IS NOT NULL FROM sb_stat_buffers WHERE buffer = 'great'::regclass},
+		'a buffer has a worker');
+	sql("INSERT INTO great SELECT k, 2 FROM generate_series(1, $great) k");
+	kill 'STOP', $launcher or die "could not stop the launcher: $!";
+	my $worker = worker_of($node, $db, 'great');
+	my $terminator = start_session($node, $db, qq{
+		DO \$\$
+		DECLARE
+			held bigint := keys FROM sb_stat_memory;
+		BEGIN
+			WHILE (SELECT keys = held FROM sb_stat_memory) LOOP
+			END LOOP;
+			PERFORM pg_terminate_backend($worker);
+		END \$\$});
+	wait_for_session($terminator, 'true', 'somebody looks on');
+	sql(q{LOAD 'statbuffer'; DROP FOREIGN TABLE great});
+	finish_session($terminator, 'that it gets less is seen');
+	wait_for($node, $db, qq{SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = $worker}, 'its worker is terminated while it removes the buffer');
+	my $left = sql('SELECT keys FROM sb_stat_memory');
+	cmp_ok($left, '>', 0, 'keys are left');
+	cmp_ok($left, '<', $great, 'but not all');
+	return $launcher;
+}
+
+my $lost = qr/dropped the counts of a buffer that no longer exists/;
+sql(q{CREATE FUNCTION great_handler(k int, n bigint) RETURNS void LANGUAGE sql AS ''});
+sql('DROP FOREIGN TABLE brisk');
+sql(qq{DO \$\$ BEGIN FOR i IN 1 .. 130 LOOP EXECUTE 'DROP FOREIGN TABLE IF EXISTS many_' || i; END LOOP; END \$\$});
+sql(q{
+	CREATE FOREIGN TABLE sweeper (k text NOT NULL, n bigint NOT NULL)
+	SERVER statbuffer OPTIONS (handler 'gone_handler', interval '0', timeout '10ms')});
+wait_for($node, $db, q{WITH woken AS MATERIALIZED (SELECT sb_increment('k', 1, 'sweeper') AS done) SELECT keys <= 1 FROM woken, sb_stat_memory},
+	'all others are gone');
+wait_for($node, $db, q{SELECT keys = 0 FROM sb_stat_memory}, 'all of them');
+
+my $offset = -s $node->logfile;
+kill 'CONT', drop_halfway();
+wait_for($node, $db, 'SELECT keys = 0 FROM sb_stat_memory', 'another worker frees the rest');
+is(lines_in_log($node, $lost, $offset), 1, 'what is lost is told once');
+is(lines_in_log($node, qr/held counts of @{[ 2 * $great ]} altogether in $great keys/, $offset), 1, 'all of it');
+
+# When the server stops then, what is left is not saved.
+$offset = -s $node->logfile;
+my $launcher = drop_halfway();
+PostgreSQL::Test::Utils::system_or_bail('pg_ctl', '-D', $node->data_dir, '-m', 'fast', '-W', 'stop');
+kill 'CONT', $launcher;
+$node->stop('fast');
+$node->start;
+is(sql('SELECT keys FROM sb_stat_memory'), 0, 'nothing is there after a restart');
+is(lines_in_log($node, $lost, $offset), 1, 'what is lost is told once');
+is(lines_in_log($node, 'saved counts', $offset), 0, 'and was not saved');
+
+# One that starts for another buffer leaves it to a worker of its own.
+sql(q{
+	CREATE FOREIGN TABLE great (k int, n bigint NOT NULL)
+	SERVER statbuffer OPTIONS (handler 'great_handler', interval '1h', timeout '10ms');
+	INSERT INTO great SELECT k, 2 FROM generate_series(1, 20000) k});
+wait_for_no_worker($node, 'a buffer holds counts, and has no worker');
+$offset = -s $node->logfile;
+sql('DROP FOREIGN TABLE great');
+wait_for($node, $db, q{WITH woken AS MATERIALIZED (SELECT sb_increment('k', 1, 'sweeper') AS done) SELECT keys <= 1 FROM woken, sb_stat_memory},
+	'it is dropped without notice, and freed');
+is(lines_in_log($node, $lost, $offset), 1, 'and the log tells');
 
 $node->stop('fast');
 has_not_crashed($node, 'the server never crashed');

@@ -31,6 +31,7 @@
 #define ROUNDS			2		/* how often they grow and shrink */
 #define LARGE			200000	/* keys of a large table */
 #define PAUSES			4		/* where a scan is interrupted */
+#define PORTION			1000	/* keys that are taken at a time */
 #define TRANCHE			1
 
 dsa_area   *shared_area = NULL;
@@ -214,7 +215,7 @@ find_or_make(int maker, int number)
 	return made;
 }
 
-/* Delete a maker's keys, or those of all if it is -1.  Returns how many. */
+/* Delete a maker's keys.  Returns how many. */
 static long
 delete_keys(int maker)
 {
@@ -225,12 +226,41 @@ delete_keys(int maker)
 	hash_begin_scan(&scan, partitions, LW_EXCLUSIVE);
 	while (hash_begin_portion(&scan))
 		while ((ref = hash_next(&scan)).counter != NULL)
-			if (maker == -1 || ref.counter->key[0] == '0' + maker)
+			if (ref.counter->key[0] == '0' + maker)
 			{
 				hash_delete_current(&scan);
 				dsa_free(NULL, ref.self);
 				n++;
 			}
+	return n;
+}
+
+/*
+ * Empty the table as when its buffer is removed, in portions, of which the last
+ * is smaller.  Returns how many keys there were.
+ */
+static long
+take_all(void)
+{
+	static dsa_pointer taken[PORTION];
+	dsa_pointer list = InvalidDsaPointer;
+	long		n = 0;
+	int			portion;
+
+	while ((portion = hash_take(partitions, taken, PORTION, &list)) > 0)
+	{
+		/* what was taken last is the first of the list */
+		for (int i = portion - 1; i >= 0; i--)
+		{
+			if (taken[i] != list)
+				fail("the list differs from what was taken", n + i);
+			list = counter_at(list)->chain;
+			dsa_free(NULL, taken[i]);
+		}
+		if (DsaPointerIsValid(list))
+			fail("something else is on the list", n);
+		n += portion;
+	}
 	return n;
 }
 
@@ -414,8 +444,10 @@ main(int argc, char **argv)
 		fail("keys that two threads made and that were deleted", KEYS);
 	check_sizes();
 	printf("blocks: %ld for %d keys, %ld before\n", blocks, STABLE_KEYS, blocks_before);
-	if (delete_keys(-1) != STABLE_KEYS)
-		fail("stable keys", STABLE_KEYS);
+	for (int i = 0; i < LARGE; i++)
+		(void) find_or_make(7, i);
+	if (take_all() != LARGE + STABLE_KEYS)
+		fail("keys of a table that is removed", LARGE);
 	hash_free_buckets(partitions);
 	if (blocks != 0)
 		fail("blocks that are not freed", blocks);
