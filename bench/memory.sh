@@ -83,12 +83,12 @@ measure_memory() {
 	free=$(of_class "$account" free 3)
 	memory_part all $((after - free - before))
 	memory_part waiting "$free"
-	# what there is a million of, and the chunks of buckets, of 64 each
+	# what there is a million of, and the chunks of buckets, of 64 or 512 each
 	counter=$(awk -v n="$million" '$1 ~ /^[0-9]/ && $2 >= n { print $1; exit }' "$account")
 	memory_part counters "$(of_class "$account" "$counter" 3)"
-	memory_part buckets "$(of_class "$account" 512 3)"
+	memory_part buckets $(($(of_class "$account" 512 3) + $(of_class "$account" 4096 3)))
 	memory_part allocator "$(awk -v counter="$counter" '
-		$1 == "total" { total = $3 } $1 == counter || $1 == 512 { used += $3 }
+		$1 == "total" { total = $3 } $1 == counter || $1 == 512 || $1 == 4096 { used += $3 }
 		END { print total - used }' "$account")"
 	must_have_counted hits $((million + 1))
 	# or they were flushed now

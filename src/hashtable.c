@@ -21,17 +21,24 @@
 #include "port/pg_bitutils.h"
 #include "port/pg_bswap.h"
 
-/* buckets in a chunk */
-#define HASH_CHUNK_BUCKETS	64
+/*
+ * Buckets in a chunk.  The first chunks of a partition are small, because most
+ * tables are.  The others are as large as keeps the directory small: dsa.c does
+ * not return a segment to the system when what is freed last in it is larger
+ * than 8 kB.  A directory reaches that with 67 million keys.
+ */
+#define SMALL_CHUNK			64
+#define SMALL_CHUNKS		8
+#define LARGE_CHUNK			(SMALL_CHUNK * SMALL_CHUNKS)
 
 /* The chunks of a partition that has more than one. */
 typedef struct HashDirectory
 {
-	uint64		size;			/* a power of 2, at least DIRECTORY_MIN */
+	uint64		size;			/* a power of 2 minus 1 */
 	dsa_pointer chunks[FLEXIBLE_ARRAY_MEMBER];
 } HashDirectory;
 
-#define DIRECTORY_MIN		8
+#define DIRECTORY_MIN		7
 #define DIRECTORY_SIZE(size) \
 	(offsetof(HashDirectory, chunks) + (size) * sizeof(dsa_pointer))
 
@@ -81,14 +88,32 @@ partition_of(HashPartition *partitions, uint32 hash)
 static inline uint32
 chunk_number(uint32 bucket)
 {
-	return (bucket - HASH_FIRST_BUCKETS) / HASH_CHUNK_BUCKETS;
+	uint32		n = bucket - HASH_FIRST_BUCKETS;
+
+	return n < LARGE_CHUNK ? n / SMALL_CHUNK :
+		SMALL_CHUNKS - 1 + n / LARGE_CHUNK;
+}
+
+/* Where in the chunk is it? */
+static inline uint32
+chunk_offset(uint32 bucket)
+{
+	uint32		n = bucket - HASH_FIRST_BUCKETS;
+
+	return n % (n < LARGE_CHUNK ? SMALL_CHUNK : LARGE_CHUNK);
 }
 
 static inline bool
 begins_chunk(uint32 bucket)
 {
-	return bucket >= HASH_FIRST_BUCKETS &&
-		(bucket - HASH_FIRST_BUCKETS) % HASH_CHUNK_BUCKETS == 0;
+	return bucket >= HASH_FIRST_BUCKETS && chunk_offset(bucket) == 0;
+}
+
+/* How many buckets has a chunk? */
+static inline uint32
+chunk_size(uint32 number)
+{
+	return number < SMALL_CHUNKS ? SMALL_CHUNK : LARGE_CHUNK;
 }
 
 /* Get the head of a bucket.  The partition is locked. */
@@ -103,7 +128,7 @@ bucket_head(HashPartition *partition, uint32 bucket)
 	if (chunk_number(partition->nbuckets - 1) > 0)
 		chunk = dsa_get_address(shared_area,
 								((HashDirectory *) chunk)->chunks[chunk_number(bucket)]);
-	return &chunk[(bucket - HASH_FIRST_BUCKETS) % HASH_CHUNK_BUCKETS];
+	return &chunk[chunk_offset(bucket)];
 }
 
 /* The hash of a counter's key. */
@@ -217,16 +242,17 @@ hash_plan(const HashPartition *partitions, uint32 hash, HashSpare *spare)
 	uint32		nbuckets = partition->nbuckets;
 
 	memset(spare, 0, sizeof(HashSpare));
-	spare->needs_chunk = partition->nkeys >= nbuckets && begins_chunk(nbuckets);
-	if (unlikely(spare->needs_chunk))
+	if (unlikely(partition->nkeys >= nbuckets && begins_chunk(nbuckets)))
 	{
 		uint32		c = chunk_number(nbuckets);
 
-		/* if the number of chunks is a power of 2, the directory may be full */
+		spare->chunk_size = chunk_size(c);
+
+		/* if there are as many chunks, the directory may be full */
 		if (c == 1)
 			spare->directory_size = DIRECTORY_MIN;
-		else if (c >= DIRECTORY_MIN && (c & (c - 1)) == 0)
-			spare->directory_size = 2 * (uint64) c;
+		else if (c >= DIRECTORY_MIN && (c & (c + 1)) == 0)
+			spare->directory_size = 2 * (uint64) c + 1;
 	}
 }
 
@@ -237,9 +263,9 @@ hash_plan(const HashPartition *partitions, uint32 hash, HashSpare *spare)
 void
 hash_prepare(HashSpare *spare)
 {
-	if (likely(!spare->needs_chunk))
+	if (likely(spare->chunk_size == 0))
 		return;
-	spare->chunk = shmem_try_allocate(HASH_CHUNK_BUCKETS * sizeof(dsa_pointer),
+	spare->chunk = shmem_try_allocate(spare->chunk_size * sizeof(dsa_pointer),
 									  DSA_ALLOC_ZERO);
 	if (spare->directory_size == 0)
 		return;
@@ -274,7 +300,7 @@ add_chunk(HashPartition *partition, HashSpare *spare)
 
 	if (!begins_chunk(partition->nbuckets))
 		return true;
-	if (!DsaPointerIsValid(chunk))
+	if (!DsaPointerIsValid(chunk) || spare->chunk_size != chunk_size(c))
 		return false;
 
 	/* map what is about to be used: later nothing may fail */

@@ -28,8 +28,8 @@
  * but the keys of one bucket.  The chain of a bucket goes through the counters
  * themselves.
  *
- * The first buckets are here.  The others are in chunks of HASH_CHUNK_BUCKETS;
- * `root' is the only chunk, or if there are more, a HashDirectory of them.
+ * The first buckets are here.  The others are in chunks; `root' is the only
+ * chunk, or if there are more, a HashDirectory of them.
  *
  * Everything is protected by `lock'.  While it is held, no memory is allocated
  * (what may be needed is allocated before: see HashSpare), and memory is only
@@ -53,7 +53,7 @@ typedef struct HashPartition
  */
 typedef struct HashSpare
 {
-	bool		needs_chunk;
+	uint32		chunk_size;		/* number of buckets; 0: none is needed */
 	uint64		directory_size; /* number of chunks; 0: none is needed */
 	dsa_pointer chunk;
 	dsa_pointer directory;
