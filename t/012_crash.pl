@@ -302,6 +302,13 @@ foreach (1, 0)
 	crash_under_load('a session that commits', sub {
 		kill_process(pid_of(q{application_name = 'load'}), $_[0])
 	});
+	crash_under_load('a session that makes keys', sub {
+		my ($what) = @_;
+
+		my $victim = start_victim(q{SELECT count(sb_async_increment('made ' || g, 1, 'slow')) FROM generate_series(1, 3000000) g});
+		wait_for($node, $db, q{SELECT keys > 20000 FROM sb_stat_memory}, "$what: the table grows");
+		kill_process(pid_of("application_name = '$victim->{name}'"), $what);
+	});
 	crash_under_load('a worker that flushes', sub { kill_process(worker_of($node, $db, 'quick'), $_[0]) });
 	crash_under_load('the postmaster under load', \&kill_postmaster);
 
