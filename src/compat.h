@@ -152,6 +152,18 @@ compat_name_tranche(int tranche, const char *name)
 #define COMPAT_DSHASH_COPY_MEMCPY
 #endif
 
+/*
+ * 17: the size of a DSA area's segments can be bounded; before that, each is
+ * twice as large as the one before the last
+ */
+#if PG_VERSION_NUM >= 170000
+#define compat_create_area(tranche, largest_segment) \
+	dsa_create_ext(tranche, DSA_DEFAULT_INIT_SEGMENT_SIZE, largest_segment)
+#else
+#define compat_create_area(tranche, largest_segment) \
+	((void) (largest_segment), dsa_create(tranche))
+#endif
+
 /* 17 tells how much memory a DSA area has taken from the system */
 #if PG_VERSION_NUM >= 170000
 #define COMPAT_AREA_SIZE_KNOWN		true

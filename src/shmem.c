@@ -18,11 +18,22 @@
 #include "compat.h"
 #include "counter.h"
 #include "miscadmin.h"
+#include "port/pg_bitutils.h"
 #include "registry.h"
 #include "settings.h"
 #include "shmem.h"
 #include "storage/ipc.h"
 #include "utils/memutils.h"
+
+/*
+ * The system may take a long time to make a segment of shared memory, because it
+ * clears all of it, and whoever needs memory waits meanwhile: 2 ms for 8 MB, but
+ * 76 ms for 256 MB.  So segments are not larger than the smallest size with
+ * which about so many of them make up statbuffer.max_memory.  (dsa.c can have
+ * 1024 of them, and the server some hundreds, for all purposes.)
+ */
+#define SEGMENTS				128
+#define SEGMENT_MIN_SIZE		((size_t) 8 * 1024 * 1024)
 
 /* do not try again for so long after memory was out */
 #define REFUSED_MSECS			100
@@ -123,6 +134,18 @@ shmem_open(int elevel)
 }
 
 /*
+ * How large may a segment of a new area be, where the version lets us choose?
+ * It stays so when statbuffer.max_memory is changed.
+ */
+static size_t
+largest_segment(void)
+{
+	uint64		share = (uint64) statbuffer_max_memory * 1024 / SEGMENTS;
+
+	return Max(SEGMENT_MIN_SIZE, (size_t) pg_nextpower2_64(share));
+}
+
+/*
  * Attach this process to the area for the rest of its life.  With `create' the
  * area is created if necessary; without, returns false if there is none.
  *
@@ -150,7 +173,8 @@ shmem_attach(bool create)
 		area = dsa_attach(shared_control->area);
 	else
 	{
-		area = dsa_create(shared_control->tranches.area);
+		area = compat_create_area(shared_control->tranches.area,
+								  largest_segment());
 		dsa_set_size_limit(area, (size_t) statbuffer_max_memory * 1024);
 		dsa_pin(area);
 		shared_control->area = dsa_get_handle(area);
