@@ -1,8 +1,8 @@
 # shellcheck shell=bash disable=SC2034,SC2154 # it shares variables with dev/bench
 #
 # How cost grows: of an increment with the keys held, of a flush with the keys
-# due, of a transaction with the keys in it; and what a flush does to the
-# latency of others' commits.
+# due, of a transaction with the keys in it; what a flush does to the latency of
+# others' commits, and what the making of keys does to it.
 
 # --- with the keys held -----------------------------------------------------
 
@@ -143,12 +143,87 @@ growth_latency() {
 	must_be "what is stored" "$hundred_thousand $latency_counted" "SELECT count(*) || ' ' || sum(n) FROM stored"
 }
 
+# --- commits while the table grows --------------------------------------------
+
+# commits_beside SECONDS STATEMENT: runs it while four clients count, for so many
+# seconds or until they are done, whichever is longer.  Sets answer to what it
+# selects, and leaves the latencies of transactions that ended meanwhile, in
+# microseconds and sorted, in $work/sorted.  There is room for both: what is
+# measured is how long they wait for each other.
+commits_beside() {
+	local run from to transactions=$work/commits-transactions
+	(
+		pgbench_amount="-T $1" run_pgbench 4 -f "$root/bench/increment_growing.pgbench" -D keys=1000 \
+			-R 1000 -l --log-prefix="$work/log/commits"
+		echo "$ntransactions" >"$transactions"
+	) &
+	run=$!
+	# the clients are under way
+	sleep 1
+	from=$(date +%s.%N)
+	answer=$(ask "$2")
+	to=$(date +%s.%N)
+	wait "$run" || die "$group: pgbench failed"
+	commits_counted=$((commits_counted + $(<"$transactions")))
+	awk -v from="$from" -v to="$to" '{ at = $5 + $6 / 1e6 } $2 > 5 && at >= from && at < to { print $3 - $7 }' \
+		"$work"/log/commits.* | sort -n >"$work/sorted"
+	[ -s "$work/sorted" ] || die "$group: no transactions beside $2"
+	rm "$work"/log/commits.*
+}
+
+# record_commits WHAT N
+record_commits() {
+	record "$1" p99.9 "$2" ms "$(awk '{ v[NR] = $1 } END { print v[int(NR * 0.999) + 1] / 1000 }' "$work/sorted")"
+	record "$1" worst "$2" ms "$(awk '{ v = $1 } END { print v / 1000 }' "$work/sorted")"
+}
+
+# Keys that are made one by one, up to so many of them, and then all in one
+# transaction.  The clients count the first thousand.  What they meet without
+# growth is measured beside a session that counts these, too, as fast as it can.
+commits_round() {
+	local made=1000 upto commits_counted=0 answer worst=0 worst_call=0
+	perform "CREATE FOREIGN TABLE growing (key text NOT NULL, count bigint NOT NULL)
+		SERVER statbuffer OPTIONS (handler 'store', interval '1h', timeout '1h')"
+	perform "SELECT make_keys(1, 1000)"
+	commits_beside 4 "SELECT make_keys(1, $million, 1000)"
+	record_commits commit-growing 0
+	record call-growing worst 0 ms "$answer"
+	commits_counted=$((commits_counted + million))
+	for upto in "${growing_sizes[@]}"; do
+		commits_beside $((2 + (upto - made) / 250000)) "SELECT make_keys($((made + 1)), $upto)"
+		record_commits commit-growing "$upto"
+		record call-growing worst "$upto" ms "$answer"
+		worst=$(tail -n 1 "$work/sorted" | awk -v worst="$worst" '{ v = $1 / 1000; print (v > worst ? v : worst) }')
+		worst_call=$(awk -v v="$answer" -v worst="$worst_call" 'BEGIN { print (v > worst ? v : worst) }')
+		made=$upto
+	done
+	record commit-growing worst-of-all "$made" ms "$worst"
+	record call-growing worst-of-all "$made" ms "$worst_call"
+	if [ -n "$growing_at_once" ]; then
+		upto=$((made + growing_at_once))
+		commits_beside $((3 + growing_at_once / 250000)) \
+			"INSERT INTO growing SELECT 'key ' || n, 1 FROM generate_series($((made + 1)), $upto) AS n"
+		record_commits commit-at-once "$growing_at_once"
+		made=$upto
+	fi
+	must_have_counted growing $((made + commits_counted))
+	perform "DROP FOREIGN TABLE growing"
+}
+
+growth_commits() {
+	each_round commits_round
+}
+
 measure_growth() {
 	local rounds=$few
 	held_sizes=(1 10 100 1000)
 	due_sizes=(1 10 100 1000)
 	keys_sizes=(1 10 100 1000)
+	growing_sizes=(2000 10000)
+	growing_at_once=10000
 	if [ -z "$quick" ]; then
+		growing_sizes=(100000 250000 500000 1000000 1500000 2000000 3000000 4000000 5000000)
+		growing_at_once=10000000
 		due_sizes+=(10000 100000 1000000)
 		keys_sizes+=(10000 100000)
 		# a key takes up to a hundred bytes and some, and a segment of
@@ -158,6 +233,7 @@ measure_growth() {
 		for size in 10000 100000 1000000 10000000; do
 			if ((size > room)); then
 				say "no room in /dev/shm for $size keys; leaving that out"
+				growing_at_once=
 			else
 				held_sizes+=("$size")
 			fi
@@ -165,6 +241,7 @@ measure_growth() {
 	fi
 	bench_server growth "shared_buffers = '512MB'"
 	load growth.sql
+	growth_commits
 	growth_keys
 	growth_due
 	growth_latency

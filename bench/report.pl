@@ -273,6 +273,12 @@ sub make_rows
 	value_row('8 clients while 1,000,000 keys are selected: the worst',
 		'stall worst select 8', 'stall worst none 8', '<= 50', 1);
 	value_row('  99 of 100 are faster than', 'stall p99 select 8', 'stall p99 none 8');
+	value_row('4 clients while 5,000,000 keys are made: the worst commit',
+		'growth commit-growing worst-of-all 5000000', 'growth commit-growing worst 0');
+	value_row('  the longest call that makes one',
+		'growth call-growing worst-of-all 5000000', undef, '<= 5');
+	value_row('  the worst commit while 10,000,000 are made in one transaction',
+		'growth commit-at-once worst 10000000', 'growth commit-growing worst 0');
 
 	foreach my $n (1000, 5000)
 	{
@@ -437,6 +443,16 @@ sub latencies_csv
 		@series);
 }
 
+# Commits of others, and the calls that make the keys, while a buffer grows.
+sub commits_csv
+{
+	return (
+		'what,figure,keys,median ms,least ms,most ms',
+		map { join ',', $_->{what}, $_->{who}, $_->{n}, summary(@{ $_->{values} }) }
+		sort { "$a->{what} $a->{who}" cmp "$b->{what} $b->{who}" || $a->{n} <=> $b->{n} }
+		grep { $_->{group} eq 'growth' && $_->{what} =~ /-growing$|-at-once$/ } @series);
+}
+
 make_rows();
 write_lines('results.csv', results_csv());
 write_lines('table.csv', table_csv());
@@ -444,5 +460,6 @@ write_lines('table.txt', $about, table_lines(@rows));
 write_lines('clients.csv', clients_csv());
 write_lines('growth.csv', growth_csv());
 write_lines('latencies.csv', latencies_csv());
+write_lines('commits.csv', commits_csv());
 write_lines('instructions.csv', 'what,who,library,function,instructions', @functions);
 print map { "$_\n" } $about, table_lines(grep { $measured{ $_->{group} } } @rows);
