@@ -45,6 +45,25 @@ typedef struct HashDirectory
 /* a portion of a scan ends after this many counters and buckets */
 #define PORTION_STEPS		256
 
+/*
+ * The heads of buckets and the counters are all over the memory, and to wait for
+ * each would take most of a scan's time.  So a scan looks this many buckets ahead
+ * and has the head fetched into the cache, a few buckets later the first counter,
+ * and again a few later the second.
+ */
+#define SCAN_AHEAD			HASH_SCAN_AHEAD
+#define SCAN_TO_FIRST		(SCAN_AHEAD * 3 / 8)
+#define SCAN_TO_SECOND		(SCAN_AHEAD * 6 / 8)
+
+#ifdef __GNUC__
+#define prefetch(address)	__builtin_prefetch(address)
+#else
+#define prefetch(address)	((void) (address))
+#endif
+
+StaticAssertDecl((SCAN_AHEAD & (SCAN_AHEAD - 1)) == 0,
+				 "positions in the ring must be cheap to compute");
+
 /* shrink if there are more than this many buckets for a key */
 #define SHRINK_FACTOR		2
 
@@ -71,17 +90,11 @@ bucket_number(const HashPartition *partition, uint32 hash)
 	return number < partition->nbuckets ? number : number & (power - 1);
 }
 
-static inline int
-partition_number(uint32 hash)
-{
-	return hash >> (32 - HASH_PARTITION_BITS);
-}
-
 /* The partition of a hash. */
 static inline HashPartition *
 partition_of(HashPartition *partitions, uint32 hash)
 {
-	return &partitions[partition_number(hash)];
+	return &partitions[hash_partition_number(hash)];
 }
 
 /* In which chunk is a bucket that is not one of the first? */
@@ -231,18 +244,12 @@ hash_find(HashPartition *partitions, const KeyBytes *key, uint8 shape)
  * ------------------------------------------------------------------------
  */
 
-/*
- * Note what a new key of this hash will need.  The partition is locked.
- * Cannot fail.
- */
-void
-hash_plan(const HashPartition *partitions, uint32 hash, HashSpare *spare)
+/* Note what one more bucket than there are will need, if there is to be one. */
+static void
+plan(uint32 nbuckets, bool grows, HashSpare *spare)
 {
-	const HashPartition *partition = &partitions[partition_number(hash)];
-	uint32		nbuckets = partition->nbuckets;
-
 	memset(spare, 0, sizeof(HashSpare));
-	if (unlikely(partition->nkeys >= nbuckets && begins_chunk(nbuckets)))
+	if (unlikely(grows && begins_chunk(nbuckets)))
 	{
 		uint32		c = chunk_number(nbuckets);
 
@@ -254,6 +261,18 @@ hash_plan(const HashPartition *partitions, uint32 hash, HashSpare *spare)
 		else if (c >= DIRECTORY_MIN && (c & (c + 1)) == 0)
 			spare->directory_size = 2 * (uint64) c + 1;
 	}
+}
+
+/*
+ * Note what a new key of this hash will need.  The partition is locked.
+ * Cannot fail.
+ */
+void
+hash_plan(const HashPartition *partitions, uint32 hash, HashSpare *spare)
+{
+	const HashPartition *partition = &partitions[hash_partition_number(hash)];
+
+	plan(partition->nbuckets, partition->nkeys >= partition->nbuckets, spare);
 }
 
 /*
@@ -350,22 +369,22 @@ map_chain(dsa_pointer pointer)
 }
 
 /*
- * Split the bucket whose turn it is, if the partition has as many keys as
- * buckets.
+ * Split the bucket whose turn it is.  Returns false if that needs memory that
+ * was not prepared.  On error nothing has changed.
  */
-static void
-grow(HashPartition *partition, HashSpare *spare)
+static bool
+split(HashPartition *partition, HashSpare *spare)
 {
 	uint32		number = partition->nbuckets;
 	uint32		old_number = number - lower_power(number);
 	dsa_pointer *old_link;
 	dsa_pointer *new_link;
 
-	if (partition->nkeys < number || number == PG_UINT32_MAX / 2)
-		return;
+	if (number == PG_UINT32_MAX / 2)
+		return false;
 	map_chain(*bucket_head(partition, old_number));
 	if (!add_chunk(partition, spare))
-		return;
+		return false;
 
 	partition->nbuckets++;
 	old_link = bucket_head(partition, old_number);
@@ -389,26 +408,95 @@ grow(HashPartition *partition, HashSpare *spare)
 	}
 	*old_link = InvalidDsaPointer;
 	*new_link = InvalidDsaPointer;
+	return true;
+}
+
+/* Put a counter into its bucket. */
+static void
+insert(HashPartition *partition, uint32 hash, CounterRef ref)
+{
+	dsa_pointer *head;
+
+	Assert(LWLockHeldByMeInMode(&partition->lock, LW_EXCLUSIVE));
+	head = bucket_head(partition, bucket_number(partition, hash));
+	ref.counter->chain = *head;
+	*head = ref.self;
+	partition->nkeys++;
 }
 
 /*
- * Insert a counter, which has a key that is not there.  The partition is locked
- * exclusively, `spare' was prepared for the same hash.  On error nothing is
- * inserted.
+ * Insert a counter, which has a key that is not there.  If the partition has as
+ * many keys as buckets, it grows.  The partition is locked exclusively, `spare'
+ * was prepared for the same hash.  On error nothing is inserted.
  */
 void
 hash_insert(HashPartition *partitions, uint32 hash, CounterRef ref,
 			HashSpare *spare)
 {
 	HashPartition *partition = partition_of(partitions, hash);
-	dsa_pointer *head;
 
-	Assert(LWLockHeldByMeInMode(&partition->lock, LW_EXCLUSIVE));
-	grow(partition, spare);
-	head = bucket_head(partition, bucket_number(partition, hash));
-	ref.counter->chain = *head;
-	*head = ref.self;
-	partition->nkeys++;
+	if (partition->nkeys >= partition->nbuckets)
+		(void) split(partition, spare);
+	insert(partition, hash, ref);
+}
+
+/*
+ * Make buckets for so many new keys in the partition of a hash, so that
+ * hash_insert_reserved() can insert them.  If memory is out, makes fewer.
+ * `spare' is zero; on error the caller frees it.  Nothing is locked.
+ *
+ * The lock is only held for the buckets of one chunk at a time, so that nobody
+ * waits for long.
+ */
+void
+hash_reserve(HashPartition *partitions, uint32 hash, uint32 nkeys,
+			 HashSpare *spare)
+{
+	HashPartition *partition = partition_of(partitions, hash);
+	uint32		nbuckets;
+	bool		enough;
+
+	for (;;)
+	{
+		LWLockAcquire(&partition->lock, LW_EXCLUSIVE);
+		do
+			enough = partition->nbuckets >= (uint64) partition->nkeys + nkeys;
+		while (!enough && split(partition, spare));
+		nbuckets = partition->nbuckets;
+		LWLockRelease(&partition->lock);
+
+		hash_free_spare(spare);
+		plan(nbuckets, !enough, spare);
+		hash_prepare(spare);
+		if (!DsaPointerIsValid(spare->chunk) ||
+			(spare->directory_size > 0 && !DsaPointerIsValid(spare->directory)))
+			break;
+	}
+	hash_free_spare(spare);
+}
+
+/*
+ * How many keys can hash_insert_reserved() insert in the partition of a hash?
+ * The partition is locked exclusively.
+ */
+uint32
+hash_reserved(const HashPartition *partitions, uint32 hash)
+{
+	const HashPartition *partition = &partitions[hash_partition_number(hash)];
+
+	return partition->nbuckets - Min(partition->nkeys, partition->nbuckets);
+}
+
+/*
+ * Insert a counter in a partition that has room for it.  Its key is not there,
+ * as hash_find() has found; the partition is locked exclusively since then.
+ * Cannot fail, because hash_find() has mapped the bucket.
+ */
+void
+hash_insert_reserved(HashPartition *partitions, uint32 hash, CounterRef ref)
+{
+	Assert(hash_reserved(partitions, hash) > 0);
+	insert(partition_of(partitions, hash), hash, ref);
 }
 
 /* ------------------------------------------------------------------------
@@ -556,6 +644,24 @@ reverse_bits(uint32 x)
 	return pg_bswap32(x);
 }
 
+/* Where scans come by a key of this hash: see hash_scan_position(). */
+uint64
+hash_position(uint32 hash)
+{
+	return (uint64) hash_partition_number(hash) << 32 | reverse_bits(hash);
+}
+
+/*
+ * Get the position of a scan that is between two portions: it has returned the
+ * counters whose hashes have lower positions, and no others.
+ */
+uint64
+hash_scan_position(const HashScan *scan)
+{
+	Assert(!scan->locked);
+	return ((uint64) scan->partition << 32) + scan->position;
+}
+
 /* Begin a scan.  Nothing is locked yet. */
 void
 hash_begin_scan(HashScan *scan, HashPartition *partitions, LWLockMode mode)
@@ -578,25 +684,79 @@ hash_begin_portion(HashScan *scan)
 	LWLockAcquire(&scan->partitions[scan->partition].lock, scan->mode);
 	scan->locked = true;
 	scan->steps = 0;
+	scan->nentered = 0;
+	scan->nahead = 0;
+	scan->ahead_position = scan->position;
 	return true;
+}
+
+/* Have a counter fetched into the cache. */
+static inline void
+prefetch_counter(dsa_pointer pointer)
+{
+	if (DsaPointerIsValid(pointer))
+	{
+		char	   *counter = (char *) counter_at(pointer);
+
+		/* it need not begin where a line does */
+		prefetch(counter);
+		prefetch(counter + offsetof(SharedCounter, key) + sizeof(uint64));
+	}
+}
+
+/* The bucket that was put into the ring `n' buckets ago, or NULL. */
+static inline HashScanBucket *
+ahead_bucket(HashScan *scan, int n)
+{
+	return scan->nahead <= scan->nentered + n ? NULL :
+		&scan->ahead[(scan->nahead - 1 - n) & (SCAN_AHEAD - 1)];
+}
+
+/*
+ * Find the bucket after the last one that is in the ring, put it there, and
+ * have it and those before it fetched.
+ */
+static void
+look_ahead(HashScan *scan)
+{
+	HashPartition *partition = &scan->partitions[scan->partition];
+	uint32		power = lower_power(partition->nbuckets);
+	uint32		number = bucket_number(partition,
+									   reverse_bits((uint32) scan->ahead_position));
+	bool		is_split = number >= power || number + power < partition->nbuckets;
+
+	/* the bucket's keys agree in so many of the lower bits of their hashes */
+	int			bits = pg_leftmost_one_pos32(power) + is_split;
+	HashScanBucket *bucket = &scan->ahead[scan->nahead++ & (SCAN_AHEAD - 1)];
+
+	bucket->head = bucket_head(partition, number);
+	bucket->begin = reverse_bits(number);
+	bucket->end = bucket->begin + (UINT64CONST(1) << (32 - bits));
+	scan->ahead_position = bucket->end;
+
+	prefetch(bucket->head);
+	if ((bucket = ahead_bucket(scan, SCAN_TO_FIRST)) != NULL)
+		prefetch_counter(*bucket->head);
+	if ((bucket = ahead_bucket(scan, SCAN_TO_SECOND)) != NULL &&
+		DsaPointerIsValid(*bucket->head))
+		prefetch_counter(counter_at(*bucket->head)->chain);
 }
 
 /* Enter the bucket that has the scan's position. */
 static void
 enter_bucket(HashScan *scan)
 {
-	HashPartition *partition = &scan->partitions[scan->partition];
-	uint32		power = lower_power(partition->nbuckets);
-	uint32		number = bucket_number(partition,
-									   reverse_bits((uint32) scan->position));
-	bool		is_split = number >= power || number + power < partition->nbuckets;
+	HashScanBucket *bucket;
 
-	/* the bucket's keys agree in so many of the lower bits of their hashes */
-	int			bits = pg_leftmost_one_pos32(power) + is_split;
+	while (scan->nahead < scan->nentered + SCAN_AHEAD &&
+		   scan->ahead_position <= PG_UINT32_MAX)
+		look_ahead(scan);
+	bucket = &scan->ahead[scan->nentered++ & (SCAN_AHEAD - 1)];
+	scan->bucket_end = bucket->end;
 
-	scan->bucket_end = (uint64) reverse_bits(number) +
-		(UINT64CONST(1) << (32 - bits));
-	scan->link = bucket_head(partition, number);
+	/* if buckets were joined meanwhile, some of its counters are done */
+	scan->some_done = bucket->begin < scan->position;
+	scan->link = bucket->head;
 	scan->counter = NULL;
 	scan->steps++;
 }
@@ -644,9 +804,8 @@ hash_next(HashScan *scan)
 			continue;
 		}
 		scan->steps++;
-
-		/* if buckets were joined meanwhile, some of its counters are done */
-		if (reverse_bits(counter_hash(ref.counter)) >= scan->position)
+		if (likely(!scan->some_done) ||
+			reverse_bits(counter_hash(ref.counter)) >= scan->position)
 			break;
 	}
 	return ref;

@@ -17,6 +17,9 @@
 #define HASH_PARTITION_BITS	7
 #define HASH_PARTITIONS		(1 << HASH_PARTITION_BITS)
 
+/* how many buckets a scan looks ahead; a power of 2 */
+#define HASH_SCAN_AHEAD		32
+
 /* buckets in the partition itself; a power of 2 */
 #define HASH_FIRST_BUCKETS	4
 
@@ -59,6 +62,14 @@ typedef struct HashSpare
 	dsa_pointer directory;
 } HashSpare;
 
+/* A bucket that a scan comes to. */
+typedef struct HashScanBucket
+{
+	dsa_pointer *head;
+	uint64		begin;			/* its interval of reversed hashes */
+	uint64		end;
+} HashScanBucket;
+
 /*
  * A scan, in portions, with the lock of a partition held during each.  Between
  * portions nothing is locked, and the table may grow and shrink.  A counter
@@ -77,12 +88,26 @@ typedef struct HashScan
 	bool		locked;			/* in a portion */
 	int			steps;			/* counters and buckets seen in it */
 
+	/* in a portion: a ring of the buckets that come next */
+	uint64		nentered;		/* the number of buckets entered, */
+	uint64		nahead;			/* and of those put into the ring */
+	uint64		ahead_position; /* where the next to be put there begins */
+	HashScanBucket ahead[HASH_SCAN_AHEAD];
+
 	/* in a bucket */
 	uint64		bucket_end;		/* the end of its interval */
+	bool		some_done;		/* its interval begins before `position' */
 	dsa_pointer *link;			/* what leads to the current counter; NULL:
 								 * not in a bucket */
 	SharedCounter *counter;		/* the current one; NULL: deleted, or none */
 } HashScan;
+
+/* The number of the partition of a hash. */
+static inline int
+hash_partition_number(uint32 hash)
+{
+	return hash >> (32 - HASH_PARTITION_BITS);
+}
 
 extern void hash_init(HashPartition *partitions, int tranche);
 extern void hash_free_buckets(HashPartition *partitions);
@@ -97,6 +122,11 @@ extern void hash_prepare(HashSpare *spare);
 extern void hash_insert(HashPartition *partitions, uint32 hash,
 						CounterRef ref, HashSpare *spare);
 extern void hash_free_spare(HashSpare *spare);
+extern void hash_reserve(HashPartition *partitions, uint32 hash, uint32 nkeys,
+						 HashSpare *spare);
+extern uint32 hash_reserved(const HashPartition *partitions, uint32 hash);
+extern void hash_insert_reserved(HashPartition *partitions, uint32 hash,
+								 CounterRef ref);
 
 extern void hash_begin_scan(HashScan *scan, HashPartition *partitions,
 							LWLockMode mode);
@@ -104,6 +134,8 @@ extern bool hash_begin_portion(HashScan *scan);
 extern CounterRef hash_next(HashScan *scan);
 extern void hash_delete_current(HashScan *scan);
 extern void hash_end_portion(HashScan *scan);
+extern uint64 hash_position(uint32 hash);
+extern uint64 hash_scan_position(const HashScan *scan);
 
 extern int	hash_take(HashPartition *partitions, dsa_pointer *taken, int max,
 					  dsa_pointer *list);

@@ -85,7 +85,7 @@ typedef struct UndoLevel
 {
 	int			level;			/* nesting level, at least 2 */
 	size_t		first;			/* its first record's place on the stack */
-}			UndoLevel;
+} UndoLevel;
 
 typedef struct KeyHashEntry
 {
@@ -162,7 +162,7 @@ static PendingUndo *undo_stack = NULL;
 static size_t nundo = 0;
 static size_t undo_size = 0;
 static uint64 undo_base = 1;
-static UndoLevel * undo_levels = NULL;	/* innermost last */
+static UndoLevel *undo_levels = NULL;	/* innermost last */
 static size_t nundo_levels = 0;
 static size_t undo_levels_size = 0;
 static bool undo_merged = false;	/* some key may have two of one level */

@@ -29,6 +29,7 @@
 #define KEYS			20000	/* keys of each maker */
 #define STABLE_KEYS		5000	/* keys that are there all the time */
 #define ROUNDS			2		/* how often they grow and shrink */
+#define LOADED			4000	/* keys that are loaded */
 #define LARGE			200000	/* keys of a large table */
 #define PAUSES			4		/* where a scan is interrupted */
 #define PORTION			1000	/* keys that are taken at a time */
@@ -291,6 +292,69 @@ make_and_delete(void *arg)
 	return NULL;
 }
 
+/*
+ * Make a maker's keys as they are loaded: partition by partition, into buckets
+ * that are reserved, as far as there was memory for them.
+ */
+static void *
+load_and_delete(void *arg)
+{
+	int			maker = (int) (intptr_t) arg;
+	long		reserved = 0;
+	long		made = 0;
+
+	random_state += maker;
+	for (int partition = 0; partition < HASH_PARTITIONS; partition++)
+	{
+		uint32		hash = (uint32) partition << (32 - HASH_PARTITION_BITS);
+		HashSpare	spare = {0};
+
+		hash_reserve(partitions, hash, LOADED / HASH_PARTITIONS, &spare);
+		for (int i = 0; i < LOADED; i++)
+		{
+			char		space[32];
+			KeyBytes	key;
+			CounterRef	ref;
+			LWLock	   *lock;
+			bool		inserted = false;
+
+			make_key(maker, i, space, &key);
+			if (hash_partition_number(key.hash) != partition)
+				continue;
+			ref.self = dsa_allocate_extended(NULL, offsetof(SharedCounter, key) + key.len, 0);
+			ref.counter = counter_at(ref.self);
+			ref.counter->keylen = key.len;
+			ref.counter->shape = 0;
+			memcpy(ref.counter->key, key.data, key.len);
+			lock = hash_lock(partitions, key.hash, LW_EXCLUSIVE);
+			if (hash_find(partitions, &key, 0).counter == NULL &&
+				hash_reserved(partitions, key.hash) > 0)
+			{
+				hash_insert_reserved(partitions, key.hash, ref);
+				inserted = true;
+			}
+			LWLockRelease(lock);
+			if (inserted)
+				reserved++;
+			else
+			{
+				dsa_free(NULL, ref.self);
+				made += find_or_make(maker, i);
+			}
+		}
+	}
+	if (reserved + made != LOADED)
+		fail("keys loaded", reserved + made);
+	if (reserved == 0)
+		fail("keys for which buckets were reserved", reserved);
+	for (int i = 0; i < LOADED; i++)
+		if (find_or_make(maker, i))
+			fail("a key that was loaded is not found", i);
+	if (delete_keys(maker) != LOADED)
+		fail("loaded keys deleted", maker);
+	return NULL;
+}
+
 /* Note a counter that a scan has returned, if its key is a stable one. */
 static void
 note_stable(const SharedCounter *counter, unsigned char *seen)
@@ -326,10 +390,27 @@ scan_all(void *arg)
 
 		memset(seen, 0, STABLE_KEYS);
 		hash_begin_scan(&scan, partitions, LW_SHARED);
-		while (hash_begin_portion(&scan))
+		for (;;)
 		{
+			uint64		before = hash_scan_position(&scan);
+			uint64		first = PG_UINT64_MAX;
+			uint64		last = 0;
+
+			if (!hash_begin_portion(&scan))
+				break;
 			while ((ref = hash_next(&scan)).counter != NULL)
+			{
+				uint64		position = hash_position(key_hash(ref.counter->key,
+															  ref.counter->keylen));
+
+				first = Min(first, position);
+				last = Max(last, position);
 				note_stable(ref.counter, seen);
+			}
+			if (first < before)
+				fail("a key is before the scan's position", first);
+			if (last >= hash_scan_position(&scan))
+				fail("a key is not before the scan's next position", last);
 
 			/* give the others time to change what is between two portions */
 			if (next_random() % 8 == 0)
@@ -407,7 +488,7 @@ make_shared(void *arg)
 int
 main(int argc, char **argv)
 {
-	pthread_t	threads[MAKERS + SCANNERS + 2];
+	pthread_t	threads[MAKERS + SCANNERS + 3];
 	int			n = 0;
 	long		blocks_before;
 
@@ -422,6 +503,7 @@ main(int argc, char **argv)
 		pthread_create(&threads[n++], NULL, make_and_delete, (void *) (intptr_t) i);
 	for (int i = 0; i < SCANNERS; i++)
 		pthread_create(&threads[n++], NULL, scan_all, (void *) (intptr_t) i);
+	pthread_create(&threads[n++], NULL, load_and_delete, (void *) (intptr_t) 5);
 	for (int i = 0; i < 2; i++)
 		pthread_create(&threads[n++], NULL, make_shared, (void *) (intptr_t) i);
 	for (int i = 0; i < n; i++)
