@@ -913,12 +913,23 @@ bool
 buffer_attach(SbBuffer *buffer, bool create)
 {
 	if (!create)
-		(void) launch_await_load();
+		(void) launch_await_load(buffer->relid, LAUNCH_ALL_KEYS);
 	if (!attach(buffer, create))
 		return false;
 	if (create && buffer->table.shape == TABLE_SHAPES)
 		report_too_many_shapes(buffer);
 	return true;
+}
+
+/*
+ * Likewise, for a caller that wants to see what is counted for one key: does not
+ * wait for others that are still being loaded.
+ */
+bool
+buffer_attach_for_key(SbBuffer *buffer, const KeyBytes *key)
+{
+	(void) launch_await_load(buffer->relid, table_position(key));
+	return attach(buffer, false);
 }
 
 /*

@@ -376,6 +376,48 @@ counters_add_loaded(SharedBuffer *buffer, CounterPin *pin, int64 delta,
 }
 
 /*
+ * Create counters for saved counts, and schedule them.  Returns how many of
+ * them, from the first one on, were created: not those that the buffer holds
+ * already, that are not moderate, or for which there is no room.  The others,
+ * counters_pin_loaded() and counters_add_loaded() take one by one.
+ *
+ * The caller has claimed the buffer, so it may put them into the wheel, where
+ * the worker would otherwise put each when it is no longer in the cache.  On
+ * error, none is created.
+ */
+int
+counters_create_loaded(SharedBuffer *buffer, const CounterTable *table,
+					   NewCounter *new, int n)
+{
+	SharedSchedule *schedule = &buffer->schedule;
+	ClockTime	first = SCHEDULE_NEVER;
+	uint64		sum = 0;
+	int			moderate = 0;
+
+	Assert(registry_is_mine(buffer));
+	while (moderate < n && count_is_within(new[moderate].count, MODERATE_DELTA))
+		moderate++;
+	if (moderate == 0)
+		return 0;
+	schedule_prepare_to_add(schedule);
+	n = table_create_many(&buffer->table, table, new, moderate);
+
+	/* from here on nothing can fail */
+	for (int i = 0; i < n; i++)
+	{
+		schedule_add(schedule, new[i].ref);
+		first = Min(first, new[i].counted_at);
+		sum += (uint64) new[i].count;
+	}
+	if (n == 0)
+		return 0;
+	registry_count(buffer, STAT_PUBLISHED, sum);
+	if (schedule_lower(schedule, first + registry_interval(buffer)))
+		registry_wake(buffer);
+	return n;
+}
+
+/*
  * Ask the worker to flush a key.  Does nothing if the buffer does not hold the
  * key.  May raise an error.  The caller wakes the worker.
  */
@@ -467,36 +509,24 @@ counters_clear(SharedBuffer *buffer, CounterPin *pin)
 }
 
 /*
- * Wait until no counter is pinned.  The caller has claimed the buffer and
+ * Wait until a counter is not pinned.  The caller has claimed the buffer and
  * closed the registry.  Returns false if that takes too long.  Also drops
  * requests: they hold pins, and a committing transaction may still make some.
+ *
+ * The caller holds no lock: the process with the pin may need that of the
+ * partition.
  */
 bool
-counters_wait_unpinned(SharedBuffer *buffer, const CounterTable *table,
+counters_wait_unpinned(SharedBuffer *buffer, SharedCounter *counter,
 					   ClockTime until)
 {
-	bool		pinned;
-
 	for (;;)
 	{
-		TableScan	scan;
-		CounterRef	ref;
-
 		requests_drop_flushes(&buffer->requests);
-		pinned = false;
-		table_begin_scan(&scan, table, false);
-		while (!pinned && table_begin_portion(&scan))
-			while (!pinned && (ref = table_next(&scan)).counter != NULL)
-				pinned = counter_has_flag(ref.counter, COUNTER_PINS);
-		table_end_portion(&scan);
-
-		/*
-		 * Sleep without a lock: the process with the pin may need the
-		 * partition's lock.
-		 */
-		if (!pinned || clock_now() >= until)
-			break;
+		if (!counter_has_flag(counter, COUNTER_PINS))
+			return true;
+		if (clock_now() >= until)
+			return false;
 		pg_usleep(1000);
 	}
-	return !pinned;
 }

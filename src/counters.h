@@ -57,6 +57,9 @@ extern void counters_pin_loaded(SharedBuffer *buffer,
 extern void counters_check_open(void);
 extern void counters_add(SharedBuffer *buffer, CounterPin *pin, int64 delta,
 						 ClockTime *now);
+extern int	counters_create_loaded(SharedBuffer *buffer,
+								   const CounterTable *table,
+								   NewCounter *new, int n);
 extern void counters_add_loaded(SharedBuffer *buffer, CounterPin *pin,
 								int64 delta, ClockTime counted_at);
 extern void counters_unpin(SharedBuffer *buffer, CounterPin *pin);
@@ -69,7 +72,6 @@ extern void counters_request_flush(SharedBuffer *buffer,
 
 /* for the process that saves the counts */
 extern bool counters_wait_unpinned(SharedBuffer *buffer,
-								   const CounterTable *table,
-								   ClockTime until);
+								   SharedCounter *counter, ClockTime until);
 
 #endif							/* STATBUFFER_COUNTERS_H */

@@ -219,7 +219,7 @@ drain_wait(SbBuffer *buffer, int64 timeout, bool stopping)
 	check_not_ours(buffer);
 
 	/* saved counts must be loaded before they can be flushed */
-	loaded = launch_await_load();
+	loaded = launch_await_load(buffer->relid, LAUNCH_ALL_KEYS);
 	if (!buffer_attach(buffer, false))
 		return loaded ? DRAIN_DONE : DRAIN_TIMED_OUT;
 	shared = buffer->shared;

@@ -332,7 +332,7 @@ sb_count(PG_FUNCTION_ARGS)
 	if (!key_is_current(buffer, read_key(fcinfo, cache, buffer, &space, &key)))
 		PG_RETURN_NULL();
 
-	found = buffer_attach(buffer, false) && !pending_truncated(buffer) &&
+	found = buffer_attach_for_key(buffer, &key) && !pending_truncated(buffer) &&
 		table_lookup(&buffer->table, &key, &count);
 	if (buffer->pending != NULL)
 		found |= pending_lookup(buffer, &key, &delta);

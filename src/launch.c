@@ -106,13 +106,24 @@ launch_successor(void)
 	return RegisterDynamicBackgroundWorker(&worker, NULL);
 }
 
+static inline bool
+is_loaded(Oid relid, uint64 position)
+{
+	if (likely(!load_is_pending()))
+		return true;
+	return OidIsValid(relid) &&
+		!load_is_pending_for(MyDatabaseId, relid, position);
+}
+
 /*
- * Wait until the counts that were saved at the last shutdown are in memory.
- * Callers do this before they look at counts.  Returns false, after a warning,
- * if that takes too long, and on a standby.
+ * Wait until the counts that were saved at the last shutdown are in memory: of
+ * the key of a buffer that is at a position (table_position()), of all its keys
+ * (LAUNCH_ALL_KEYS), or if `relid' is InvalidOid, of all buffers.  Callers do this
+ * before they look at counts.  Returns false, after a warning, if that takes too
+ * long, and on a standby.
  */
 bool
-launch_await_load(void)
+launch_await_load(Oid relid, uint64 position)
 {
 	static bool warned = false;
 	ClockTime	until = 0;
@@ -120,7 +131,7 @@ launch_await_load(void)
 
 	if (shared_control == NULL)
 		registry_attach(false);
-	if (likely(!load_is_pending()))
+	if (likely(is_loaded(relid, position)))
 		return true;
 
 	/* a standby has no launcher and no counts */
@@ -130,7 +141,7 @@ launch_await_load(void)
 	launch_ensure();
 
 	ConditionVariablePrepareToSleep(&shared_control->load.cv);
-	while (!(loaded = !load_is_pending()))
+	while (!(loaded = is_loaded(relid, position)))
 	{
 		ClockTime	now = clock_now();
 

@@ -10,9 +10,12 @@
 #ifndef STATBUFFER_LAUNCH_H
 #define STATBUFFER_LAUNCH_H
 
+/* for launch_await_load(): a position after those of all keys */
+#define LAUNCH_ALL_KEYS		PG_UINT64_MAX
+
 extern void launch_register(void);
 extern void launch_ensure(void);
 extern bool launch_successor(void);
-extern bool launch_await_load(void);
+extern bool launch_await_load(Oid relid, uint64 position);
 
 #endif							/* STATBUFFER_LAUNCH_H */

@@ -19,6 +19,10 @@
  *		loaded		everything that was in it is in memory
  *		saved		everything that is in memory has been saved to a new file
  *
+ * Who looks for a key while the file is being read does not wait until all is
+ * in memory, only until everything is that the file has of the key: see
+ * load_is_pending_for().
+ *
  * The state goes from unknown to loading or, if there is no file, to loaded;
  * any process may do the latter.  All other changes are made by the launcher,
  * or by the process that acts as the launcher.
@@ -96,7 +100,9 @@ take_over(bool to_load)
 
 	/* set the state before the file is renamed: see load_is_pending() */
 	shared_control->load.section = 0;
-	shared_control->load.offset = sizeof(SavedHeader);
+	shared_control->load.nkeys = 0;
+	pg_atomic_write_u64(&shared_control->load.reached, 0);
+	pg_atomic_write_u64(&shared_control->load.offset, sizeof(SavedHeader));
 	if (!to_load)
 		return true;
 	set_state(STATE_LOADING);
@@ -140,20 +146,80 @@ load_is_pending(void)
 }
 
 /*
- * Is there anything that was not loaded, and must be copied to the next file?
- * If so, returns the name of the file, the offset of the section that was
- * being read, or 0, and the offset of the first record that was not loaded.
+ * Read where the file that is being loaded has the sections of all buffers, and
+ * keep that until it is loaded.  Returns NULL if that cannot be read now.
+ */
+static const SavedRange *
+get_ranges(int *nranges)
+{
+	static SavedRange *ranges = NULL;
+	static int	n = 0;
+	MemoryContext oldcontext;
+
+	/* there is one such file at most in the life of a process */
+	if (ranges == NULL)
+	{
+		oldcontext = MemoryContextSwitchTo(TopMemoryContext);
+		ranges = savefile_read_ranges(SAVED_LOADING_FILE, &n);
+		MemoryContextSwitchTo(oldcontext);
+	}
+	*nranges = n;
+	return ranges;
+}
+
+/*
+ * Is there anything in the file that has not been loaded yet, of the key of a
+ * buffer that is at a position (PG_UINT64_MAX: of any)?  If that cannot be
+ * determined, returns true.  Takes no lock, but may have to read the file.
  */
 bool
-load_find_rest(const char **name, int64 *section, int64 *offset)
+load_is_pending_for(Oid dboid, Oid relid, uint64 position)
 {
+	SharedLoad *load = &shared_control->load;
+	const SavedRange *ranges;
+	uint64		offset;
+	uint64		reached;
+	int			n;
+
+	if (!load_is_pending())
+		return false;
+	if (pg_atomic_read_u32(&load->state) != STATE_LOADING ||
+		(ranges = get_ranges(&n)) == NULL)
+		return true;
+
+	offset = pg_atomic_read_u64(&load->offset);
+	pg_read_barrier();
+	reached = pg_atomic_read_u64(&load->reached);
+	for (int i = 0; i < n; i++)
+	{
+		const SavedRange *range = &ranges[i];
+
+		if (range->dboid != dboid || range->relid != relid ||
+			offset >= range->end)
+			continue;
+		if (offset <= range->begin || position >= reached)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Is there anything that was not loaded, and must be copied to the next file?
+ * If so, returns where it is.
+ */
+bool
+load_find_rest(LoadRest *rest)
+{
+	SharedLoad *load = &shared_control->load;
+
 	/* a file that was never read must not be overwritten */
 	if (!take_over(false))
 		return false;
-	*name = pg_atomic_read_u32(&shared_control->load.state) == STATE_LOADING ?
+	rest->name = pg_atomic_read_u32(&load->state) == STATE_LOADING ?
 		SAVED_LOADING_FILE : SAVED_FILE;
-	*section = shared_control->load.section;
-	*offset = shared_control->load.offset;
+	rest->section = load->section;
+	rest->offset = (int64) pg_atomic_read_u64(&load->offset);
+	rest->nkeys = load->nkeys;
 	return true;
 }
 
@@ -176,36 +242,110 @@ load_set_saved(void)
  * ------------------------------------------------------------------------
  */
 
-/* Add a saved count to its key, as if it had just been committed. */
-static void
-load_key(SharedBuffer *buffer, CounterTable *table,
-		 const SavedSection *section, const SavedKey *saved, const char *data,
-		 int64 to_timestamp)
-{
-	ClockTime	counted_at = Max(saved->counted_at - to_timestamp, 1);
-	KeyBytes	key = {data, saved->keylen, key_hash(data, saved->keylen)};
-	CounterPin	pin;
+/* how many counters to make under one lock of the table, at most */
+#define RUN_KEYS		256
 
-	if (saved->counted_at == 0)
-		counted_at = clock_now() - section->interval;
-	counters_pin_loaded(buffer, table, &key, saved->count, &pin);
+/* how many keys to load one by one where the first of a run is there */
+#define SINGLE_KEYS		32
 
-	/* before the key, so that the sums never show less than was stored */
-	registry_count(buffer, STAT_PUBLISHED, (uint64) saved->count);
-	counters_add_loaded(buffer, &pin, saved->count, counted_at);
-}
-
-/* A scan of the file. */
+/* Reading the file, by this process. */
 typedef struct Loading
 {
-	FILE	   *file;
+	SavedReader *reader;
 	int64		to_timestamp;	/* from a ClockTime to the file's clock */
-	int64		offset;			/* of the next record */
-	bool		in_section;		/* starts in the middle of a section */
 	SavedSection section;
 	SharedBuffer *buffer;		/* claimed; NULL: none */
 	CounterTable table;
+	uint64		reserved_up_to; /* position up to which buckets are reserved */
+	uint64		nkeys;			/* keys loaded */
+	uint64		shown_nkeys;	/* and when that was last shown */
+	int			run;			/* how many to create at a time */
+	NewCounter	new[RUN_KEYS];
 } Loading;
+
+static inline int64
+get_offset(void)
+{
+	return (int64) pg_atomic_read_u64(&shared_control->load.offset);
+}
+
+/*
+ * Note that keys of the present block are loaded.  Nothing may fail or be
+ * interrupted between the last change of a counter and this.
+ */
+static inline void
+note_loaded(Loading *loading, int nkeys)
+{
+	shared_control->load.nkeys += nkeys;
+	loading->nkeys += nkeys;
+}
+
+/* Go to the next record, in the same section. */
+static void
+go_to(int64 offset, uint64 reached)
+{
+	SharedLoad *load = &shared_control->load;
+
+	load->nkeys = 0;
+	pg_atomic_write_u64(&load->reached, reached);
+	pg_write_barrier();
+	pg_atomic_write_u64(&load->offset, (uint64) offset);
+}
+
+/* The time when a saved count was counted. */
+static inline ClockTime
+get_counted_at(const Loading *loading, const SavedKey *saved)
+{
+	if (saved->counted_at == 0)
+		return clock_now() - loading->section.interval;
+	return Max(saved->counted_at - loading->to_timestamp, 1);
+}
+
+/* Add a saved count to its key, as if it had just been committed. */
+static void
+load_key(Loading *loading, const NewCounter *new)
+{
+	SharedBuffer *buffer = loading->buffer;
+	CounterPin	pin;
+
+	counters_pin_loaded(buffer, &loading->table, &new->key, new->count, &pin);
+
+	/* before the key, so that the sums never show less than was stored */
+	registry_count(buffer, STAT_PUBLISHED, (uint64) new->count);
+	counters_add_loaded(buffer, &pin, new->count, new->counted_at);
+	note_loaded(loading, 1);
+}
+
+/*
+ * Load keys.  Most are new, and are created many at a time.  Others have been
+ * counted meanwhile, and are loaded one by one; they are often not alone.
+ */
+static void
+load_run(Loading *loading, NewCounter *new, int n)
+{
+	while (n > 0)
+	{
+		int			nrun = Min(n, loading->run);
+		int			ncreated;
+		int			nsingle;
+
+		ncreated = counters_create_loaded(loading->buffer, &loading->table,
+										  new, nrun);
+		note_loaded(loading, ncreated);
+		new += ncreated;
+		n -= ncreated;
+		if (ncreated == nrun)
+		{
+			loading->run = Min(2 * loading->run, RUN_KEYS);
+			continue;
+		}
+		loading->run = Max(2 * ncreated, 1);
+		nsingle = Min(n, ncreated > 0 ? 1 : SINGLE_KEYS);
+		for (int i = 0; i < nsingle; i++)
+			load_key(loading, new++);
+		n -= nsingle;
+	}
+}
 
 /* Detach from the buffer, and release it. */
 static void
@@ -217,23 +357,24 @@ leave_buffer(Loading *loading)
 }
 
 /*
- * Claim the buffer of a section, and create it if necessary: only a process
- * that acts as the worker may access a table without a lock on the relation.
- * Returns false if the buffer has a worker, is being removed, or was removed at
- * the same moment.
+ * Claim the buffer of the section at an offset, and create it if necessary: only
+ * a process that acts as the worker may access a table without a lock on the
+ * relation.  Returns false if the buffer has a worker, is being removed, or was
+ * removed at the same moment.
  */
 static bool
-enter_buffer(Loading *loading, const SavedSection *section)
+enter_buffer(Loading *loading, int64 offset, const SavedSection *section)
 {
 	BufferSettings settings = {
 		.owner = section->owner,
 		.interval = section->interval
 	};
-	KeyShape   *shape = savefile_read_shape(loading->file, section);
+	KeyShape   *shape = savefile_read_shape(loading->reader, offset, section);
 	bool		made;
 
 	leave_buffer(loading);
 	loading->section = *section;
+	loading->reserved_up_to = 0;
 	(void) registry_make(section->dboid, section->relid, &settings, &made);
 	loading->buffer = registry_claim(section->dboid, section->relid);
 	if (loading->buffer != NULL && registry_is_dropped(loading->buffer))
@@ -249,51 +390,118 @@ enter_buffer(Loading *loading, const SavedSection *section)
 }
 
 /*
- * Note that everything before `offset' is loaded.  Nothing may fail or be
- * interrupted between the last change of a counter and this.
- */
-static void
-set_offset(Loading *loading, int64 offset)
-{
-	loading->offset = offset;
-	shared_control->load.offset = offset;
-}
-
-/* Begin to load a section.  Returns false as enter_buffer() does. */
-static bool
-load_section(Loading *loading, const SavedSection *section)
-{
-	if (!enter_buffer(loading, section))
-		return false;
-	if (loading->in_section)
-	{
-		/* continue where the previous process stopped */
-		loading->in_section = false;
-		if (fseeko(loading->file, loading->offset, SEEK_SET) != 0)
-			elog(ERROR, "could not seek in file \"%s\"", SAVED_LOADING_FILE);
-		return true;
-	}
-	shared_control->load.section = loading->offset;
-	set_offset(loading, loading->offset + sizeof(SavedSection) +
-			   section->shape_size);
-	return true;
-}
-
-/*
  * Show in the process title how far we are.  It stays there until everything is
  * loaded, also if that is interrupted.
  */
 static void
 show_progress(Loading *loading)
 {
-	struct stat file;
 	char		title[64];
 
-	if (fstat(fileno(loading->file), &file) != 0 || file.st_size == 0)
-		return;
 	snprintf(title, sizeof(title), "loading saved counts: %d %%",
-			 (int) (loading->offset * 100 / file.st_size));
+			 (int) (get_offset() * 100 / loading->reader->end));
 	set_ps_display(title);
+	loading->shown_nkeys = loading->nkeys;
+}
+
+/* Begin to load the section at the present offset. */
+static bool
+load_section(Loading *loading, const SavedRecord *record)
+{
+	int64		offset = get_offset();
+
+	if (!enter_buffer(loading, offset, &record->section))
+		return false;
+	go_to(offset, 0);
+	shared_control->load.section = offset;
+	go_to(savefile_next(offset, record), 0);
+	ConditionVariableBroadcast(&shared_control->load.cv);
+	return true;
+}
+
+/*
+ * At the first block of a partition: reserve buckets for the keys of all of its
+ * blocks.
+ */
+static void
+reserve(Loading *loading, int64 offset, const SavedBlock *block,
+		const KeyBytes *key)
+{
+	SavedRecord record = {.block = *block};
+	uint32		nkeys = 0;
+
+	if (block->begin < loading->reserved_up_to)
+		return;
+	do
+	{
+		nkeys += record.block.nkeys;
+		loading->reserved_up_to = record.block.end;
+		offset = savefile_next(offset, &record);
+	} while (savefile_read_record(loading->reader, offset, &record) &&
+			 record.kind == RECORD_BLOCK &&
+			 record.block.begin >> 32 == block->begin >> 32);
+	table_reserve(&loading->table, key, nkeys);
+}
+
+/* Load the rest of the block at the present offset. */
+static void
+load_block(Loading *loading, const SavedRecord *record)
+{
+	SharedLoad *load = &shared_control->load;
+	const SavedBlock *block = &record->block;
+	int64		offset = get_offset();
+	int64		next;
+	SavedRecord following;
+	SavedKey	key;
+
+	savefile_read_block(loading->reader, offset, block);
+	for (uint32 i = 0; i < load->nkeys; i++)
+		savefile_next_key(loading->reader, &key);
+	while (load->nkeys < block->nkeys)
+	{
+		int			n = Min(block->nkeys - load->nkeys, RUN_KEYS);
+
+		for (int i = 0; i < n; i++)
+		{
+			NewCounter *new = &loading->new[i];
+
+			savefile_next_key(loading->reader, &key);
+			new->key.data = key.data;
+			new->key.len = key.len;
+			new->key.hash = key_hash(key.data, key.len);
+			new->count = key.count;
+			new->counted_at = get_counted_at(loading, &key);
+		}
+		reserve(loading, offset, block, &loading->new[0].key);
+		load_run(loading, loading->new, n);
+	}
+	next = savefile_next(offset, record);
+
+	/*
+	 * Release the claim on a buffer that is loaded before others can see that
+	 * it is: it must not be taken for a worker.
+	 */
+	if (!savefile_read_record(loading->reader, next, &following) ||
+		following.kind != RECORD_BLOCK)
+		leave_buffer(loading);
+	go_to(next, block->end);
+	if (block->begin >> 32 != block->end >> 32)
+		ConditionVariableBroadcast(&load->cv);
+}
+
+/* Continue with the section that another process was reading, if there is one. */
+static bool
+resume_section(Loading *loading)
+{
+	SavedRecord record;
+	int64		offset = shared_control->load.section;
+
+	if (offset == 0)
+		return true;
+	if (!savefile_read_record(loading->reader, offset, &record) ||
+		record.kind != RECORD_SECTION)
+		elog(ERROR, "unexpected record in file \"%s\"", SAVED_LOADING_FILE);
+	return enter_buffer(loading, offset, &record.section);
 }
 
 /*
@@ -303,53 +511,40 @@ show_progress(Loading *loading)
 static LoadProgress
 load_records(Loading *loading)
 {
-	SavedHeader header;
+	const SavedHeader *header = &loading->reader->header;
 	SavedRecord record;
-	int			n = 0;
 
-	savefile_read_header(loading->file, &header);
 	loading->to_timestamp = clock_to_timestamp() +
-		savefile_set_back_by(&header, GetCurrentTimestamp());
-	loading->offset = shared_control->load.offset;
-	loading->in_section = shared_control->load.section != 0;
-	if (fseeko(loading->file, loading->in_section ?
-			   shared_control->load.section : loading->offset, SEEK_SET) != 0)
-		elog(ERROR, "could not seek in file \"%s\"", SAVED_LOADING_FILE);
+		savefile_set_back_by(header, GetCurrentTimestamp());
 
+	loading->run = RUN_KEYS;
 	show_progress(loading);
-	while (savefile_read_record(loading->file, &record))
+	if (!resume_section(loading))
+		return LOAD_BLOCKED;
+	while (savefile_read_record(loading->reader, get_offset(), &record))
 	{
-		KeySpace	space;
-
 		if (record.kind == RECORD_SECTION)
 		{
-			if (!load_section(loading, &record.section))
+			if (!load_section(loading, &record))
 				return LOAD_BLOCKED;
-			continue;
 		}
-		if (loading->buffer == NULL)
+		else if (loading->buffer == NULL)
 			elog(ERROR, "unexpected record in file \"%s\"",
 				 SAVED_LOADING_FILE);
-		savefile_read_key(loading->file, &record.key, &space);
-		load_key(loading->buffer, &loading->table, &loading->section,
-				 &record.key, space.data, loading->to_timestamp);
-		set_offset(loading, loading->offset + sizeof(SavedKey) +
-				   KEY_LENGTH(record.key.keylen));
-		if (++n % SAVED_PROGRESS_KEYS == 0)
+		else
+			load_block(loading, &record);
+		if (loading->nkeys - loading->shown_nkeys >= SAVED_PROGRESS_KEYS)
 			show_progress(loading);
-		if (n % 1000 == 0)
-		{
-			CHECK_FOR_INTERRUPTS();
-			if (ShutdownRequestPending)
-				return LOAD_BLOCKED;
-		}
+		CHECK_FOR_INTERRUPTS();
+		if (ShutdownRequestPending)
+			return LOAD_BLOCKED;
 	}
 
 	ereport(LOG,
 			(errmsg("statbuffer has loaded the counts that were saved at the last shutdown"),
 			 errdetail_plural("They were of %llu key.", "They were of %llu keys.",
-							  header.nkeys,
-							  (unsigned long long) header.nkeys)));
+							  header->nkeys,
+							  (unsigned long long) header->nkeys)));
 	return LOAD_FINISHED;
 }
 
@@ -361,9 +556,9 @@ load_all(Loading *loading)
 
 	if (!take_over(true))
 		return LOAD_FINISHED;
-	loading->file = savefile_open(SAVED_LOADING_FILE, 0);
+	loading->reader = savefile_open(SAVED_LOADING_FILE);
 	progress = load_records(loading);
-	FreeFile(loading->file);
+	savefile_close(loading->reader);
 	if (progress == LOAD_FINISHED)
 		savefile_remove(SAVED_LOADING_FILE);
 	return progress;

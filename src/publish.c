@@ -148,7 +148,7 @@ pin_truncated(PendingBuffer *pending)
 	MemoryContext oldcontext;
 
 	/* saved counts may still be loaded, so wait for them before looking */
-	if (!launch_await_load())
+	if (!launch_await_load(buffer->relid, LAUNCH_ALL_KEYS))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("cannot truncate buffer \"%s\" now",

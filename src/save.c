@@ -15,6 +15,7 @@
 #include "access/xact.h"
 #include "counters.h"
 #include "load.h"
+#include "port/pg_bitutils.h"
 #include "registry.h"
 #include "save.h"
 #include "savefile.h"
@@ -25,21 +26,30 @@
 /* how long to wait for transactions that are about to commit */
 #define UNPIN_WAIT_MSECS	10000
 
-/* The state while the counts of one shape of a buffer are written. */
+#define NO_SHAPE			TABLE_SHAPES
+
+/* The state while counts are written, and while those of a buffer are. */
 typedef struct Saving
 {
 	SavedWriter *writer;
 	int64		to_timestamp;	/* clock_to_timestamp() at the time of saving */
-	SavedSection section;
-	const KeyShape *shape;		/* of the section */
-	bool		section_written;
-	uint64		nkeys;			/* keys visited */
+	uint64		nkeys;			/* keys visited, of those that are held */
+	uint64		shown_nkeys;	/* and when that was last shown */
 	uint64		all_keys;		/* keys of all buffers */
+
+	SharedBuffer *buffer;		/* claimed */
+	int			shape;			/* of the keys that are written, or NO_SHAPE */
+	bool		in_section;
+	uint32		other_shapes;	/* of keys that the scan has passed over */
+	uint64		position;		/* of the scan, before the present portion */
+	List	   *pinned;			/* counters of the portion that are pinned */
+	ClockTime	wait_until;		/* for pinned counters */
+	bool		warned;			/* that there were some for too long */
 } Saving;
 
 /* Show in the process title how far we are. */
 static void
-show_progress(const Saving *saving)
+show_progress(Saving *saving)
 {
 	char		title[80];
 
@@ -47,33 +57,138 @@ show_progress(const Saving *saving)
 			 (unsigned long long) saving->nkeys,
 			 (unsigned long long) saving->all_keys);
 	set_ps_display(title);
+	saving->shown_nkeys = saving->nkeys;
 }
 
-/* Write a key: a CounterVisitor. */
+/* Begin a section for the keys of a shape. */
 static void
-save_key(const CounterInfo *info, void *arg)
+put_section(Saving *saving, int shape)
 {
-	Saving	   *saving = arg;
-	SavedKey	key = {
-		.kind = RECORD_KEY,
-		.keylen = info->keylen,
-		.count = info->count,
-		/* retry a failing key after the restart */
-		.counted_at = info->failures > 0 || info->counted_at == 0 ? 0 :
-		info->counted_at + saving->to_timestamp
+	SharedBuffer *buffer = saving->buffer;
+
+	/* only the process that has claimed the buffer could remove it */
+	KeyShape   *key_shape = dsa_get_address(shared_area,
+											buffer->table.shapes[shape]);
+	SavedSection section = {
+		.kind = RECORD_SECTION,
+		.dboid = buffer->key.dboid,
+		.relid = buffer->key.relid,
+		.owner = pg_atomic_read_u32(&buffer->settings.owner),
+		.shape_size = key_shape->size,
+		.interval = registry_interval(buffer)
 	};
 
-	Assert(info->in_flight == 0);
-	if (++saving->nkeys % SAVED_PROGRESS_KEYS == 0)
-		show_progress(saving);
-	if (info->count == 0)
+	savefile_put_section(saving->writer, &section, key_shape, saving->position);
+	saving->shape = shape;
+	saving->in_section = true;
+}
+
+/* Put a counter that is not pinned, so that its count is final. */
+static void
+put_counter(Saving *saving, SharedCounter *counter)
+{
+	ClockTime	counted_at = (ClockTime) pg_atomic_read_u64(&counter->counted_at);
+	SavedKey	key = {
+		.len = counter->keylen,
+		.count = (int64) pg_atomic_read_u64(&counter->count),
+		.data = counter->key
+	};
+
+	Assert(pg_atomic_read_u64(&counter->in_flight) == 0);
+	if (key.count == 0)
 		return;
-	if (!saving->section_written)
+
+	/* retry a failing key after the restart */
+	if (counter->failures == 0 && counted_at != 0)
+		key.counted_at = counted_at + saving->to_timestamp;
+	if (!saving->in_section)
+		put_section(saving, counter->shape);
+	savefile_put_key(saving->writer, &key);
+}
+
+/* Put the counters of a portion, except for those that are pinned. */
+static void
+put_portion(Saving *saving, TableScan *scan)
+{
+	SharedCounter *counter;
+
+	while ((counter = table_next(scan).counter) != NULL)
 	{
-		savefile_put_section(saving->writer, &saving->section, saving->shape);
-		saving->section_written = true;
+		if (saving->shape != NO_SHAPE && counter->shape != saving->shape)
+		{
+			saving->other_shapes |= (uint32) 1 << counter->shape;
+			continue;
+		}
+		saving->nkeys++;
+		if (counter_has_flag(counter, COUNTER_PINS))
+		{
+			saving->pinned = lappend(saving->pinned, counter);
+			continue;
+		}
+
+		/* read the count after the pins: see SharedClaims */
+		pg_read_barrier();
+		put_counter(saving, counter);
 	}
-	savefile_put_key(saving->writer, &key, info->key);
+}
+
+/*
+ * Put the counters of the portion that were pinned, when they no longer are.
+ * Only the worker could free them, and that is us.
+ */
+static void
+put_pinned(Saving *saving)
+{
+	ListCell   *lc;
+
+	if (likely(saving->pinned == NIL))
+		return;
+	if (saving->wait_until == 0)
+		saving->wait_until = clock_add(clock_now(), UNPIN_WAIT_MSECS);
+	foreach(lc, saving->pinned)
+	{
+		SharedCounter *counter = lfirst(lc);
+
+		if (!counters_wait_unpinned(saving->buffer, counter,
+									saving->wait_until) &&
+			!saving->warned)
+		{
+			ereport(WARNING,
+					(errmsg("a transaction that is about to commit keeps statbuffer from saving counts"),
+					 errdetail("What it has counted is lost if it commits.")));
+			saving->warned = true;
+		}
+		if (saving->shape != NO_SHAPE && counter->shape != saving->shape)
+			saving->other_shapes |= (uint32) 1 << counter->shape;
+		else
+			put_counter(saving, counter);
+	}
+	list_free(saving->pinned);
+	saving->pinned = NIL;
+}
+
+/*
+ * Put the keys of one shape, or if that is NO_SHAPE, of the shape of the first
+ * key with a count.
+ */
+static void
+save_shape(Saving *saving, const CounterTable *table, int shape)
+{
+	TableScan	scan;
+
+	saving->shape = shape;
+	saving->in_section = false;
+	saving->position = 0;
+	table_begin_scan(&scan, table, false);
+	while (table_begin_portion(&scan))
+	{
+		put_portion(saving, &scan);
+		put_pinned(saving);
+		saving->position = table_scan_position(&scan);
+		savefile_end_portion(saving->writer, saving->position);
+		if (saving->nkeys - saving->shown_nkeys >= SAVED_PROGRESS_KEYS)
+			show_progress(saving);
+	}
 }
 
 static void
@@ -85,76 +200,79 @@ save_buffer(Saving *saving, SharedBufferKey key)
 	if (buffer == NULL)
 		return;
 	table_attach(&buffer->table, &table);
-	if (!counters_wait_unpinned(buffer, &table,
-								clock_add(clock_now(), UNPIN_WAIT_MSECS)))
-		ereport(WARNING,
-				(errmsg("a transaction that is about to commit keeps statbuffer from saving counts"),
-				 errdetail("What it has counted is lost if it commits.")));
-	for (int shape = 0; shape < TABLE_SHAPES; shape++)
-	{
-		/* only the process that has claimed the buffer could remove it */
-		saving->shape = dsa_get_address(shared_area, buffer->table.shapes[shape]);
-		if (saving->shape == NULL)
-			continue;
-		saving->section.kind = RECORD_SECTION;
-		saving->section.dboid = key.dboid;
-		saving->section.relid = key.relid;
-		saving->section.owner = pg_atomic_read_u32(&buffer->settings.owner);
-		saving->section.shape_size = saving->shape->size;
-		saving->section.interval = registry_interval(buffer);
-		saving->section_written = false;
-		table.readable = (uint32) 1 << shape;
-		table_visit(&buffer->table, &table, save_key, saving);
-	}
+	requests_drop_flushes(&buffer->requests);
+	saving->buffer = buffer;
+	saving->other_shapes = 0;
+	saving->wait_until = 0;
+	saving->warned = false;
+
+	/* most often, all keys have the same shape */
+	save_shape(saving, &table, NO_SHAPE);
+	for (uint32 others = saving->other_shapes; others != 0;
+		 others &= others - 1)
+		save_shape(saving, &table, pg_rightmost_one_pos32(others));
 	table_detach(&table);
 	registry_release(buffer, 0);
 }
 
-/* Copy a section and its shape, which is still to be read from the file. */
+/* Copy the keys of a block, without the first ones. */
 static void
-copy_section(SavedWriter *writer, FILE *file, const SavedSection *section)
+copy_block(SavedWriter *writer, SavedReader *reader, int64 offset,
+		   const SavedBlock *block, uint32 nskip)
 {
-	KeyShape   *shape = savefile_read_shape(file, section);
+	int64		set_back_by = savefile_set_back_by(&reader->header,
+												   writer->header.saved_at);
+	SavedKey	key;
 
-	savefile_put_section(writer, section, shape);
+	savefile_read_block(reader, offset, block);
+	savefile_end_portion(writer, block->begin);
+	for (uint32 i = 0; i < block->nkeys; i++)
+	{
+		savefile_next_key(reader, &key);
+		if (i < nskip)
+			continue;
+		if (key.counted_at != 0)
+			key.counted_at -= set_back_by;
+		savefile_put_key(writer, &key);
+	}
+	savefile_end_portion(writer, block->end);
+}
+
+/* Copy a section and its shape. */
+static void
+copy_section(SavedWriter *writer, SavedReader *reader, int64 offset,
+			 const SavedSection *section)
+{
+	KeyShape   *shape = savefile_read_shape(reader, offset, section);
+
+	savefile_put_section(writer, section, shape, 0);
 	pfree(shape);
 }
 
 /* Copy the rest of a file that was not loaded completely. */
 static void
-copy_rest(SavedWriter *writer, const char *name, int64 section, int64 offset)
+copy_rest(SavedWriter *writer, const LoadRest *rest)
 {
-	SavedHeader header;
+	SavedReader *reader = savefile_open(rest->name);
+	int64		offset = rest->offset;
+	uint32		nskip = rest->nkeys;
 	SavedRecord record;
-	FILE	   *file;
 
-	file = savefile_open(name, 0);
-	savefile_read_header(file, &header);
-	FreeFile(file);
-	if (section != 0)
+	if (rest->section != 0)
 	{
-		file = savefile_open(name, section);
-		(void) savefile_read_record(file, &record);
-		copy_section(writer, file, &record.section);
-		FreeFile(file);
+		(void) savefile_read_record(reader, rest->section, &record);
+		copy_section(writer, reader, rest->section, &record.section);
 	}
-	file = savefile_open(name, offset);
-	while (savefile_read_record(file, &record))
+	for (; savefile_read_record(reader, offset, &record);
+		 offset = savefile_next(offset, &record))
 	{
-		KeySpace	space;
-
 		if (record.kind == RECORD_SECTION)
-		{
-			copy_section(writer, file, &record.section);
-			continue;
-		}
-		savefile_read_key(file, &record.key, &space);
-		if (record.key.counted_at != 0)
-			record.key.counted_at -= savefile_set_back_by(&header,
-														  writer->header.saved_at);
-		savefile_put_key(writer, &record.key, space.data);
+			copy_section(writer, reader, offset, &record.section);
+		else
+			copy_block(writer, reader, offset, &record.block, nskip);
+		nskip = 0;
 	}
-	FreeFile(file);
+	savefile_close(reader);
 }
 
 /*
@@ -222,10 +340,9 @@ save_all(void)
 	};
 	Saving		saving = {0};
 	SavedWriter *writer;
-	const char *rest_name;
-	int64		rest_section;
-	int64		rest_offset;
-	bool		rest;
+	LoadRest	rest;
+	bool		has_rest;
+	bool		saved;
 
 	Assert(registry_is_closed());
 	if (load_is_saved())
@@ -239,15 +356,14 @@ save_all(void)
 	writer = savefile_begin(GetCurrentTimestamp());
 	saving.writer = writer;
 	saving.to_timestamp = writer->header.saved_at - clock_now();
-	rest = load_find_rest(&rest_name, &rest_section, &rest_offset);
+	has_rest = load_find_rest(&rest);
 	save_buffers(&saving);
-	if (rest)
-		copy_rest(writer, rest_name, rest_section, rest_offset);
+	if (has_rest)
+		copy_rest(writer, &rest);
 
-	if (writer->file != NULL)
+	saved = savefile_finish(writer);
+	if (saved)
 	{
-		savefile_finish(writer);
-
 		/*
 		 * The server may still crash before its shutdown checkpoint.  Even
 		 * then, the counts in the file must have been committed, and those
@@ -264,11 +380,11 @@ save_all(void)
 		load_set_saved();
 		(void) durable_rename(SAVED_TEMP_FILE, SAVED_FILE, ERROR);
 	}
-	if (rest)
+	if (has_rest)
 		savefile_remove(SAVED_LOADING_FILE);
 	error_context_stack = callback.previous;
 
-	if (writer->file != NULL)
+	if (saved)
 		ereport(LOG,
 				(errmsg("statbuffer has saved counts that are not yet stored"),
 				 errdetail_plural("They are of %llu key.", "They are of %llu keys.",

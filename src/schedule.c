@@ -387,6 +387,16 @@ append_due(SharedSchedule *schedule, CounterRef ref)
 	schedule->due_tail = ref.self;
 }
 
+/*
+ * Map what schedule_add() needs, so that it cannot fail for counters that are
+ * mapped.
+ */
+void
+schedule_prepare_to_add(SharedSchedule *schedule)
+{
+	map_due_tail(schedule);
+}
+
 /* Schedule a counter whose LINKED bit is set and that is on no list. */
 void
 schedule_add(SharedSchedule *schedule, CounterRef ref)

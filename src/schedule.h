@@ -96,6 +96,7 @@ extern bool schedule_is_empty(SharedSchedule *schedule);
 
 /* for the buffer's worker */
 extern void schedule_advance(SharedSchedule *schedule, ClockTime now);
+extern void schedule_prepare_to_add(SharedSchedule *schedule);
 extern void schedule_add(SharedSchedule *schedule, CounterRef ref);
 extern void schedule_add_first(SharedSchedule *schedule, CounterRef ref);
 extern dsa_pointer schedule_pop_due(SharedSchedule *schedule);

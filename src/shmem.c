@@ -86,6 +86,8 @@ init_control(void *memory)
 	control->registry = InvalidDsaPointer;
 	pg_atomic_init_u32(&control->claims.closed, 0);
 	pg_atomic_init_u32(&control->load.state, 0);
+	pg_atomic_init_u64(&control->load.offset, 0);
+	pg_atomic_init_u64(&control->load.reached, 0);
 	ConditionVariableInit(&control->load.cv);
 	pg_atomic_init_u64(&control->memory.nbytes, 0);
 	pg_atomic_init_u64(&control->memory.refused_at, 0);

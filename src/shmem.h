@@ -89,14 +89,24 @@ typedef struct SharedClaims
 /*
  * How much of the file from the last shutdown is in memory.  See load.c.
  * `state' is written by the launcher and, if there is no file, by any process;
- * the positions are the launcher's alone.  `cv' is broadcast when everything
- * is loaded.
+ * the rest by the launcher alone.
+ *
+ * `offset' is that of the first record which is not loaded, or not completely.
+ * `section' is that of the section that it belongs to, or 0, and `nkeys' is how
+ * many keys of it are loaded.  All keys of the section that are below the
+ * position `reached' are in memory.
+ *
+ * Other processes read `offset' and then `reached'.  The launcher sets `reached'
+ * to 0 before it goes to another section, so that what they see of it is never
+ * too much.  `cv' is broadcast when more is loaded.
  */
 typedef struct SharedLoad
 {
 	pg_atomic_uint32 state;
+	uint32		nkeys;
 	int64		section;
-	int64		offset;
+	pg_atomic_uint64 offset;
+	pg_atomic_uint64 reached;
 	ConditionVariable cv;
 } SharedLoad;
 

@@ -236,7 +236,7 @@ sb_stat_get_buffer(PG_FUNCTION_ARGS)
 		PG_RETURN_NULL();
 	desc = get_row_type(fcinfo, STAT_COLUMNS);
 
-	(void) launch_await_load();
+	(void) launch_await_load(relid, LAUNCH_ALL_KEYS);
 	read_stats(relid, &stats);
 	pending = stats.total[STAT_PUBLISHED] - stats.total[STAT_FLUSHED_COUNT] -
 		stats.total[STAT_DISCARDED] - stats.in_flight;
@@ -282,7 +282,7 @@ sb_stat_get_memory(PG_FUNCTION_ARGS)
 
 	desc = get_row_type(fcinfo, MEMORY_COLUMNS);
 
-	(void) launch_await_load();
+	(void) launch_await_load(InvalidOid, LAUNCH_ALL_KEYS);
 	if (registry_attach(false))
 	{
 		RegistryScan scan;

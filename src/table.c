@@ -190,6 +190,24 @@ table_next(TableScan *scan)
 	return hash_next(&scan->scan);
 }
 
+/*
+ * Get the position of a scan between two portions, which is a number that goes
+ * up: it has come by all keys for which table_position() is less, and no
+ * others.
+ */
+uint64
+table_scan_position(const TableScan *scan)
+{
+	return hash_scan_position(&scan->scan);
+}
+
+/* The position at which a scan comes by a key. */
+uint64
+table_position(const KeyBytes *key)
+{
+	return hash_position(key->hash);
+}
+
 /* End a scan in the middle of a portion. */
 void
 table_end_portion(TableScan *scan)
@@ -382,13 +400,11 @@ table_report_full(TableResult result, const char *name)
 					 "statbuffer.max_memory", "sb_stat_buffers")));
 }
 
-/* Account for a key that was created (sign 1) or freed (sign -1). */
+/* Account for keys that were created, or freed: then both are negative. */
 static void
-account(SharedTable *shared, uint16 keylen, int sign)
+account(SharedTable *shared, int64 nkeys, int64 size)
 {
-	int64		size = sign * (int64) KEY_COST(keylen);
-
-	pg_atomic_fetch_add_u64(&shared->nkeys, sign);
+	pg_atomic_fetch_add_u64(&shared->nkeys, nkeys);
 	pg_atomic_fetch_add_u64(&shared->nbytes, size);
 	pg_atomic_fetch_add_u64(&shared_control->memory.nbytes, size);
 }
@@ -502,7 +518,7 @@ create_counter(SharedTable *shared, const CounterTable *table,
 				ref.self = created.self;
 				hash_insert(table->partitions, key->hash, ref, spare);
 				created.self = InvalidDsaPointer;
-				account(shared, key->len, 1);
+				account(shared, 1, KEY_COST(key->len));
 			}
 			else
 				counter_pin(ref.counter);
@@ -555,6 +571,135 @@ table_pin_or_create(SharedTable *shared, const CounterTable *table,
 	if (result == TABLE_FULL)
 		report_short_memory();
 	return result;
+}
+
+/* ------------------------------------------------------------------------
+ * Many keys at a time
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Prepare to create so many keys of the partition that `key' is in, so that the
+ * table need not grow for each.  May raise an error; if memory is just out, does
+ * what is possible.
+ */
+void
+table_reserve(const CounterTable *table, const KeyBytes *key, uint32 nkeys)
+{
+	HashSpare	spare = {0};
+
+	PG_TRY();
+	{
+		hash_reserve(table->partitions, key->hash, nkeys, &spare);
+	}
+	PG_CATCH();
+	{
+		LWLockReleaseAll();
+		hash_free_spare(&spare);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+}
+
+/*
+ * Allocate counters for new keys, as many as there is memory for, and
+ * initialize them.  Returns how many; `nallocated' follows, for an error.
+ */
+static int
+allocate_many(const CounterTable *table, NewCounter *new, int n,
+			  volatile int *nallocated)
+{
+	uint64		used = pg_atomic_read_u64(&shared_control->memory.nbytes);
+
+	for (int i = 0; i < n; i++)
+	{
+		uint16		keylen = new[i].key.len;
+		SharedCounter *counter;
+
+		used += KEY_COST(keylen);
+		if (used > memory_eighths(KEY_MEMORY_EIGHTHS))
+			break;
+		new[i].ref.self = dsa_allocate_extended(shared_area,
+												COUNTER_SIZE(keylen),
+												DSA_ALLOC_NO_OOM);
+		if (!DsaPointerIsValid(new[i].ref.self))
+			break;
+		*nallocated = i + 1;
+		counter = new[i].ref.counter = counter_at(new[i].ref.self);
+		init_counter(counter, &new[i].key, table->shape);
+		pg_atomic_init_u64(&counter->count, (uint64) new[i].count);
+		pg_atomic_init_u64(&counter->counted_at, (uint64) new[i].counted_at);
+		pg_atomic_init_u32(&counter->pins, COUNTER_LINKED);
+	}
+	return *nallocated;
+}
+
+/*
+ * Insert new counters under one lock, up to one whose key is there, or that is
+ * in another partition, or for which nothing is reserved.  Returns how many.
+ * On error none is inserted.
+ */
+static int
+insert_many(const CounterTable *table, NewCounter *new, int n)
+{
+	int			partition = hash_partition_number(new[0].key.hash);
+	LWLock	   *lock = hash_lock(table->partitions, new[0].key.hash, LW_EXCLUSIVE);
+	int			room = Min(n, hash_reserved(table->partitions, new[0].key.hash));
+	int			fit = 0;
+
+	/* first, because it can fail */
+	while (fit < room &&
+		   hash_partition_number(new[fit].key.hash) == partition &&
+		   hash_find(table->partitions, &new[fit].key, table->shape).counter == NULL)
+		fit++;
+	for (int i = 0; i < fit; i++)
+		hash_insert_reserved(table->partitions, new[i].key.hash, new[i].ref);
+	LWLockRelease(lock);
+	return fit;
+}
+
+/*
+ * Create counters for keys of one partition, with their counts and times.  The
+ * keys must differ from each other.  Returns how many of them, from the first
+ * one on, were created: ends at a key that the buffer holds, or for which there
+ * is no room.  They are not pinned, but have the LINKED bit: the caller puts
+ * them on a list of the schedule before anything can fail.
+ *
+ * For a process that has claimed the buffer.  Raises an error if the system has
+ * no memory; then none is created.  Locks a partition of the table.
+ */
+int
+table_create_many(SharedTable *shared, const CounterTable *table,
+				  NewCounter *new, int n)
+{
+	volatile int nallocated = 0;
+	int			ncreated = 0;
+	int64		size = 0;
+
+	PG_TRY();
+	{
+		n = allocate_many(table, new, n, &nallocated);
+		if (n > 0)
+			ncreated = insert_many(table, new, n);
+	}
+	PG_CATCH();
+	{
+		/* dsa.c raises errors with its locks held, which freeing takes, too */
+		LWLockReleaseAll();
+		for (int i = 0; i < nallocated; i++)
+			dsa_free(shared_area, new[i].ref.self);
+		rethrow_memory_error();
+	}
+	PG_END_TRY();
+
+	for (int i = 0; i < ncreated; i++)
+		size += KEY_COST(new[i].key.len);
+	account(shared, ncreated, size);
+	for (int i = ncreated; i < nallocated; i++)
+		dsa_free(shared_area, new[i].ref.self);
+	if (unlikely(table_memory_is_short()))
+		report_short_memory();
+	return ncreated;
 }
 
 /* ------------------------------------------------------------------------
@@ -767,7 +912,7 @@ void
 table_delete_current(SharedTable *shared, TableScan *scan, CounterRef ref)
 {
 	replace_error(shared, ref.counter, InvalidDsaPointer);
-	account(shared, ref.counter->keylen, -1);
+	account(shared, -1, -(int64) KEY_COST(ref.counter->keylen));
 	hash_delete_current(&scan->scan);
 	dsa_free(shared_area, ref.self);
 }
@@ -792,7 +937,7 @@ free_first_removed(SharedTable *shared)
 	CounterRef	ref = counter_ref(shared->removed);
 
 	replace_error(shared, ref.counter, InvalidDsaPointer);
-	account(shared, ref.counter->keylen, -1);
+	account(shared, -1, -(int64) KEY_COST(ref.counter->keylen));
 	shared->removed = ref.counter->chain;
 	dsa_free(shared_area, ref.self);
 }

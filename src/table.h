@@ -149,6 +149,15 @@ typedef enum TableResult
 	TABLE_FULL					/* no room within statbuffer.max_memory */
 } TableResult;
 
+/* A key for table_create_many(), and its counter. */
+typedef struct NewCounter
+{
+	KeyBytes	key;
+	int64		count;
+	ClockTime	counted_at;
+	CounterRef	ref;
+} NewCounter;
+
 /* Called under a partition lock: must only copy. */
 typedef void (*CounterVisitor) (const CounterInfo *info, void *arg);
 
@@ -183,6 +192,8 @@ extern void table_begin_scan(TableScan *scan, const CounterTable *table,
 extern bool table_begin_portion(TableScan *scan);
 extern CounterRef table_next(TableScan *scan);
 extern void table_end_portion(TableScan *scan);
+extern uint64 table_scan_position(const TableScan *scan);
+extern uint64 table_position(const KeyBytes *key);
 
 /* memory */
 extern bool table_memory_is_short(void);
@@ -200,6 +211,10 @@ extern void table_delete_current(SharedTable *shared, TableScan *scan,
 								 CounterRef ref);
 extern bool table_set_error(SharedTable *shared, SharedCounter *counter,
 							const char *message);
+extern void table_reserve(const CounterTable *table, const KeyBytes *key,
+						  uint32 nkeys);
+extern int	table_create_many(SharedTable *shared, const CounterTable *table,
+							  NewCounter *new, int n);
 extern void table_remove_shapes(SharedTable *shared, uint32 used);
 extern void table_replace(SharedTable *shared);
 extern bool table_clear(SharedTable *shared);
