@@ -280,6 +280,12 @@ sub make_rows
 	value_row('  the worst commit while 10,000,000 are made in one transaction',
 		'growth commit-at-once worst 10000000', 'growth commit-growing worst 0');
 
+	value_row('fast stop with 10,000,000 keys of 16 bytes, all saved; to write and sync as much',
+		'saved stop statbuffer 10000000', 'saved stop write 10000000', '<= 8');
+	value_row('  start, until they are loaded; to visit as many counters',
+		'saved load statbuffer 10000000', 'saved load walk 10000000', '<= 5');
+	value_row('  the file', 'saved bytes statbuffer 10000000');
+
 	foreach my $n (1000, 5000)
 	{
 		my $many = $n == 1000 ? '1,000' : '5,000';
