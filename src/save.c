@@ -83,22 +83,25 @@ put_section(Saving *saving, int shape)
 	saving->in_section = true;
 }
 
-/* Put a counter that is not pinned, so that its count is final. */
+/* Put a counter that was found not to be pinned, so that its count is final. */
 static void
 put_counter(Saving *saving, SharedCounter *counter)
 {
-	ClockTime	counted_at = (ClockTime) pg_atomic_read_u64(&counter->counted_at);
+	ClockTime	counted_at;
 	SavedKey	key = {
 		.len = counter->keylen,
-		.count = (int64) pg_atomic_read_u64(&counter->count),
 		.data = counter->key
 	};
 
+	/* read the count after the pins: see SharedClaims */
+	pg_read_barrier();
 	Assert(pg_atomic_read_u64(&counter->in_flight) == 0);
+	key.count = (int64) pg_atomic_read_u64(&counter->count);
 	if (key.count == 0)
 		return;
 
 	/* retry a failing key after the restart */
+	counted_at = (ClockTime) pg_atomic_read_u64(&counter->counted_at);
 	if (counter->failures == 0 && counted_at != 0)
 		key.counted_at = counted_at + saving->to_timestamp;
 	if (!saving->in_section)
@@ -125,9 +128,6 @@ put_portion(Saving *saving, TableScan *scan)
 			saving->pinned = lappend(saving->pinned, counter);
 			continue;
 		}
-
-		/* read the count after the pins: see SharedClaims */
-		pg_read_barrier();
 		put_counter(saving, counter);
 	}
 }

@@ -515,7 +515,7 @@ is(stored($standby, $db, 'hits'), '62', 'and nothing is stored twice');
 $standby->stop;
 
 # Whoever saves shows in the process title how far it is.  This many keys take a
-# second.
+# moment.
 SKIP:
 {
 	skip 'no /proc to read process titles from', 2 unless $has_titles;
