@@ -455,7 +455,7 @@ apply_definition(FlushState *flush)
 	{
 		shared->flush.seen_shapes = buffer->table.shapes_number;
 		shared->flush.seen_shape = buffer->table.shape;
-		schedule_retry(&shared->schedule, now);
+		schedule_retry(&shared->schedule);
 	}
 	batch_set_size(&flush->batch, buffer->options.batch_size);
 }

@@ -267,7 +267,7 @@ requests_serve(SharedRequests *requests, SharedSchedule *schedule,
 	if ((taken & REQUEST_FLUSH_ALL) || begin_round ||
 		pg_atomic_read_u64(&drain->due) != asked)
 	{
-		schedule_make_all_due(schedule, true, now);
+		schedule_make_all_due(schedule, true);
 		pg_atomic_write_u64(&drain->due, asked);
 		requests_done(requests, REQUEST_FLUSH_ALL);
 	}

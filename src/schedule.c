@@ -479,22 +479,13 @@ schedule_make_due(SharedSchedule *schedule, CounterRef ref)
 	append_due(schedule, ref);
 }
 
-/* Which keys become due when the wheel is rebuilt. */
-typedef enum MakeDue
-{
-	MAKE_DUE_NONE,
-	MAKE_DUE_SOUND,				/* all but the keys that fail */
-	MAKE_DUE_FAILING,			/* only these */
-	MAKE_DUE_ALL
-} MakeDue;
-
 /*
  * Empty the wheel, advance it to `now', and sort all keys in again, because
- * their times or the interval have changed, or to make keys due.  The caller
- * may have read the clock before the wheel was last advanced.
+ * their times or the interval have changed.  The caller may have read the clock
+ * before the wheel was last advanced.
  */
 static void
-rebuild(SharedSchedule *schedule, MakeDue make_due, ClockTime now)
+rebuild(SharedSchedule *schedule, ClockTime now)
 {
 	dsa_pointer all = InvalidDsaPointer;
 
@@ -514,17 +505,10 @@ rebuild(SharedSchedule *schedule, MakeDue make_due, ClockTime now)
 		{
 			dsa_pointer self = slot->head;
 			SharedCounter *counter = counter_at(self);
-			uint64		at = pg_atomic_read_u64(&counter->counted_at);
 
 			slot->head = counter->next;
 			counter->next = all;
 			all = self;
-			if (at != 0 && !schedule_is_due(schedule, counter) &&
-				(make_due == MAKE_DUE_ALL ||
-				 make_due == (counter->failures == 0 ? MAKE_DUE_SOUND :
-							  MAKE_DUE_FAILING)))
-				set_counted_at(counter, at,
-							   schedule_due_now(schedule, counter));
 		}
 		slot->earliest = SCHEDULE_NEVER;
 	}
@@ -540,28 +524,70 @@ rebuild(SharedSchedule *schedule, MakeDue make_due, ClockTime now)
 }
 
 /*
+ * Make keys of the wheel due, and set a flag in SharedCounter.pins of each:
+ * those that do not fail if `sound', those that do if `failing'.
+ *
+ * Goes through all of them once, since there may be very many, and they are
+ * seldom in the cache.  The others stay where they are.
+ */
+static void
+make_due(SharedSchedule *schedule, bool sound, bool failing, uint32 flag)
+{
+	map_due_tail(schedule);
+	for (int i = 0; i < lengthof(schedule->slots); i++)
+	{
+		WheelSlot  *slot = &schedule->slots[i];
+		dsa_pointer *link = &slot->head;
+
+		while (DsaPointerIsValid(*link))
+		{
+			CounterRef	ref = counter_ref(*link);
+			uint64		at = pg_atomic_read_u64(&ref.counter->counted_at);
+
+			if (at != 0 && !schedule_is_due(schedule, ref.counter))
+			{
+				if (ref.counter->failures == 0 ? !sound : !failing)
+				{
+					link = &ref.counter->next;
+					continue;
+				}
+				set_counted_at(ref.counter, at,
+							   schedule_due_now(schedule, ref.counter));
+			}
+			*link = ref.counter->next;
+			schedule->nscheduled--;
+			if (flag != 0)
+				counter_set_flag(ref.counter, flag);
+			append_due(schedule, ref);
+		}
+	}
+}
+
+/*
  * Make every scheduled key due, or without `failing_too', those that do not
  * fail.
  */
 void
-schedule_make_all_due(SharedSchedule *schedule, bool failing_too, ClockTime now)
+schedule_make_all_due(SharedSchedule *schedule, bool failing_too)
 {
-	rebuild(schedule, failing_too ? MAKE_DUE_ALL : MAKE_DUE_SOUND, now);
+	drain_inbox(schedule);
 	(void) schedule_mark_due(schedule, COUNTER_REQUESTED);
+	make_due(schedule, true, failing_too, COUNTER_REQUESTED);
 }
 
 /* Make keys due that fail, because the cause may be gone. */
 void
-schedule_retry(SharedSchedule *schedule, ClockTime now)
+schedule_retry(SharedSchedule *schedule)
 {
-	rebuild(schedule, MAKE_DUE_FAILING, now);
+	drain_inbox(schedule);
+	make_due(schedule, false, true, 0);
 }
 
 /* Sort all keys in again, because counts were cleared and counted anew. */
 void
 schedule_sort_again(SharedSchedule *schedule, ClockTime now)
 {
-	rebuild(schedule, MAKE_DUE_NONE, now);
+	rebuild(schedule, now);
 }
 
 /*
@@ -592,7 +618,7 @@ schedule_set_interval(SharedSchedule *schedule, int64 interval, ClockTime now)
 						   (ClockTime) at + schedule->interval - interval);
 	}
 	schedule->interval = interval;
-	rebuild(schedule, MAKE_DUE_NONE, now);
+	rebuild(schedule, now);
 }
 
 /*

@@ -101,9 +101,8 @@ extern void schedule_add(SharedSchedule *schedule, CounterRef ref);
 extern void schedule_add_first(SharedSchedule *schedule, CounterRef ref);
 extern dsa_pointer schedule_pop_due(SharedSchedule *schedule);
 extern void schedule_make_due(SharedSchedule *schedule, CounterRef ref);
-extern void schedule_make_all_due(SharedSchedule *schedule, bool failing_too,
-								  ClockTime now);
-extern void schedule_retry(SharedSchedule *schedule, ClockTime now);
+extern void schedule_make_all_due(SharedSchedule *schedule, bool failing_too);
+extern void schedule_retry(SharedSchedule *schedule);
 extern void schedule_sort_again(SharedSchedule *schedule, ClockTime now);
 extern uint64 schedule_mark_due(SharedSchedule *schedule, uint32 flag);
 extern void schedule_set_interval(SharedSchedule *schedule, int64 interval,

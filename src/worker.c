@@ -295,7 +295,7 @@ last_flush(WorkerState *worker)
 		(void) requests_take(&flush->shared->requests);
 		requests_serve(&flush->shared->requests, &flush->shared->schedule, now);
 		schedule_advance(&flush->shared->schedule, now);
-		schedule_make_all_due(&flush->shared->schedule, was_alone, now);
+		schedule_make_all_due(&flush->shared->schedule, was_alone);
 		if (!flush_due(flush, stop_at) || was_alone)
 			return;
 
@@ -642,7 +642,7 @@ serve_requests(WorkerState *worker, ClockTime now)
 	schedule_advance(schedule, now);
 	if (asked & REQUEST_FLUSH_EARLY)
 	{
-		schedule_make_all_due(schedule, false, now);
+		schedule_make_all_due(schedule, false);
 		requests_done(requests, REQUEST_FLUSH_EARLY);
 		worker->short_of_memory = true;
 	}
