@@ -54,6 +54,44 @@ INSERT INTO buf VALUES ('a', 1), ('b', 1), ('c', 1);
 SELECT sb_drain('buf');
 SELECT keys, counts FROM calls ORDER BY keys; TRUNCATE calls;
 ALTER FOREIGN TABLE buf OPTIONS (DROP batch_size);
+
+-- Many keys, too: sorted, whether or not their beginnings differ, and merged
+-- where their types call them equal.
+CREATE TABLE got (n bigint, t text COLLATE "C", x numeric, count bigint);
+CREATE FOREIGN TABLE many (t text COLLATE "C", x numeric, count bigint NOT NULL)
+  SERVER statbuffer OPTIONS (handler 'store_many', interval '1h', timeout '1h');
+CREATE FUNCTION store_many(ts text[], xs numeric[], counts bigint[]) RETURNS void LANGUAGE sql
+AS 'INSERT INTO got SELECT n, t, x, c FROM unnest(ts, xs, counts) WITH ORDINALITY AS k (t, x, c, n)';
+CREATE VIEW seen AS
+  SELECT count(*) AS keys, sum(count) AS counted,
+         count(*) = count(DISTINCT (t, x)) AS merged,
+         array_agg(n ORDER BY n) = array_agg(n ORDER BY t, x) AS sorted
+    FROM got;
+INSERT INTO many SELECT md5(i::text), i % 5, 1 FROM generate_series(1, 500) i;
+SELECT sb_drain('many');
+SELECT * FROM seen; TRUNCATE got;
+INSERT INTO many SELECT 'all begin alike: ' || i % 150, round(i % 3, i % 4), 1 FROM generate_series(1, 900) i;
+INSERT INTO many SELECT NULL, round(i % 7, i % 3), 1 FROM generate_series(1, 50) i;
+INSERT INTO many SELECT 'all', NULL, 1 FROM generate_series(1, 50) i;
+SELECT sb_drain('many');
+SELECT * FROM seen; TRUNCATE got;
+-- The first column is one without an order, by its bytes; or one that needs no
+-- abbreviation.
+CREATE TABLE got_others (what text, x text, count bigint);
+CREATE FOREIGN TABLE by_place (place point, x numeric, count bigint NOT NULL)
+  SERVER statbuffer OPTIONS (handler 'store_places', interval '1h', timeout '1h');
+CREATE FUNCTION store_places(places point[], xs numeric[], counts bigint[]) RETURNS void LANGUAGE sql
+AS $$ INSERT INTO got_others SELECT 'place', unnest(places)::text || unnest(xs), unnest(counts) $$;
+CREATE FOREIGN TABLE by_number (n bigint, count bigint NOT NULL)
+  SERVER statbuffer OPTIONS (handler 'store_numbers', interval '1h', timeout '1h');
+CREATE FUNCTION store_numbers(ns bigint[], counts bigint[]) RETURNS void LANGUAGE sql
+AS $$ INSERT INTO got_others SELECT 'number', unnest(ns), unnest(counts) $$;
+INSERT INTO by_place SELECT point(i % 20, -i % 20), round(i % 3, i % 4), 1 FROM generate_series(1, 240) i;
+INSERT INTO by_number SELECT nullif((i * 7919) % 101 - 50, 3), 1 FROM generate_series(1, 202) i;
+SELECT sb_drain('by_place'), sb_drain('by_number');
+SELECT what, count(*) AS keys, sum(count) AS counted FROM got_others GROUP BY what ORDER BY what;
+SELECT array_agg(x::bigint) = array_agg(x::bigint ORDER BY x::bigint) AS sorted FROM got_others WHERE what = 'number';
+DROP FOREIGN TABLE many, by_place, by_number;
 -- It goes on with the other form when this one is dropped.
 DROP FUNCTION store(text[], bigint[]);
 INSERT INTO buf VALUES ('a', 1), ('b', 2);

@@ -82,6 +82,9 @@
 #define LOG_AGAIN_MSECS			60000
 #define LOG_OTHER_MSECS			1000
 
+StaticAssertDecl(offsetof(SharedCounter, key) % sizeof(int) == 0,
+				 "keys must be aligned for key_deform_in_place()");
+
 /* The work of one transaction: see attempt(). */
 typedef void (*FlushStep) (FlushState *flush, ClockTime now);
 
@@ -553,77 +556,72 @@ flush_check_definition(FlushState *flush)
  * ------------------------------------------------------------------------
  */
 
-static int
-compare_flush_keys(const void *a, const void *b, void *order)
+static inline void *
+allocate(Size n, Size size)
 {
-	const FlushKey *ka = a;
-	const FlushKey *kb = b;
-
-	return key_order_compare(order, ka->key.values, ka->key.isnull,
-							 kb->key.values, kb->key.isnull);
+	return palloc_extended(n * size, MCXT_ALLOC_HUGE);
 }
 
 /*
  * Sort the batch by key, and merge keys that are equal by the order of their
- * types.
+ * types.  The keys' values may be in shared memory: a counter in flight is not
+ * freed.
  */
 static void
 arrange_batch(FlushState *flush)
 {
 	TupleDesc	desc = flush->buffer->shape->desc;
-	KeyOrder   *order = key_order_make(desc);
-	FlushKey   *sorted;
 	int			n = flush->batch.nitems;
+	BatchItem  *items = flush->batch.items;
+	Datum	   *values = allocate((Size) n * desc->natts, sizeof(Datum));
+	bool	   *isnull = allocate((Size) n * desc->natts, sizeof(bool));
+	bool	   *same = allocate(n, sizeof(bool));
+	FlushKey   *keys = allocate(n, sizeof(FlushKey));
 	int			nkeys = 0;
 
-	sorted = palloc_extended(n * sizeof(FlushKey), MCXT_ALLOC_HUGE);
+	for (int i = 0; i < n; i++)
+		key_deform_in_place(desc, items[i].ref.counter->key,
+							items[i].ref.counter->keylen,
+							&values[(Size) i * desc->natts],
+							&isnull[(Size) i * desc->natts]);
+	flush->items = allocate(n, sizeof(int));
+	flush->keys = keys;
+	key_sort(desc, values, isnull, n, flush->items, same);
 	for (int i = 0; i < n; i++)
 	{
-		SharedCounter *counter = flush->batch.items[i].ref.counter;
+		int			item = flush->items[i];
+		FlushKey   *key;
 
-		sorted[i].key.values = palloc(desc->natts * sizeof(Datum));
-		sorted[i].key.isnull = palloc(desc->natts * sizeof(bool));
-		key_deform(desc, counter->key, counter->keylen,
-				   sorted[i].key.values, sorted[i].key.isnull);
-		sorted[i].key.count = flush->batch.items[i].count;
-		sorted[i].first_item = i;
-	}
-	qsort_arg(sorted, n, sizeof(FlushKey), compare_flush_keys, order);
-
-	flush->items = palloc_extended(n * sizeof(int), MCXT_ALLOC_HUGE);
-	flush->keys = sorted;
-	for (int i = 0; i < n; i++)
-	{
-		FlushKey	next = sorted[i];
-		FlushKey   *last = nkeys > 0 ? &sorted[nkeys - 1] : NULL;
-
-		flush->items[i] = next.first_item;
-		if (last && compare_flush_keys(last, &next, order) == 0)
+		if (same[i])
 		{
 			int64		sum;
 
 			/* what takes the sum out of range is left for the next batch */
-			if (pg_add_s64_overflow(last->key.count, next.key.count, &sum))
-				batch_pass_over(&flush->batch, next.first_item);
+			key = &keys[nkeys - 1];
+			if (pg_add_s64_overflow(key->key.count, items[item].count, &sum))
+				batch_pass_over(&flush->batch, item);
 			else
-				last->key.count = sum;
-			last->nitems++;
+				key->key.count = sum;
+			key->nitems++;
 			continue;
 		}
-		next.first_item = i;
-		next.nitems = 1;
-		sorted[nkeys++] = next;
+		key = &keys[nkeys++];
+		key->key.values = &values[(Size) item * desc->natts];
+		key->key.isnull = &isnull[(Size) item * desc->natts];
+		key->key.count = items[item].count;
+		key->first_item = i;
+		key->nitems = 1;
 	}
 
 	/* there is nothing to store for counts that add up to 0 */
 	flush->nkeys = 0;
-	flush->sink_keys = palloc_extended(n * sizeof(SinkKey), MCXT_ALLOC_HUGE);
+	flush->sink_keys = allocate(n, sizeof(SinkKey));
 	for (int i = 0; i < nkeys; i++)
 	{
-		if (sorted[i].key.count == 0)
+		if (keys[i].key.count == 0)
 			continue;
-		sorted[flush->nkeys] = sorted[i];
-		flush->sink_keys[flush->nkeys++] = sorted[i].key;
+		keys[flush->nkeys] = keys[i];
+		flush->sink_keys[flush->nkeys++] = keys[i].key;
 	}
 }
 

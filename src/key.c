@@ -35,6 +35,9 @@
 #include "utils/sortsupport.h"
 #include "utils/typcache.h"
 
+/* from this many keys on, sort them by abbreviations */
+#define ABBREVIATE_MIN		32
+
 /* Converts a value of one type to a value of a key column. */
 typedef struct KeyCast
 {
@@ -65,18 +68,31 @@ struct KeyReader
 	KeyCast    *casts;
 };
 
-typedef struct KeyOrderColumn
+/* How the values of a key column are ordered. */
+typedef struct ColumnOrder
 {
 	SortSupportData sort;		/* comparator NULL: compare bytes */
 	bool		byval;
 	int16		len;
-} KeyOrderColumn;
+} ColumnOrder;
 
-struct KeyOrder
+/* Keys that are being sorted: see key_sort(). */
+typedef struct KeySorting
 {
 	int			ncolumns;
-	KeyOrderColumn columns[FLEXIBLE_ARRAY_MEMBER];
-};
+	const Datum *values;
+	const bool *isnull;
+	bool		abbreviated;	/* SortItem.first is an abbreviation */
+	ColumnOrder columns[FLEXIBLE_ARRAY_MEMBER];
+} KeySorting;
+
+/* One of them.  What most comparisons need is here. */
+typedef struct SortItem
+{
+	Datum		first;			/* the first column, or an abbreviation of it */
+	int			key;			/* number of the key */
+	bool		isnull;			/* the first column is null */
+} SortItem;
 
 /* ------------------------------------------------------------------------
  * Stored forms
@@ -354,6 +370,23 @@ key_deform(TupleDesc desc, const char *data, uint16 len, Datum *values,
 	for (int i = 0; i < desc->natts; i++)
 		if (!isnull[i] && may_have_rows(TupleDescAttr(desc, i)))
 			values[i] = flatten(TupleDescAttr(desc, i), values[i], false);
+}
+
+/*
+ * Likewise, but the datums may also point into the stored form, which must be
+ * aligned for int and stay as it is.
+ */
+void
+key_deform_in_place(TupleDesc desc, const char *data, uint16 len,
+					Datum *values, bool *isnull)
+{
+	if (!key_is_one_text(desc) || (len & KEY_HAS_NULLS) != 0)
+	{
+		key_deform(desc, data, len, values, isnull);
+		return;
+	}
+	values[0] = PointerGetDatum(data);
+	isnull[0] = false;
 }
 
 /*
@@ -716,38 +749,25 @@ key_read_columns(KeyReader *reader, Datum *values, bool *isnull)
  * ------------------------------------------------------------------------
  */
 
-/*
- * Determine how keys are ordered: by the default order of each column's type,
- * which also defines equality.  Types without an order are ordered by their
- * bytes.  The result is in the current memory context.
- */
-KeyOrder *
-key_order_make(TupleDesc desc)
+/* Determine how the values of a column are ordered. */
+static void
+prepare_column(ColumnOrder *column, Form_pg_attribute att, bool abbreviate)
 {
-	KeyOrder   *order = palloc0(offsetof(KeyOrder, columns) +
-								desc->natts * sizeof(KeyOrderColumn));
+	TypeCacheEntry *type;
 
-	order->ncolumns = desc->natts;
-	for (int i = 0; i < desc->natts; i++)
-	{
-		Form_pg_attribute att = TupleDescAttr(desc, i);
-		KeyOrderColumn *column = &order->columns[i];
-		TypeCacheEntry *type;
-
-		type = lookup_type_cache(att->atttypid,
-								 TYPECACHE_LT_OPR | TYPECACHE_CMP_PROC);
-		column->byval = att->attbyval;
-		column->len = att->attlen;
-		column->sort.ssup_cxt = CurrentMemoryContext;
-		column->sort.ssup_collation = att->attcollation;
-		if (OidIsValid(type->lt_opr) && OidIsValid(type->cmp_proc))
-			PrepareSortSupportFromOrderingOp(type->lt_opr, &column->sort);
-	}
-	return order;
+	type = lookup_type_cache(att->atttypid,
+							 TYPECACHE_LT_OPR | TYPECACHE_CMP_PROC);
+	column->byval = att->attbyval;
+	column->len = att->attlen;
+	column->sort.ssup_cxt = CurrentMemoryContext;
+	column->sort.ssup_collation = att->attcollation;
+	column->sort.abbreviate = abbreviate;
+	if (OidIsValid(type->lt_opr) && OidIsValid(type->cmp_proc))
+		PrepareSortSupportFromOrderingOp(type->lt_opr, &column->sort);
 }
 
 static int
-compare_images(KeyOrderColumn *column, Datum a, Datum b)
+compare_images(const ColumnOrder *column, Datum a, Datum b)
 {
 	Size		size_a = datumGetSize(a, column->byval, column->len);
 	Size		size_b = datumGetSize(b, column->byval, column->len);
@@ -761,26 +781,144 @@ compare_images(KeyOrderColumn *column, Datum a, Datum b)
 	return size_a < size_b ? -1 : (size_a > size_b ? 1 : 0);
 }
 
-/* Compare keys, column by column.  Nulls are equal, and sort last. */
-int
-key_order_compare(KeyOrder *order, Datum *values_a, bool *isnull_a,
-				  Datum *values_b, bool *isnull_b)
+/* Compare keys by one of their columns. */
+static int
+compare_column(KeySorting *sorting, int i, int key_a, int key_b)
 {
-	for (int i = 0; i < order->ncolumns; i++)
-	{
-		KeyOrderColumn *column = &order->columns[i];
-		int			cmp;
+	ColumnOrder *column = &sorting->columns[i];
+	Size		a = (Size) key_a * sorting->ncolumns + i;
+	Size		b = (Size) key_b * sorting->ncolumns + i;
+	const Datum *values = sorting->values;
+	const bool *isnull = sorting->isnull;
 
-		if (column->sort.comparator != NULL)
-			cmp = ApplySortComparator(values_a[i], isnull_a[i],
-									  values_b[i], isnull_b[i],
-									  &column->sort);
-		else if (isnull_a[i] || isnull_b[i])
-			cmp = (int) isnull_a[i] - (int) isnull_b[i];
-		else
-			cmp = compare_images(column, values_a[i], values_b[i]);
+	if (i == 0 && sorting->abbreviated)
+		return ApplySortAbbrevFullComparator(values[a], isnull[a],
+											 values[b], isnull[b],
+											 &column->sort);
+	if (column->sort.comparator != NULL)
+		return ApplySortComparator(values[a], isnull[a], values[b], isnull[b],
+								   &column->sort);
+	if (isnull[a] || isnull[b])
+		return (int) isnull[a] - (int) isnull[b];
+	return compare_images(column, values[a], values[b]);
+}
+
+/* Compare keys whose first columns, or abbreviations of these, are equal. */
+static pg_noinline int
+compare_rest(const SortItem *a, const SortItem *b, KeySorting *sorting)
+{
+	int			i = 0;
+
+	/* are they known to be equal? */
+	if (!sorting->abbreviated && sorting->columns[0].sort.comparator != NULL)
+		i = 1;
+	for (; i < sorting->ncolumns; i++)
+	{
+		int			cmp = compare_column(sorting, i, a->key, b->key);
+
 		if (cmp != 0)
 			return cmp;
 	}
 	return 0;
+}
+
+static inline int
+compare_items(const SortItem *a, const SortItem *b, KeySorting *sorting)
+{
+	SortSupport sort = &sorting->columns[0].sort;
+
+	if (likely(sort->comparator != NULL))
+	{
+		int			cmp = ApplySortComparator(a->first, a->isnull, b->first,
+											  b->isnull, sort);
+
+		if (cmp != 0)
+			return cmp;
+	}
+	return compare_rest(a, b, sorting);
+}
+
+#define ST_SORT sort_items
+#define ST_ELEMENT_TYPE SortItem
+#define ST_COMPARE(a, b, sorting) compare_items(a, b, sorting)
+#define ST_COMPARE_ARG_TYPE KeySorting
+#define ST_CHECK_FOR_INTERRUPTS
+#define ST_SCOPE static
+#define ST_DEFINE
+#include "lib/sort_template.h"
+
+/* Do without abbreviations.  The first `n' items have some. */
+static void
+stop_abbreviating(KeySorting *sorting, SortItem *items, int n)
+{
+	SortSupport sort = &sorting->columns[0].sort;
+
+	sorting->abbreviated = false;
+	sort->comparator = sort->abbrev_full_comparator;
+	for (int i = 0; i < n; i++)
+		items[i].first = sorting->values[(Size) i * sorting->ncolumns];
+}
+
+/*
+ * Make the items, in the order of the keys.  As in tuplesort.c, the type
+ * decides now and then whether abbreviations are worth it.
+ */
+static void
+make_items(KeySorting *sorting, SortItem *items, int nkeys)
+{
+	SortSupport sort = &sorting->columns[0].sort;
+	int			next_look = ABBREVIATE_MIN;
+
+	sorting->abbreviated = sort->abbrev_converter != NULL;
+	for (int i = 0; i < nkeys; i++)
+	{
+		Size		first = (Size) i * sorting->ncolumns;
+
+		if (sorting->abbreviated && i == next_look)
+		{
+			next_look *= 2;
+			if (sort->abbrev_abort(i, sort))
+				stop_abbreviating(sorting, items, i);
+		}
+		items[i].key = i;
+		items[i].isnull = sorting->isnull[first];
+		items[i].first = sorting->values[first];
+		if (sorting->abbreviated && !items[i].isnull)
+			items[i].first = sort->abbrev_converter(items[i].first, sort);
+	}
+}
+
+/*
+ * Sort keys by the default order of each column's type, which also defines
+ * equality.  Types without an order are ordered by their bytes.  Nulls are
+ * equal, and sort last.
+ *
+ * `values' and `isnull' have the columns of all keys, one key after the other.
+ * Stores the numbers of the keys, in order, in `sorted', and in `same' whether
+ * each is equal to the one before it.
+ */
+void
+key_sort(TupleDesc desc, const Datum *values, const bool *isnull, int nkeys,
+		 int *sorted, bool *same)
+{
+	KeySorting *sorting = palloc0(offsetof(KeySorting, columns) +
+								  desc->natts * sizeof(ColumnOrder));
+	SortItem   *items = palloc_extended(nkeys * sizeof(SortItem),
+										MCXT_ALLOC_HUGE);
+
+	sorting->ncolumns = desc->natts;
+	sorting->values = values;
+	sorting->isnull = isnull;
+	for (int i = 0; i < desc->natts; i++)
+		prepare_column(&sorting->columns[i], TupleDescAttr(desc, i),
+					   i == 0 && nkeys >= ABBREVIATE_MIN);
+	make_items(sorting, items, nkeys);
+	sort_items(items, nkeys, sorting);
+	for (int i = 0; i < nkeys; i++)
+	{
+		sorted[i] = items[i].key;
+		same[i] = i > 0 &&
+			compare_items(&items[i - 1], &items[i], sorting) == 0;
+	}
+	pfree(items);
 }

@@ -49,6 +49,8 @@ extern void key_form_text(Datum value, KeySpace *space, KeyBytes *key);
 extern uint32 key_hash(const char *data, uint16 len);
 extern void key_deform(TupleDesc desc, const char *data, uint16 len,
 					   Datum *values, bool *isnull);
+extern void key_deform_in_place(TupleDesc desc, const char *data, uint16 len,
+								Datum *values, bool *isnull);
 extern text *key_out(TupleDesc desc, const char *data, uint16 len);
 
 extern KeyReader *key_reader_make(TupleDesc desc, const char *relname,
@@ -85,12 +87,7 @@ key_is_text(const char *data, Datum value)
 		memcmp(VARDATA_ANY(data), VARDATA_ANY(text), len) == 0;
 }
 
-/* The order in which the keys of a batch are delivered to the sink. */
-typedef struct KeyOrder KeyOrder;
-
-extern KeyOrder *key_order_make(TupleDesc desc);
-extern int	key_order_compare(KeyOrder *order,
-							  Datum *values_a, bool *isnull_a,
-							  Datum *values_b, bool *isnull_b);
+extern void key_sort(TupleDesc desc, const Datum *values, const bool *isnull,
+					 int nkeys, int *sorted, bool *same);
 
 #endif							/* STATBUFFER_KEY_H */
