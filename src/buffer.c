@@ -507,6 +507,7 @@ build(SbBuffer *buffer, Relation rel, BufferLocker lock)
 	{
 		if (buffer->shape != NULL)
 			retire(buffer->shape->context);
+		shape->buffer = buffer;
 		shape->version = ++last_version;
 		any_row_types |= shape->nrow_types > 0;
 		MemoryContextSetParent(shape->context, TopMemoryContext);

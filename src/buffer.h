@@ -31,6 +31,7 @@ struct PendingBuffer;
  */
 typedef struct BufferShape
 {
+	struct SbBuffer *buffer;	/* whose shape it is, or was */
 	uint64		version;		/* unique within the process */
 	MemoryContext context;		/* that holds this struct */
 	TupleDesc	desc;			/* the key columns */

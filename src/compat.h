@@ -49,6 +49,13 @@
 #error "statbuffer needs PostgreSQL 15 or later"
 #endif
 
+/* Fetch memory that will soon be read, where the compiler knows how. */
+#ifdef __GNUC__
+#define compat_prefetch(address) __builtin_prefetch(address)
+#else
+#define compat_prefetch(address) ((void) 0)
+#endif
+
 /*
  * Export only the symbols that the server looks up by name: other libraries in
  * the process may define the same names.  16 and later mark these symbols in

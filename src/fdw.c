@@ -257,8 +257,8 @@ static void
 add_pending(BufferScan *state)
 {
 	SbBuffer   *buffer = state->buffer;
-	uint64		scan = pending_begin_scan();
 
+	pending_begin_scan(buffer);
 	for (ScanBlock *block = state->first; block; block = block->next)
 	{
 		for (Size offset = 0; offset < block->used;)
@@ -268,14 +268,14 @@ add_pending(BufferScan *state)
 			key_hash(row->key, row->keylen)};
 			int64		delta;
 
-			if (pending_scan_key(buffer, &key, scan, &delta))
+			if (pending_scan_key(buffer, &key, &delta))
 				row->count = DatumGetInt64(DirectFunctionCall2(int8pl,
 															   Int64GetDatum(row->count),
 															   Int64GetDatum(delta)));
 			offset += row_size(row->keylen);
 		}
 	}
-	pending_scan_rest(buffer, scan, visit_pending, state);
+	pending_scan_rest(buffer, visit_pending, state);
 }
 
 /* Copy the next portion of the rows.  Returns false if there are no more. */

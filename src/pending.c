@@ -67,7 +67,7 @@ typedef struct PendingUndo
 		{
 			int64		delta;
 			uint64		nincrements;
-			uint64		undo:47,
+			uint64		undo:PENDING_UNDO_BITS,
 						flush:1;
 		}			key;
 		struct
@@ -110,7 +110,7 @@ is_of_shape(const PendingKey *key, const BufferShape *shape)
 static inline bool
 is_searched(const PendingKey *key)
 {
-	return key->buffer == searched_buffer &&
+	return pending_key_buffer(key) == searched_buffer &&
 		key->len == searched->len &&
 		memcmp(key->data, searched->data, KEY_LENGTH(key->len)) == 0 &&
 		is_of_shape(key, searched_shape);
@@ -136,7 +136,7 @@ same_key(const PendingKey *a, const PendingKey *b)
 #define SH_ELEMENT_TYPE KeyHashEntry
 #define SH_KEY_TYPE PendingKey *
 #define SH_KEY key
-#define SH_HASH_KEY(tb, k) hash_pending((k)->buffer, (k)->hash)
+#define SH_HASH_KEY(tb, k) hash_pending(pending_key_buffer(k), (k)->hash)
 #define SH_EQUAL(tb, a, b) same_key(a, b)
 #define SH_STORE_HASH
 #define SH_GET_HASH(tb, a) (a)->hash
@@ -350,7 +350,7 @@ push_key(PendingKey *key, int level)
 	undo->was.key.nincrements = key->nincrements;
 	undo->was.key.undo = key->undo;
 	undo->was.key.flush = key->flush;
-	Assert(undo_base + nundo < UINT64CONST(1) << 47);
+	Assert(undo_base + nundo < UINT64CONST(1) << PENDING_UNDO_BITS);
 	key->undo = undo_base + (undo - undo_stack);
 }
 
@@ -559,19 +559,16 @@ find_key(SbBuffer *buffer, const BufferShape *shape, const KeyBytes *bytes)
 static PendingKey *
 allocate_key(Size size)
 {
-	Size		offset = offsetof(PendingKey, buffer);
-
 	size = TYPEALIGN(CACHE_LINE, size);
 	if (size > block_left)
 	{
 		char	   *block;
-
 		Size		next_size;
 
 		next_size = Min(Max(2 * block_size, BLOCK_MIN_SIZE), BLOCK_MAX_SIZE);
 		block = MemoryContextAlloc(TopTransactionContext,
 								   next_size + CACHE_LINE);
-		block_next = (char *) TYPEALIGN(CACHE_LINE, block + offset) - offset;
+		block_next = (char *) TYPEALIGN(CACHE_LINE, block);
 		block_left = block_size = next_size;
 	}
 	block_next += size;
@@ -591,7 +588,6 @@ make_key(SbBuffer *buffer, const BufferShape *shape, const KeyBytes *bytes)
 
 	key = pending_hash ? allocate_key(size) :
 		MemoryContextAlloc(TopTransactionContext, size);
-	key->buffer = buffer;
 	key->shape = shape;
 	key->hash = bytes->hash;
 	key->len = bytes->len;
@@ -600,7 +596,7 @@ make_key(SbBuffer *buffer, const BufferShape *shape, const KeyBytes *bytes)
 	key->nincrements = 0;
 	key->flush = 0;
 	key->undo = 0;
-	key->scan = 0;
+	key->scanned = false;
 
 	if (pending_hash != NULL)
 		insert_hashed(key);
@@ -655,7 +651,7 @@ pending_add_again(PendingKey *key, int64 count, Oid userid)
 				 errdetail("The transaction has added " INT64_FORMAT " to the key, and " INT64_FORMAT " was to be added.",
 						   key->delta, count)));
 	if (unlikely(!count_is_within(delta, MODERATE_DELTA)))
-		check_large(key->buffer, userid);
+		check_large(pending_key_buffer(key), userid);
 	save_key(key);
 	key->delta = delta;
 	key->nincrements++;
@@ -753,7 +749,7 @@ pending_truncate(SbBuffer *buffer)
 	for (PendingKey *key = counted.keys; key != NULL; key = key->next)
 	{
 		CHECK_FOR_INTERRUPTS();
-		if (key->buffer != buffer || key->nincrements == 0)
+		if (pending_key_buffer(key) != buffer || key->nincrements == 0)
 			continue;
 		save_key(key);
 		key->delta = 0;
@@ -842,7 +838,7 @@ pending_sum(SbBuffer *buffer, uint64 *nkeys, int64 *sum)
 		 key = key->next)
 	{
 		CHECK_FOR_INTERRUPTS();
-		if (key->buffer != buffer || key->delta == 0)
+		if (pending_key_buffer(key) != buffer || key->delta == 0)
 			continue;
 		total += (uint64) key->delta;
 		(*nkeys)++;
@@ -852,32 +848,33 @@ pending_sum(SbBuffer *buffer, uint64 *nkeys, int64 *sum)
 }
 
 /*
- * Begin to merge shared counts with the transaction's own.  Returns a scan
- * number: call pending_scan_key() with it for each shared key, then
- * pending_scan_rest().
+ * Begin to merge shared counts of a buffer with the transaction's own: then
+ * call pending_scan_key() for each shared key, and pending_scan_rest().
  */
-uint64
-pending_begin_scan(void)
+void
+pending_begin_scan(SbBuffer *buffer)
 {
-	static uint64 last_scan = 0;
-
-	return ++last_scan;
+	for (PendingKey *key = counted.keys; key != NULL; key = key->next)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (pending_key_buffer(key) == buffer)
+			key->scanned = false;
+	}
 }
 
 /*
  * Like pending_lookup(), but also excludes the key from pending_scan_rest().
  */
 bool
-pending_scan_key(SbBuffer *buffer, const KeyBytes *bytes, uint64 scan,
-				 int64 *delta)
+pending_scan_key(SbBuffer *buffer, const KeyBytes *bytes, int64 *delta)
 {
 	PendingKey *key = look_up(buffer, bytes);
 
 	/* a shared key of another shape, with the same bytes, may have got it */
-	if (key == NULL || key->scan == scan)
+	if (key == NULL || key->scanned)
 		return false;
 	*delta = key->delta;
-	key->scan = scan;
+	key->scanned = true;
 	return true;
 }
 
@@ -887,14 +884,13 @@ pending_scan_key(SbBuffer *buffer, const KeyBytes *bytes, uint64 scan,
  * returned.
  */
 void
-pending_scan_rest(SbBuffer *buffer, uint64 scan, PendingVisitor visit,
-				  void *arg)
+pending_scan_rest(SbBuffer *buffer, PendingVisitor visit, void *arg)
 {
 	for (PendingKey *key = counted.keys; key != NULL; key = key->next)
 	{
 		CHECK_FOR_INTERRUPTS();
-		if (key->buffer == buffer && key->nincrements > 0 &&
-			key->scan != scan && is_of_shape(key, buffer->shape))
+		if (pending_key_buffer(key) == buffer && key->nincrements > 0 &&
+			!key->scanned && is_of_shape(key, buffer->shape))
 		{
 			KeyBytes	bytes = {key->data, key->len, key->hash};
 

@@ -59,10 +59,10 @@ extern void pending_request_flush_all(SbBuffer *buffer);
 extern bool pending_lookup(SbBuffer *buffer, const KeyBytes *key,
 						   int64 *delta);
 extern bool pending_sum(SbBuffer *buffer, uint64 *nkeys, int64 *sum);
-extern uint64 pending_begin_scan(void);
+extern void pending_begin_scan(SbBuffer *buffer);
 extern bool pending_scan_key(SbBuffer *buffer, const KeyBytes *key,
-							 uint64 scan, int64 *delta);
-extern void pending_scan_rest(SbBuffer *buffer, uint64 scan,
-							  PendingVisitor visit, void *arg);
+							 int64 *delta);
+extern void pending_scan_rest(SbBuffer *buffer, PendingVisitor visit,
+							  void *arg);
 
 #endif							/* STATBUFFER_PENDING_H */

@@ -37,25 +37,24 @@ struct PendingBuffer
 	bool		has_requests;	/* some PublishedKey has a request */
 };
 
+#define PENDING_UNDO_BITS	46
+
 /*
  * What the transaction has added to a key.
  *
- * A statement may alternate between a great many keys.  The fields that an
- * increment touches, from `buffer' on, share a cache line where allocate_key()
- * can arrange that and the key is short.
+ * A statement may alternate between a great many keys.  allocate_key() aligns
+ * them to cache lines, and a key that takes 20 bytes has only one.
  */
 struct PendingKey
 {
 	PendingKey *next;
-	uint64		scan;			/* the last scan that has visited it */
-
-	SbBuffer   *buffer;
 	const BufferShape *shape;	/* under which the key was formed */
 	int64		delta;
 	uint64		nincrements;
-	uint64		undo:47,		/* serial of its last undo record; see
-								 * pending.c */
+	uint64		undo:PENDING_UNDO_BITS, /* serial of its last undo record; see
+										 * pending.c */
 				flush:1,		/* flush at once */
+				scanned:1,		/* by the present scan */
 				len:16;			/* as in KeyBytes */
 	uint32		hash;
 	char		data[FLEXIBLE_ARRAY_MEMBER];
@@ -63,6 +62,13 @@ struct PendingKey
 
 StaticAssertDecl(offsetof(PendingKey, data) % sizeof(int) == 0,
 				 "keys must be aligned for int");
+
+/* Get the buffer in which a key was counted. */
+static inline SbBuffer *
+pending_key_buffer(const PendingKey *key)
+{
+	return key->shape->buffer;
+}
 
 /*
  * Everything that the transaction has counted.  The lists live in

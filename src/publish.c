@@ -28,13 +28,23 @@
 #define HASH_RANGES			(1 << HASH_RANGE_BITS)
 #define HASH_RANGE(hash)	((hash) >> (32 - HASH_RANGE_BITS))
 
-/* how many keys ahead to prefetch */
+/*
+ * How many keys ahead to prefetch.  Without that, cache misses would take as
+ * long as all the rest.
+ */
 #define FETCH_AHEAD			8
 
-/* A key that is being published. */
+/*
+ * A key that is being published.  pin_key() sets all but `key'.
+ *
+ * Where there are many, visiting their PendingKeys, which lie in no order, takes
+ * as long as all the rest.  So what is needed after the commit is here.
+ */
 typedef struct PublishedKey
 {
 	PendingKey *key;
+	PendingBuffer *pending;		/* of its buffer */
+	int64		delta;
 	CounterPin	pin;
 	dsa_pointer request;		/* to flush it, or InvalidDsaPointer */
 } PublishedKey;
@@ -72,18 +82,6 @@ sort_by_ranges(PendingSet *set, PublishedKey *keys)
 		CHECK_FOR_INTERRUPTS();
 		keys[first[HASH_RANGE(key->hash)]++].key = key;
 	}
-}
-
-/*
- * Prefetch a key.  Without this, cache misses would take as long as all the
- * rest.
- */
-static inline void
-fetch_ahead(PendingKey *key)
-{
-#ifdef __GNUC__
-	__builtin_prefetch(&key->buffer);
-#endif
 }
 
 /*
@@ -174,12 +172,14 @@ static bool
 pin_key(PublishedKey *entry)
 {
 	PendingKey *key = entry->key;
-	SbBuffer   *buffer = key->buffer;
+	SbBuffer   *buffer = pending_key_buffer(key);
 	PendingBuffer *pending = buffer->pending;
 	KeyBytes	bytes = {key->data, key->len, key->hash};
 	TableResult result;
 
 	CHECK_FOR_INTERRUPTS();
+	entry->pending = pending;
+	entry->delta = key->delta;
 	entry->pin.ref.counter = NULL;
 	entry->request = InvalidDsaPointer;
 	if (key->nincrements == 0 || pending->dropped)
@@ -212,7 +212,7 @@ allocate_requests(void)
 {
 	for (uint64 i = 0; i < npublished; i++)
 	{
-		PendingBuffer *pending = published[i].key->buffer->pending;
+		PendingBuffer *pending = published[i].pending;
 
 		CHECK_FOR_INTERRUPTS();
 		if (!published[i].key->flush || pending->flush_all ||
@@ -252,10 +252,10 @@ publish_prepare(PendingSet *set)
 	for (uint64 i = 0; i < set->nkeys; i++)
 	{
 		if (i + FETCH_AHEAD < set->nkeys)
-			fetch_ahead(published[i + FETCH_AHEAD].key);
+			compat_prefetch(published[i + FETCH_AHEAD].key);
 		pinned |= pin_key(&published[i]);
 		npublished = i + 1;
-		any |= published[i].key->buffer->pending->attached;
+		any |= published[i].pending->attached;
 	}
 	if (pinned)
 		counters_check_open();
@@ -296,25 +296,23 @@ publish_commit(PendingSet *set)
 
 	for (uint64 i = 0; i < npublished; i++)
 	{
-		PendingKey *key = published[i].key;
+		int64		delta = published[i].delta;
 		SharedBuffer *shared;
 		CounterRef	ref;
 
-		if (i + FETCH_AHEAD < npublished)
-			fetch_ahead(published[i + FETCH_AHEAD].key);
 		if (published[i].pin.ref.counter == NULL)
 			continue;
-		shared = key->buffer->pending->shared;
+		shared = published[i].pending->shared;
 		if (likely(!DsaPointerIsValid(published[i].request)))
 		{
-			counters_add(shared, &published[i].pin, key->delta, &now);
+			counters_add(shared, &published[i].pin, delta, &now);
 			continue;
 		}
 
 		/* the request needs its own pin, and must follow the scheduling */
 		ref = published[i].pin.ref;
 		counter_pin(ref.counter);
-		counters_add(shared, &published[i].pin, key->delta, &now);
+		counters_add(shared, &published[i].pin, delta, &now);
 		requests_flush_published(&shared->requests, published[i].request, ref);
 	}
 
@@ -348,7 +346,7 @@ publish_abort(PendingSet *set)
 
 	for (uint64 i = 0; i < npublished; i++)
 	{
-		SharedBuffer *shared = published[i].key->buffer->pending->shared;
+		SharedBuffer *shared = published[i].pending->shared;
 
 		if (DsaPointerIsValid(published[i].request))
 		{
