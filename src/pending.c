@@ -140,10 +140,23 @@ same_key(const PendingKey *a, const PendingKey *b)
 #define SH_EQUAL(tb, a, b) same_key(a, b)
 #define SH_STORE_HASH
 #define SH_GET_HASH(tb, a) (a)->hash
+#define SH_USE_NONDEFAULT_ALLOCATOR
 #define SH_SCOPE static inline
 #define SH_DECLARE
 #define SH_DEFINE
 #include "lib/simplehash.h"
+
+static inline void *
+keyhash_allocate(keyhash_hash *hash, Size size)
+{
+	return memset(pending_allocate_many(size), 0, size);
+}
+
+static inline void
+keyhash_free(keyhash_hash *hash, void *pointer)
+{
+	pfree(pointer);
+}
 
 /* what the transaction has counted */
 static PendingSet counted;
@@ -566,8 +579,7 @@ allocate_key(Size size)
 		Size		next_size;
 
 		next_size = Min(Max(2 * block_size, BLOCK_MIN_SIZE), BLOCK_MAX_SIZE);
-		block = MemoryContextAlloc(TopTransactionContext,
-								   next_size + CACHE_LINE);
+		block = pending_allocate_many(next_size + CACHE_LINE);
 		block_next = (char *) TYPEALIGN(CACHE_LINE, block);
 		block_left = block_size = next_size;
 	}

@@ -12,8 +12,13 @@
 #ifndef STATBUFFER_PENDING_INTERNAL_H
 #define STATBUFFER_PENDING_INTERNAL_H
 
+#ifndef WIN32
+#include <sys/mman.h>
+#endif
+
 #include "counters.h"
 #include "pending.h"
+#include "utils/memutils.h"
 
 /* What the transaction has done to a buffer. */
 struct PendingBuffer
@@ -38,6 +43,7 @@ struct PendingBuffer
 };
 
 #define PENDING_UNDO_BITS	46
+#define PENDING_HUGE_PAGE	((Size) 2 * 1024 * 1024)
 
 /*
  * What the transaction has added to a key.
@@ -85,6 +91,29 @@ typedef struct PendingSet
 
 /* up to this many keys are searched linearly; beyond that we build a hash table */
 #define LIST_SEARCH_MAX		8
+
+/*
+ * Allocate memory for a great many keys, to the end of the transaction.
+ *
+ * They are visited in no order.  So ask for huge pages: with others, most
+ * visits miss the TLB, and each 4 kB begins with a page fault.
+ */
+static inline void *
+pending_allocate_many(Size size)
+{
+	void	   *space = MemoryContextAllocHuge(TopTransactionContext, size);
+
+#ifdef MADV_HUGEPAGE
+	char	   *begin = (char *) TYPEALIGN(PENDING_HUGE_PAGE, space);
+	char	   *end = (char *) TYPEALIGN_DOWN(PENDING_HUGE_PAGE,
+											  (char *) space + size);
+
+	/* if the system does not know them, or has none left, that is fine */
+	if (begin < end)
+		(void) madvise(begin, end - begin, MADV_HUGEPAGE);
+#endif
+	return space;
+}
 
 extern void publish_prepare(PendingSet *set);
 extern void publish_commit(PendingSet *set);

@@ -117,8 +117,7 @@ list_keys(PendingSet *set)
 	PublishedKey *keys = few;
 
 	if (set->nkeys > LIST_SEARCH_MAX)
-		keys = MemoryContextAllocHuge(TopTransactionContext,
-									  set->nkeys * sizeof(PublishedKey));
+		keys = pending_allocate_many(set->nkeys * sizeof(PublishedKey));
 	if (is_to_be_sorted(set))
 		sort_by_ranges(set, keys);
 	else
