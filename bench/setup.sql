@@ -14,7 +14,7 @@ CREATE TABLE stored (key text PRIMARY KEY, n bigint NOT NULL);
 
 CREATE FUNCTION store(keys text[], counts bigint[]) RETURNS void LANGUAGE sql AS $$
 	INSERT INTO stored
-	SELECT * FROM unnest(keys, counts)
+	SELECT unnest(keys), unnest(counts)
 	ON CONFLICT (key) DO UPDATE SET n = stored.n + EXCLUDED.n
 $$;
 
