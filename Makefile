@@ -45,7 +45,8 @@ PGFILEDESC = "statbuffer - adds up increments of hot counters"
 REGRESS = setup increment default_buffer types options shape transactions \
 	fdw handler flushing async startstop renamed stats privileges security overflow \
 	trigger altered
-ISOLATION = visibility new_key flush flush_own ddl drain stop range grants trigger_rows cursor_locks grow
+ISOLATION = visibility new_key flush flush_own ddl drain stop range grants trigger_rows cursor_locks \
+	grow default_replaced
 ISOLATION_OPTS = --load-extension=statbuffer
 TAP_TESTS = 1
 PROVE_TESTS ?= t/*.pl t/random/*.pl

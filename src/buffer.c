@@ -51,7 +51,10 @@ static SbBuffer *recent = NULL;
 
 uint64		buffer_generation = 1;
 
-/* has the transaction opened a buffer? */
+/*
+ * Has the transaction opened a buffer, not counting those that
+ * buffer_open_to_count() found unchanged?
+ */
 static bool any_opened = false;
 
 /* has any buffer ever had row types in its keys? */
@@ -156,21 +159,9 @@ invalidate_wrappers(Datum arg, int cacheid, uint32 hashvalue)
 }
 
 /*
- * Is the user known to have the INSERT privilege?  True if an earlier check
- * succeeded and nothing has been altered since.  Otherwise the caller must
- * check the catalogs, and pass the result to note_incrementer().
- */
-static bool
-is_incrementer(Oid relid, Oid userid)
-{
-	SbBuffer   *buffer = find_buffer(relid);
-
-	return buffer != NULL && buffer->incrementer == userid;
-}
-
-/*
- * Remember that the user has the INSERT privilege, unless something has been
- * altered since the check began, when buffer_generation was `asked'.
+ * Remember that a check of the catalogs has found that the user has the INSERT
+ * privilege, unless something has been altered since the check began, when
+ * buffer_generation was `asked'.
  */
 static void
 note_incrementer(SbBuffer *buffer, Oid userid, uint64 asked)
@@ -534,7 +525,7 @@ build(SbBuffer *buffer, Relation rel, BufferLocker lock)
  * Remove the cache entries of relations that are gone.  Otherwise a session
  * that keeps creating and dropping buffers would grow without bound.  Called
  * before the transaction opens its first buffer, so that nothing in use is
- * freed.
+ * freed.  Buffers in which it has already counted have `pending' set.
  */
 static void
 forget_dropped(void)
@@ -684,9 +675,42 @@ lock_and_open(Oid relid)
 }
 
 /*
+ * Can a buffer be opened to count as it is, once it is locked?  `userid' is the
+ * user whose INSERT privilege must be known, or InvalidOid.
+ */
+static inline bool
+is_known(const SbBuffer *buffer, Oid userid)
+{
+	return buffer->valid && buffer->shape->nrow_types == 0 &&
+		(!OidIsValid(userid) || buffer->incrementer == userid);
+}
+
+/*
+ * Lock a buffer that the cache knows, as buffer_lock_for_transaction() does.
+ * With `accept', accept invalidations even if the transaction has the lock
+ * already: it keeps the definition as it is, but not the privileges.
+ */
+static inline void
+lock_known(const SbBuffer *buffer, bool accept)
+{
+	ResourceOwner owner = CurrentResourceOwner;
+	LOCKTAG		tag;
+
+	/* a foreign table is not a shared catalog */
+	SET_LOCKTAG_RELATION(tag, MyDatabaseId, buffer->relid);
+	CurrentResourceOwner = CurTransactionResourceOwner;
+	accept |= LockAcquire(&tag, RowExclusiveLock, false, false) !=
+		LOCKACQUIRE_ALREADY_CLEAR;
+	CurrentResourceOwner = owner;
+	if (accept)
+		AcceptInvalidationMessages();
+}
+
+/*
  * Open a buffer to count in it, with RowExclusiveLock to the end of the
  * (sub)transaction.  With `check_privilege', the current user must have the
- * INSERT privilege; the result of the check is cached.
+ * INSERT privilege; the result of the check is cached.  That the privilege was
+ * revoked a moment ago is noticed: the caller need not accept invalidations.
  *
  * Raises the errors of buffer_check_privilege(), buffer_open() and
  * buffer_check_running().
@@ -694,21 +718,29 @@ lock_and_open(Oid relid)
 SbBuffer *
 buffer_open_to_count(Oid relid, bool check_privilege)
 {
-	Oid			userid = GetUserId();
+	Oid			userid = check_privilege ? GetUserId() : InvalidOid;
+	SbBuffer   *buffer = find_buffer(relid);
 	uint64		asked;
-	SbBuffer   *buffer;
+
+	/*
+	 * In most cases nothing has changed since the last transaction.  Look
+	 * before the lock is taken, so that users cannot lock relations on which
+	 * they have no privileges, and again under the lock.
+	 */
+	if (likely(buffer != NULL && is_known(buffer, userid)))
+	{
+		/* buffer_open_locked() lets no parallel worker know one */
+		Assert(!IsParallelWorker());
+		lock_known(buffer, check_privilege);
+		if (likely(is_known(buffer, userid)))
+		{
+			buffer_check_running(buffer);
+			return buffer;
+		}
+	}
 
 	if (!check_privilege)
 		return lock_and_open(relid);
-	if (is_incrementer(relid, userid))
-	{
-		buffer = lock_and_open(relid);
-
-		/* check again: waiting for the lock accepts invalidations */
-		if (is_incrementer(relid, userid))
-			return buffer;
-	}
-
 	asked = buffer_generation;
 	buffer_check_privilege(relid, ACL_INSERT);
 	buffer = lock_and_open(relid);

@@ -68,6 +68,8 @@ typedef struct CallCache
 Oid
 function_default_buffer(FunctionCallInfo fcinfo)
 {
+	/* another session may have dropped it and made another one */
+	AcceptInvalidationMessages();
 	return get_relname_relid(DEFAULT_BUFFER,
 							 get_func_namespace(fcinfo->flinfo->fn_oid));
 }
@@ -249,7 +251,9 @@ increment(FunctionCallInfo fcinfo, bool async)
 	CallCache  *cache = fcinfo->flinfo->fn_extra;
 	bool		is_open;
 
-	buffer_accept_changes();
+	/* opening the buffer accepts changes, too */
+	if (cache != NULL)
+		buffer_accept_changes();
 	is_open = cache != NULL && cache_is_good(fcinfo, cache);
 	if (is_open && cache->target.last != NULL &&
 		!PG_ARGISNULL(0) && !PG_ARGISNULL(1) &&

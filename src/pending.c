@@ -481,9 +481,8 @@ get_pending_buffer(SbBuffer *buffer)
  * Open a buffer for counting.  All callers that count must use this.  Takes
  * RowExclusiveLock on the buffer to the end of the transaction.
  *
- * With `check_privilege', the current user must have the INSERT privilege, and
- * the caller must have called buffer_accept_changes(), so that revoked
- * privileges are noticed.  Without, the executor has checked that.
+ * With `check_privilege', the current user must have the INSERT privilege at
+ * this moment.  Without, the executor has checked that.
  *
  * Raises the errors of buffer_open_to_count(); then the target is not open.
  */
