@@ -131,6 +131,40 @@ SELECT sb_increment();
 SELECT sb_increment(ARRAY['/home'], buffer => 'hits');
 \set VERBOSITY default
 
+-- However long a text is, it is one key for all that count it: a statement that
+-- goes from key to key, in which the same key comes again, one that counts once,
+-- one whose texts are compressed, the functions that need a stored form, and
+-- INSERT.  What is counted in a savepoint that is rolled back is not.
+CREATE FOREIGN TABLE lengths (path text NOT NULL, count bigint NOT NULL DEFAULT 1)
+  SERVER statbuffer
+  OPTIONS (handler 'store_views', interval '1h', timeout '1h');
+CREATE TABLE texts WITH (toast_tuple_target = 128) AS
+  SELECT repeat('x', n) AS t, repeat('z', 3000) AS filler FROM generate_series(0, 150) AS n
+  UNION ALL SELECT repeat('y', n), repeat('z', 3000) FROM generate_series(1, 1990, 17) AS n;
+BEGIN;
+SELECT count(sb_increment(t, 1, 'lengths')) FROM texts, generate_series(1, 2);
+SELECT count(sb_increment(t, 10, 'lengths')) FROM generate_series(1, 2), texts;
+SAVEPOINT s;
+SELECT count(sb_increment(t, 1000000, 'lengths')) FROM texts;
+ROLLBACK TO s;
+SELECT count(sb_async_increment(t, 100, 'lengths')) FROM texts;
+COMMIT;
+DO $$
+DECLARE
+  one text;
+BEGIN
+  FOR one IN SELECT t FROM texts LOOP
+    EXECUTE 'SELECT sb_increment($1, 1000, $2)' USING one, 'lengths'::regclass;
+    COMMIT;
+  END LOOP;
+END $$;
+INSERT INTO lengths SELECT t, 10000 FROM texts;
+SELECT count, count(*), count(DISTINCT path), sum(length(path)) FROM lengths GROUP BY count;
+SELECT count(*), sum(length(t)), bool_or(pg_column_size(t) < length(t)) AS compressed
+  FROM texts WHERE sb_count(t, 'lengths') = 11122;
+DROP FOREIGN TABLE lengths;
+DROP TABLE texts;
+
 -- All of it arrives at the handler, and nothing is left.
 SELECT path, count INTO counted FROM hits;
 SELECT sb_drain('hits');

@@ -44,6 +44,7 @@ typedef struct CallCache
 {
 	PendingTarget target;		/* `last' is only set for keys of type text */
 	bool		by_default;		/* the buffer argument was null */
+	bool		is_text;		/* takes_text() for the target */
 
 	Oid			argtype;		/* type of the key argument; constant */
 
@@ -203,6 +204,7 @@ open_for_increment(FunctionCallInfo fcinfo, CallCache *cache)
 {
 	pending_open(&cache->target, function_buffer_argument(fcinfo, 2), true);
 	cache->by_default = PG_ARGISNULL(2);
+	cache->is_text = takes_text(cache, cache->target.buffer->shape);
 }
 
 /*
@@ -242,25 +244,49 @@ increment_key(FunctionCallInfo fcinfo, bool async, bool is_open)
 }
 
 /*
+ * Count a text in the target, if the stored form has a short header.  Returns
+ * false if not.
+ */
+static pg_attribute_always_inline bool
+increment_text(FunctionCallInfo fcinfo, CallCache *cache)
+{
+	PendingTarget *target = &cache->target;
+	Size		len;
+	const char *text = key_get_text(PG_GETARG_DATUM(0), &len);
+	int64		count = PG_GETARG_INT64(1);
+
+	if (target->last != NULL &&
+		key_is_text(pending_key_data(target->last), text, len))
+		pending_add_again(target->last, count, target->userid);
+	else if (likely(len <= KEY_SHORT_TEXT))
+		target->last = pending_add_text(target->buffer, text, len, count,
+										target->userid);
+	else
+		return false;
+	return true;
+}
+
+/*
  * Count.  Checks first for the most common case: nothing has changed since the
- * last call, and the key is the same text.
+ * last call, and the key is a text.
  */
 static pg_attribute_always_inline void
 increment(FunctionCallInfo fcinfo, bool async)
 {
 	CallCache  *cache = fcinfo->flinfo->fn_extra;
-	bool		is_open;
+	bool		is_open = false;
 
 	/* opening the buffer accepts changes, too */
 	if (cache != NULL)
+	{
 		buffer_accept_changes();
-	is_open = cache != NULL && cache_is_good(fcinfo, cache);
-	if (is_open && cache->target.last != NULL &&
-		!PG_ARGISNULL(0) && !PG_ARGISNULL(1) &&
-		key_is_text(pending_key_data(cache->target.last), PG_GETARG_DATUM(0)))
-		pending_add_again(cache->target.last, PG_GETARG_INT64(1), cache->target.userid);
-	else
-		increment_key(fcinfo, async, is_open);
+		is_open = cache_is_good(fcinfo, cache);
+		if (is_open && !async && cache->is_text &&
+			!PG_ARGISNULL(0) && !PG_ARGISNULL(1) &&
+			increment_text(fcinfo, cache))
+			return;
+	}
+	increment_key(fcinfo, async, is_open);
 }
 
 /*

@@ -20,7 +20,6 @@
 #include "access/detoast.h"
 #include "access/htup_details.h"
 #include "catalog/pg_type.h"
-#include "common/hashfn.h"
 #include "compat.h"
 #include "executor/executor.h"
 #include "funcapi.h"
@@ -103,7 +102,9 @@ typedef struct SortItem
 uint32
 key_hash(const char *data, uint16 len)
 {
-	return hash_bytes((const unsigned char *) data, KEY_LENGTH(len)) ^
+	if (unlikely(KEY_LENGTH(len) == 0))
+		return 0;
+	return key_hash_parts(data[0], data + 1, KEY_LENGTH(len) - 1) ^
 		(len & KEY_HAS_NULLS);
 }
 
@@ -250,16 +251,16 @@ key_is_one_text(TupleDesc desc)
 void
 key_form_text(Datum value, KeySpace *space, KeyBytes *key)
 {
-	struct varlena *text = key_get_text(value);
-	Size		len = VARSIZE_ANY_EXHDR(text);
+	Size		len;
+	const char *text = key_get_text(value, &len);
 	Size		header;
 
 	if (len + VARHDRSZ > KEY_MAX_SIZE)
 		report_too_long(len + VARHDRSZ);
-	if (len + VARHDRSZ_SHORT <= VARATT_SHORT_MAX)
+	if (len <= KEY_SHORT_TEXT)
 	{
 		header = VARHDRSZ_SHORT;
-		SET_VARSIZE_SHORT(space->data, len + header);
+		space->data[0] = key_text_header(len);
 	}
 	else
 	{
@@ -272,7 +273,7 @@ key_form_text(Datum value, KeySpace *space, KeyBytes *key)
 	 * turns memcpy() into a string instruction, which takes longer to start
 	 * than copying most keys.
 	 */
-	memmove(space->data + header, VARDATA_ANY(text), len);
+	memmove(space->data + header, text, len);
 	finish_key(space->data, len + header, key);
 }
 

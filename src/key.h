@@ -65,26 +65,103 @@ extern void key_read(KeyReader *reader, Datum arg, bool argnull,
 					 Datum *values, bool *isnull);
 extern void key_read_columns(KeyReader *reader, Datum *values, bool *isnull);
 
-/* Detoast a text if it is compressed or toasted. */
-static inline struct varlena *
-key_get_text(Datum value)
+/*
+ * Get the bytes of a text, without its header.  Detoasts it if it is compressed
+ * or toasted.
+ */
+static inline const char *
+key_get_text(Datum value, Size *len)
 {
 	struct varlena *text = (struct varlena *) DatumGetPointer(value);
 
 	if (unlikely(VARATT_IS_COMPRESSED(text) || VARATT_IS_EXTERNAL(text)))
 		text = pg_detoast_datum_packed(text);
-	return text;
+
+	if (VARATT_IS_SHORT(text))
+	{
+		*len = VARSIZE_SHORT(text) - VARHDRSZ_SHORT;
+		return (char *) text +VARHDRSZ_SHORT;
+	}
+	*len = VARSIZE(text) - VARHDRSZ;
+	return (char *) text +VARHDRSZ;
 }
 
-/* Is this the stored form that key_form_text() would form from the value? */
-static inline bool
-key_is_text(const char *data, Datum value)
-{
-	struct varlena *text = key_get_text(value);
-	Size		len = VARSIZE_ANY_EXHDR(text);
+/* up to this length the stored form of a text has a header of one byte */
+#define KEY_SHORT_TEXT		(VARATT_SHORT_MAX - VARHDRSZ_SHORT)
 
-	return VARSIZE_ANY_EXHDR(data) == len &&
-		memcmp(VARDATA_ANY(data), VARDATA_ANY(text), len) == 0;
+/* The header of such a text. */
+static inline char
+key_text_header(Size len)
+{
+	char		header;
+
+	SET_VARSIZE_SHORT(&header, len + VARHDRSZ_SHORT);
+	return header;
+}
+
+/*
+ * Is this the stored form that key_form_text() would form from a text?  Looks
+ * at the last byte first: where keys alternate, it often is the one that
+ * differs.
+ */
+static inline bool
+key_is_text(const char *data, const char *text, Size len)
+{
+	const char *stored = data + VARHDRSZ_SHORT;
+
+	if (unlikely(len > KEY_SHORT_TEXT))
+		return VARATT_IS_4B_U(data) && VARSIZE(data) - VARHDRSZ == len &&
+			memcmp(data + VARHDRSZ, text, len) == 0;
+	return data[0] == key_text_header(len) &&
+		(len == 0 ||
+		 (stored[len - 1] == text[len - 1] &&
+		  memcmp(stored, text, len - 1) == 0));
+}
+
+/*
+ * Compute the hash of a stored form of at least one byte: the first, and `len'
+ * that follow it.
+ *
+ * Tables use the upper bits and the lower ones, so all must depend on each bit
+ * of the key.  Most keys are short, and for them this takes half as long as
+ * hash_bytes().  Hashes are in shared memory only, so the order of bytes does
+ * not matter.
+ */
+static inline uint32
+key_hash_parts(char first, const char *rest, Size len)
+{
+	const uint64 odd = UINT64CONST(0x9e3779b97f4a7c15);
+	uint64		hash = ((uint64) len << 8 | (unsigned char) first) * odd;
+	uint64		word = 0;
+
+	for (; len > sizeof(uint64); len -= sizeof(uint64))
+	{
+		memcpy(&word, rest, sizeof(uint64));
+		hash = (hash ^ word) * odd;
+		hash ^= hash >> 32;
+		rest += sizeof(uint64);
+	}
+
+	/* 1 to 8 bytes are left, or none; reading some twice does no harm */
+	if (len >= sizeof(uint32))
+	{
+		uint32		begin;
+		uint32		end;
+
+		memcpy(&begin, rest, sizeof(uint32));
+		memcpy(&end, rest + len - sizeof(uint32), sizeof(uint32));
+		word = (uint64) begin << 32 | end;
+	}
+	else if (len > 0)
+		word = (uint64) (unsigned char) rest[0] << 16 |
+			(unsigned char) rest[len / 2] << 8 |
+			(unsigned char) rest[len - 1];
+	else
+		word = 0;
+
+	hash = (hash ^ word) * odd;
+	hash = (hash ^ hash >> 32) * odd;
+	return (uint32) (hash >> 32) ^ (uint32) hash;
 }
 
 extern void key_sort(TupleDesc desc, const Datum *values, const bool *isnull,

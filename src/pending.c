@@ -94,10 +94,22 @@ typedef struct KeyHashEntry
 	char		status;
 } KeyHashEntry;
 
-/* the key searched for; a NULL PendingKey pointer stands for it */
-static const SbBuffer *searched_buffer;
-static const BufferShape *searched_shape;
-static const KeyBytes *searched;
+/*
+ * A key that is searched for, or made.  Its stored form is in two parts, so
+ * that a text need not be copied to get its header before it.
+ */
+typedef struct SearchedKey
+{
+	const SbBuffer *buffer;
+	const BufferShape *shape;
+	const char *rest;			/* the stored form from its second byte on */
+	uint32		hash;
+	uint16		len;			/* as in KeyBytes */
+	char		first;			/* its first byte */
+} SearchedKey;
+
+/* a NULL PendingKey pointer stands for this key */
+static SearchedKey searched;
 
 /* Do the key's bytes have the same meaning under this shape? */
 static inline bool
@@ -110,10 +122,11 @@ is_of_shape(const PendingKey *key, const BufferShape *shape)
 static inline bool
 is_searched(const PendingKey *key)
 {
-	return pending_key_buffer(key) == searched_buffer &&
-		key->len == searched->len &&
-		memcmp(key->data, searched->data, KEY_LENGTH(key->len)) == 0 &&
-		is_of_shape(key, searched_shape);
+	return pending_key_buffer(key) == searched.buffer &&
+		key->len == searched.len &&
+		key->data[0] == searched.first &&
+		memcmp(key->data + 1, searched.rest, KEY_LENGTH(key->len) - 1) == 0 &&
+		is_of_shape(key, searched.shape);
 }
 
 static inline uint32
@@ -545,20 +558,34 @@ make_hash(void)
 		insert_hashed(key);
 }
 
-static PendingKey *
-find_key(SbBuffer *buffer, const BufferShape *shape, const KeyBytes *bytes)
+/* Prepare for find_searched() and make_searched(). */
+static inline void
+set_searched(const SbBuffer *buffer, const BufferShape *shape,
+			 const KeyBytes *bytes)
+{
+	/* every stored form has a byte at least: see key_form() */
+	Assert(KEY_LENGTH(bytes->len) > 0);
+	searched.buffer = buffer;
+	searched.shape = shape;
+	searched.first = bytes->data[0];
+	searched.rest = bytes->data + 1;
+	searched.len = bytes->len;
+	searched.hash = bytes->hash;
+}
+
+/* Find the key searched for, or NULL. */
+static pg_attribute_always_inline PendingKey *
+find_searched(void)
 {
 	if (pending_hash == NULL && unlikely(counted.nkeys > LIST_SEARCH_MAX))
 		make_hash();
-	searched_buffer = buffer;
-	searched_shape = shape;
-	searched = bytes;
 	if (pending_hash != NULL)
 	{
 		KeyHashEntry *entry;
 
 		entry = keyhash_lookup_hash(pending_hash, NULL,
-									hash_pending(buffer, bytes->hash));
+									hash_pending(searched.buffer,
+												 searched.hash));
 		return entry ? entry->key : NULL;
 	}
 	for (PendingKey *key = counted.keys; key != NULL; key = key->next)
@@ -587,22 +614,41 @@ allocate_key(Size size)
 	return (PendingKey *) (block_next - size);
 }
 
-static PendingKey *
-make_key(SbBuffer *buffer, const BufferShape *shape, const KeyBytes *bytes)
+/*
+ * Allocate a key.  The first of a transaction, which often is the only one, is
+ * in static memory if it is short.
+ */
+static inline PendingKey *
+allocate_few(Size size)
 {
-	Size		len = KEY_LENGTH(bytes->len);
+	static union
+	{
+		PendingKey	key;
+		char		space[offsetof(PendingKey, data) + 64];
+	}			first;
+
+	if (counted.keys == NULL && size <= sizeof(first))
+		return &first.key;
+	return MemoryContextAlloc(TopTransactionContext, size);
+}
+
+/* Make the key searched for. */
+static PendingKey *
+make_searched(void)
+{
+	Size		len = KEY_LENGTH(searched.len);
 	Size		size = offsetof(PendingKey, data) + len;
 	PendingKey *key;
 
 	if (counted.nkeys >= LIST_SEARCH_MAX && pending_hash == NULL)
 		make_hash();
 
-	key = pending_hash ? allocate_key(size) :
-		MemoryContextAlloc(TopTransactionContext, size);
-	key->shape = shape;
-	key->hash = bytes->hash;
-	key->len = bytes->len;
-	memcpy(key->data, bytes->data, len);
+	key = pending_hash ? allocate_key(size) : allocate_few(size);
+	key->shape = searched.shape;
+	key->hash = searched.hash;
+	key->len = searched.len;
+	key->data[0] = searched.first;
+	memcpy(key->data + 1, searched.rest, len - 1);
 	key->delta = 0;
 	key->nincrements = 0;
 	key->flush = 0;
@@ -643,6 +689,30 @@ check_large(SbBuffer *buffer, Oid userid)
 			 errhint("Grant SELECT on the buffer, or count in a larger unit.")));
 }
 
+static pg_noinline void
+report_overflow(const PendingKey *key, int64 count)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
+			 errmsg("count out of range for type bigint"),
+			 errdetail("The transaction has added " INT64_FORMAT " to the key, and " INT64_FORMAT " was to be added.",
+					   key->delta, count)));
+}
+
+static inline void
+add(PendingKey *key, int64 count, Oid userid)
+{
+	int64		delta;
+
+	if (unlikely(pg_add_s64_overflow(key->delta, count, &delta)))
+		report_overflow(key, count);
+	if (unlikely(!count_is_within(delta, MODERATE_DELTA)))
+		check_large(pending_key_buffer(key), userid);
+	save_key(key);
+	key->delta = delta;
+	key->nincrements++;
+}
+
 /*
  * Add to a key that pending_add() has returned, if buffer_generation has not
  * changed since.  `userid' is the user whose privileges count.
@@ -653,19 +723,7 @@ check_large(SbBuffer *buffer, Oid userid)
 void
 pending_add_again(PendingKey *key, int64 count, Oid userid)
 {
-	int64		delta;
-
-	if (unlikely(pg_add_s64_overflow(key->delta, count, &delta)))
-		ereport(ERROR,
-				(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
-				 errmsg("count out of range for type bigint"),
-				 errdetail("The transaction has added " INT64_FORMAT " to the key, and " INT64_FORMAT " was to be added.",
-						   key->delta, count)));
-	if (unlikely(!count_is_within(delta, MODERATE_DELTA)))
-		check_large(pending_key_buffer(key), userid);
-	save_key(key);
-	key->delta = delta;
-	key->nincrements++;
+	add(key, count, userid);
 }
 
 /*
@@ -676,6 +734,17 @@ const char *
 pending_key_data(const PendingKey *key)
 {
 	return key->data;
+}
+
+static inline PendingKey *
+add_searched(int64 count, Oid userid)
+{
+	PendingKey *key = find_searched();
+
+	if (key == NULL)
+		key = make_searched();
+	add(key, count, userid);
+	return key;
 }
 
 /*
@@ -690,15 +759,31 @@ PendingKey *
 pending_add(SbBuffer *buffer, const BufferShape *shape, const KeyBytes *bytes,
 			int64 count, Oid userid)
 {
-	PendingKey *key;
-
 	if (unlikely(closed))
 		report_closed(buffer);
-	key = find_key(buffer, shape, bytes);
-	if (key == NULL)
-		key = make_key(buffer, shape, bytes);
-	pending_add_again(key, count, userid);
-	return key;
+	set_searched(buffer, shape, bytes);
+	return add_searched(count, userid);
+}
+
+/*
+ * Likewise, for a buffer whose key is one text, of which the stored form has a
+ * short header.
+ */
+PendingKey *
+pending_add_text(SbBuffer *buffer, const char *text, Size len, int64 count,
+				 Oid userid)
+{
+	Assert(buffer->shape->is_text && len <= KEY_SHORT_TEXT);
+	if (unlikely(closed))
+		report_closed(buffer);
+	searched.buffer = buffer;
+	searched.shape = buffer->shape;
+	searched.first = key_text_header(len);
+	searched.rest = text;
+
+	searched.len = len + VARHDRSZ_SHORT;
+	searched.hash = key_hash_parts(searched.first, text, len);
+	return add_searched(count, userid);
 }
 
 /*
@@ -783,8 +868,10 @@ pending_truncated(SbBuffer *buffer)
 static PendingKey *
 look_up(SbBuffer *buffer, const KeyBytes *bytes)
 {
-	PendingKey *key = find_key(buffer, buffer->shape, bytes);
+	PendingKey *key;
 
+	set_searched(buffer, buffer->shape, bytes);
+	key = find_searched();
 	return key != NULL && key->nincrements > 0 ? key : NULL;
 }
 

@@ -48,6 +48,8 @@ extern bool pending_any(void);
 extern void pending_come_first(bool committing);
 extern PendingKey *pending_add(SbBuffer *buffer, const BufferShape *shape,
 							   const KeyBytes *key, int64 count, Oid userid);
+extern PendingKey *pending_add_text(SbBuffer *buffer, const char *text,
+									Size len, int64 count, Oid userid);
 extern const char *pending_key_data(const PendingKey *key);
 extern void pending_add_again(PendingKey *key, int64 count, Oid userid);
 extern void pending_add_now(SbBuffer *buffer, const BufferShape *shape,

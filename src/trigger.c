@@ -419,10 +419,16 @@ add_key(TriggerCache *cache, const KeyBytes *key, int64 count)
 static inline bool
 is_last(TriggerCache *cache, Datum value)
 {
+	const char *text;
+	Size		len;
+
 	if (cache->target.last == NULL)
 		return false;
-	return cache->is_byval ? cache->last_value == value :
-		key_is_text(pending_key_data(cache->target.last), value);
+	if (cache->is_byval)
+		return cache->last_value == value;
+	text = key_get_text(value, &len);
+
+	return key_is_text(pending_key_data(cache->target.last), text, len);
 }
 
 /* Add to a row's key, which is often that of the previous row. */
