@@ -33,7 +33,7 @@ COMMENT ON SERVER statbuffer IS
 
 CREATE FUNCTION sb_increment(key text, count bigint DEFAULT 1, buffer regclass DEFAULT NULL)
 RETURNS void
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+AS 'MODULE_PATHNAME', 'sb_increment_text' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 COMMENT ON FUNCTION sb_increment(text, bigint, regclass) IS
 'adds to a key''s count as part of the transaction';
 

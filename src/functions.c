@@ -30,6 +30,7 @@
 #include "utils/rel.h"
 
 COMPAT_FUNCTION_INFO_V1(sb_increment);
+COMPAT_FUNCTION_INFO_V1(sb_increment_text);
 COMPAT_FUNCTION_INFO_V1(sb_async_increment);
 COMPAT_FUNCTION_INFO_V1(sb_count);
 COMPAT_FUNCTION_INFO_V1(sb_flush);
@@ -56,6 +57,14 @@ typedef struct CallCache
 	Datum	   *values;
 	bool	   *isnull;
 } CallCache;
+
+/*
+ * Most statements call sb_increment() once, and need no cache.  So the first
+ * call, if it needs none itself, only leaves this mark in fn_extra.
+ */
+static char called_once;
+
+#define CALLED_ONCE		((void *) &called_once)
 
 /* ------------------------------------------------------------------------
  * Arguments and privileges
@@ -101,7 +110,7 @@ get_cache(FunctionCallInfo fcinfo)
 {
 	CallCache  *cache = fcinfo->flinfo->fn_extra;
 
-	if (cache == NULL)
+	if (cache == NULL || cache == CALLED_ONCE)
 	{
 		cache = MemoryContextAllocZero(fcinfo->flinfo->fn_mcxt,
 									   sizeof(CallCache));
@@ -199,12 +208,24 @@ cache_is_good(FunctionCallInfo fcinfo, CallCache *cache)
 		 cache->target.buffer->relid == PG_GETARG_OID(2));
 }
 
+/* Keep the target that was opened in the cache. */
+static void
+keep_target(FunctionCallInfo fcinfo, CallCache *cache,
+			const PendingTarget *target)
+{
+	cache->target = *target;
+	cache->by_default = PG_ARGISNULL(2);
+	cache->is_text = takes_text(cache, target->buffer->shape);
+}
+
 static void
 open_for_increment(FunctionCallInfo fcinfo, CallCache *cache)
 {
-	pending_open(&cache->target, function_buffer_argument(fcinfo, 2), true);
-	cache->by_default = PG_ARGISNULL(2);
-	cache->is_text = takes_text(cache, cache->target.buffer->shape);
+	PendingTarget target;
+
+	cache->target.buffer = NULL;
+	pending_open(&target, function_buffer_argument(fcinfo, 2), true);
+	keep_target(fcinfo, cache, &target);
 }
 
 /*
@@ -244,6 +265,37 @@ increment_key(FunctionCallInfo fcinfo, bool async, bool is_open)
 }
 
 /*
+ * Count in the first call of a statement, for a key argument of type text.
+ * Without a cache, if possible: see CALLED_ONCE.
+ */
+static pg_noinline void
+increment_text_once(FunctionCallInfo fcinfo)
+{
+	PendingTarget target;
+	CallCache  *cache;
+
+	pending_open(&target, function_buffer_argument(fcinfo, 2), true);
+	if (likely(target.buffer->shape->is_text &&
+			   !PG_ARGISNULL(0) && !PG_ARGISNULL(1)))
+	{
+		Size		len;
+		const char *text = key_get_text(PG_GETARG_DATUM(0), &len);
+
+		if (likely(len <= KEY_SHORT_TEXT))
+		{
+			(void) pending_add_text(target.buffer, text, len,
+									PG_GETARG_INT64(1), target.userid);
+			fcinfo->flinfo->fn_extra = CALLED_ONCE;
+			return;
+		}
+	}
+
+	cache = get_cache(fcinfo);
+	keep_target(fcinfo, cache, &target);
+	increment_key(fcinfo, false, true);
+}
+
+/*
  * Count a text in the target, if the stored form has a short header.  Returns
  * false if not.
  */
@@ -277,7 +329,7 @@ increment(FunctionCallInfo fcinfo, bool async)
 	bool		is_open = false;
 
 	/* opening the buffer accepts changes, too */
-	if (cache != NULL)
+	if (cache != NULL && cache != CALLED_ONCE)
 	{
 		buffer_accept_changes();
 		is_open = cache_is_good(fcinfo, cache);
@@ -293,7 +345,7 @@ increment(FunctionCallInfo fcinfo, bool async)
  * sb_increment(key, count bigint, buffer regclass): add to a key, as part of
  * the transaction.  There is one SQL function for keys of type text and one
  * for all other types; the same is true of the other functions that have a
- * key.
+ * key.  This one takes either.
  *
  * Requires the INSERT privilege, and SELECT as well to add more than
  * MODERATE_DELTA.  Takes RowExclusiveLock on the buffer, to the end of the
@@ -305,6 +357,17 @@ Datum
 sb_increment(PG_FUNCTION_ARGS)
 {
 	increment(fcinfo, false);
+	PG_RETURN_VOID();
+}
+
+/* The same for keys of type text, which need not be looked up. */
+Datum
+sb_increment_text(PG_FUNCTION_ARGS)
+{
+	if (likely(fcinfo->flinfo->fn_extra == NULL))
+		increment_text_once(fcinfo);
+	else
+		increment(fcinfo, false);
 	PG_RETURN_VOID();
 }
 
