@@ -896,15 +896,13 @@ find_shared(SbBuffer *buffer, bool create)
 static bool
 attach(SbBuffer *buffer, bool create)
 {
-	/*
-	 * The worker may have replaced the table or removed shapes, and loading
-	 * the saved file may have added some.
-	 */
-	if (buffer->shared != NULL &&
-		(buffer->in_force || !create) &&
+	if (buffer_is_attached(buffer))
+		return true;
+
+	/* one that only reads need not have all of it */
+	if (!create && buffer->shared != NULL &&
 		buffer->table.number == buffer->shared->table.number &&
-		buffer->table.shapes_number == buffer->shared->table.shapes_number &&
-		(buffer->table.shape < TABLE_SHAPES || !create))
+		buffer->table.shapes_number == buffer->shared->table.shapes_number)
 		return true;
 
 	/* a session that has only read has not put the definition into force */

@@ -119,6 +119,22 @@ buffer_accept_changes(void)
 		AcceptInvalidationMessages();
 }
 
+/*
+ * Is an open buffer attached to its shared part as it now is, for callers that
+ * are about to count?  The worker may have replaced the table or removed
+ * shapes, and loading the saved file may have added some.
+ */
+static inline bool
+buffer_is_attached(const SbBuffer *buffer)
+{
+	const SharedBuffer *shared = buffer->shared;
+
+	return shared != NULL && buffer->in_force &&
+		buffer->table.number == shared->table.number &&
+		buffer->table.shapes_number == shared->table.shapes_number &&
+		buffer->table.shape < TABLE_SHAPES;
+}
+
 extern void buffer_init(void);
 extern int	buffer_updatable(Relation rel);
 extern void buffer_check_privilege(Oid relid, AclMode mode);

@@ -156,13 +156,12 @@ recheck_made(ChangedBuffer *entry)
 		registry_ask(entry->shared, REQUEST_RECHECK);
 }
 
-static void
-xact_callback(XactEvent event, void *arg)
+/* The transaction, which has changed buffers, ends. */
+static pg_noinline void
+end_changes(XactEvent event)
 {
 	ListCell   *lc;
 
-	if (changed == NIL)
-		return;
 	switch (event)
 	{
 		case XACT_EVENT_PRE_COMMIT:
@@ -209,6 +208,13 @@ xact_callback(XactEvent event, void *arg)
 	}
 }
 
+static void
+xact_callback(XactEvent event, void *arg)
+{
+	if (unlikely(changed != NIL))
+		end_changes(event);
+}
+
 /*
  * Forget changes by subtransactions that are rolled back: they release their
  * locks.
@@ -244,6 +250,10 @@ static void
 object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId,
 			  void *arg)
 {
+	/* the executor calls this for each function of a statement */
+	if (likely(access == OAT_FUNCTION_EXECUTE &&
+			   prev_object_access_hook == NULL))
+		return;
 	if (prev_object_access_hook)
 		prev_object_access_hook(access, classId, objectId, subId, arg);
 	if (access == OAT_POST_ALTER || access == OAT_DROP)

@@ -76,7 +76,7 @@ launch_ensure(void)
 
 	/* a process that counts must also save counts if no launcher does */
 	shutdown_register_exit();
-	if (likely(!launcher_slot_needs_process()))
+	if (likely(launcher_slot_is_taken()) || !launcher_slot_needs_process())
 		return;
 
 	fill_launcher(&worker);

@@ -186,7 +186,8 @@ pin_key(PublishedKey *entry)
 	buffer_check_shape(buffer, key->shape);
 	if (!pending->attached)
 	{
-		buffer_attach(buffer, true);
+		if (unlikely(!buffer_is_attached(buffer)))
+			buffer_attach(buffer, true);
 		pending->shared = buffer->shared;
 		pending->attached = true;
 	}
@@ -242,7 +243,8 @@ publish_prepare(PendingSet *set)
 		/* the subtransactions that used it were all rolled back */
 		if (!pending->locked && !pending->truncated)
 			continue;
-		pending->dropped = !buffer_revalidate(pending->buffer);
+		pending->dropped = !pending->buffer->valid &&
+			!buffer_revalidate(pending->buffer);
 		if (!pending->dropped && pending->truncated)
 			pinned |= pin_truncated(pending);
 	}

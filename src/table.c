@@ -419,7 +419,7 @@ account(SharedTable *shared, int64 nkeys, int64 size)
  * returns one with a NULL pointer; then, unless `spare' is NULL, notes what
  * hash_prepare() is to allocate for it.  Locks a partition of the table.
  */
-static CounterRef
+static inline CounterRef
 find_and_pin(const CounterTable *table, const KeyBytes *key, HashSpare *spare)
 {
 	LWLock	   *lock = hash_lock(table->partitions, key->hash, LW_SHARED);
@@ -544,6 +544,24 @@ create_counter(SharedTable *shared, const CounterTable *table,
 	return ref;
 }
 
+/* Create the counter of a key, and pin it, if there is room for it. */
+static pg_noinline TableResult
+create_with_room(SharedTable *shared, const CounterTable *table,
+				 const KeyBytes *key, uint64 max_memory, HashSpare *spare,
+				 CounterRef *ref)
+{
+	TableResult result = find_room(shared, max_memory, key->len);
+
+	if (result == TABLE_CREATED)
+	{
+		*ref = create_counter(shared, table, key, spare);
+		return ref->counter != NULL ? TABLE_CREATED : TABLE_FULL;
+	}
+	if (result == TABLE_FULL)
+		report_short_memory();
+	return result;
+}
+
 /*
  * Find or create the counter of a key, and pin it.  `max_memory' is the bound
  * of the buffer's keys, in bytes, or 0.
@@ -557,20 +575,11 @@ table_pin_or_create(SharedTable *shared, const CounterTable *table,
 					const KeyBytes *key, uint64 max_memory, CounterRef *ref)
 {
 	HashSpare	spare;
-	TableResult result;
 
 	*ref = find_and_pin(table, key, &spare);
 	if (likely(ref->counter != NULL))
 		return TABLE_FOUND;
-	result = find_room(shared, max_memory, key->len);
-	if (result == TABLE_CREATED)
-	{
-		*ref = create_counter(shared, table, key, &spare);
-		return ref->counter != NULL ? TABLE_CREATED : TABLE_FULL;
-	}
-	if (result == TABLE_FULL)
-		report_short_memory();
-	return result;
+	return create_with_room(shared, table, key, max_memory, &spare, ref);
 }
 
 /* ------------------------------------------------------------------------
