@@ -447,24 +447,23 @@ counters_request_flush(SharedBuffer *buffer, const CounterTable *table,
  */
 
 /*
- * Pin every counter of a buffer, for TRUNCATE.  Returns an array in the
- * current memory context.  Raises an error if memory is out; then nothing is
- * pinned.
+ * Pin every counter of a buffer, for TRUNCATE.  Sets `pins' to an array in the
+ * current memory context, and `npins' to the number of those that are pinned.
+ * They are right at each moment, so that the caller's transaction can release
+ * the pins if this raises an error: if memory is out, or if the transaction is
+ * cancelled.
  *
  * The caller holds AccessExclusiveLock on the relation, and all saved counts
- * are loaded, so no process adds keys or takes counts.  The array must be
- * allocated, and everything mapped, before the first pin: from then on nothing
- * may fail.
+ * are loaded, so no process adds keys or takes counts.
  */
-CounterPin *
-counters_pin_all(const CounterTable *table, int *npins)
+void
+counters_pin_all(const CounterTable *table, CounterPin **pins, int *npins)
 {
 	TableScan	scan;
 	CounterRef	ref;
-	CounterPin *pins;
 	int			size = 0;
-	int			n = 0;
 
+	*npins = 0;
 	table_begin_scan(&scan, table, false);
 	while (table_begin_portion(&scan))
 	{
@@ -473,22 +472,22 @@ counters_pin_all(const CounterTable *table, int *npins)
 		CHECK_FOR_INTERRUPTS();
 	}
 
-	pins = MemoryContextAllocHuge(CurrentMemoryContext,
-								  Max(size, 1) * sizeof(CounterPin));
+	*pins = MemoryContextAllocHuge(CurrentMemoryContext,
+								   Max(size, 1) * sizeof(CounterPin));
 	table_begin_scan(&scan, table, false);
 	while (table_begin_portion(&scan))
+	{
 		while ((ref = table_next(&scan)).counter != NULL)
 		{
-			if (n == size)
+			if (*npins == size)
 				elog(ERROR, "keys were added to a buffer that is being truncated");
 			counter_pin(ref.counter);
-			pins[n].ref = ref;
-			pins[n].locked = false;
-			n++;
+			(*pins)[*npins].ref = ref;
+			(*pins)[*npins].locked = false;
+			(*npins)++;
 		}
-
-	*npins = n;
-	return pins;
+		CHECK_FOR_INTERRUPTS();
+	}
 }
 
 /*

@@ -64,7 +64,8 @@ extern void counters_add_loaded(SharedBuffer *buffer, CounterPin *pin,
 								int64 delta, ClockTime counted_at);
 extern void counters_unpin(SharedBuffer *buffer, CounterPin *pin);
 extern void counters_end_turn(SharedBuffer *buffer);
-extern CounterPin *counters_pin_all(const CounterTable *table, int *npins);
+extern void counters_pin_all(const CounterTable *table, CounterPin **pins,
+							 int *npins);
 extern void counters_clear(SharedBuffer *buffer, CounterPin *pin);
 extern void counters_request_flush(SharedBuffer *buffer,
 								   const CounterTable *table,

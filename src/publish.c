@@ -157,8 +157,8 @@ pin_truncated(PendingBuffer *pending)
 		return false;
 	pending->shared = buffer->shared;
 	oldcontext = MemoryContextSwitchTo(TopTransactionContext);
-	pending->truncate_pins = counters_pin_all(&buffer->table,
-											  &pending->ntruncate_pins);
+	counters_pin_all(&buffer->table, &pending->truncate_pins,
+					 &pending->ntruncate_pins);
 	MemoryContextSwitchTo(oldcontext);
 	return true;
 }
