@@ -237,7 +237,7 @@ COMMENT ON COLUMN sb_stat_buffers.flushed_keys IS 'number of keys stored, counte
 COMMENT ON COLUMN sb_stat_buffers.flushed_count IS 'sum of the counts stored';
 COMMENT ON COLUMN sb_stat_buffers.handler_calls IS 'number of calls of the handler';
 COMMENT ON COLUMN sb_stat_buffers.failures IS 'number of failed attempts to store a key, or to call the handler at all';
-COMMENT ON COLUMN sb_stat_buffers.discarded IS 'sum of the counts discarded because of the option restart ''temporary''';
+COMMENT ON COLUMN sb_stat_buffers.discarded IS 'sum of the counts discarded because of the options restart ''temporary'' and when_full ''discard''';
 COMMENT ON COLUMN sb_stat_buffers.last_flush IS 'when something was stored last';
 COMMENT ON COLUMN sb_stat_buffers.last_error IS 'why an attempt failed last; for the owner and members of pg_read_all_stats';
 COMMENT ON COLUMN sb_stat_buffers.last_error_at IS 'when it failed';

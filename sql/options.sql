@@ -11,7 +11,7 @@ CREATE FOREIGN TABLE buf (key text NOT NULL, count bigint NOT NULL DEFAULT 1)
   OPTIONS (handler 'public.handle_flush', interval '5s', jitter '1s',
            timeout '10s', backoff '1s', restart 'transient', shutdown '5s',
            batch_size '1000', batch_time '1s', handler_timeout '0',
-           max_memory '64MB', stopped 'false');
+           max_memory '64MB', when_full 'error', stopped 'false');
 SELECT option_name, option_value
   FROM pg_options_to_table((SELECT ftoptions FROM pg_foreign_table
                             WHERE ftrelid = 'buf'::regclass));
@@ -84,6 +84,9 @@ SELECT value, try_option('max_memory', value)
 
 SELECT value, try_option('restart', value)
   FROM unnest(ARRAY['transient', 'temporary', 'permanent', 'Transient', '']) AS value;
+
+SELECT value, try_option('when_full', value)
+  FROM unnest(ARRAY['error', 'discard', 'block', 'Discard', '']) AS value;
 
 SELECT value, try_option('stopped', value)
   FROM unnest(ARRAY['true', 'false', 'on', 'off', 'yes', 'no', '1', '0', 'maybe',

@@ -964,8 +964,18 @@ buffer_attach_for_key(SbBuffer *buffer, const KeyBytes *key)
 }
 
 /*
- * Likewise, for the buffer's worker, which must continue if there are too many
- * shapes: it flushes the keys that have them.
+ * Attach to the shared part of an open buffer if it has one, without waiting
+ * for anything: for callers that want to know whether there is room for keys.
+ */
+void
+buffer_look_up(SbBuffer *buffer)
+{
+	(void) attach(buffer, false);
+}
+
+/*
+ * Attach to the shared part, or create it, for the buffer's worker, which must
+ * continue if there are too many shapes: it flushes the keys that have them.
  */
 void
 buffer_attach_worker(SbBuffer *buffer)

@@ -16,6 +16,7 @@
 
 #include <time.h>
 
+#include "port/atomics.h"
 #include "utils/timestamp.h"
 
 /*
@@ -92,6 +93,18 @@ clock_limit(ClockTime *last, ClockTime now, int64 msecs)
 		return false;
 	*last = now;
 	return true;
+}
+
+/* The same for something that several processes do. */
+static inline bool
+clock_limit_shared(pg_atomic_uint64 *last, int64 msecs)
+{
+	uint64		seen = pg_atomic_read_u64(last);
+	ClockTime	now = clock_now();
+
+	if (seen != 0 && !clock_passed((ClockTime) seen, now, msecs))
+		return false;
+	return pg_atomic_compare_exchange_u64(last, &seen, (uint64) now);
 }
 
 /*

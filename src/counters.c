@@ -157,8 +157,8 @@ find_or_create(SharedBuffer *buffer, const CounterTable *table,
  * `most'.  Everything that can fail, fails here.
  *
  * `max_memory' is the bound of the buffer's keys.  If there is no room for a
- * new key, nothing is pinned, and the result is TABLE_BUFFER_FULL or
- * TABLE_FULL.  Otherwise the caller must call counters_add() or
+ * new key, nothing is pinned, and table_is_full() is true of the result.
+ * Otherwise the caller must call counters_add() or
  * counters_unpin() in any case.  On error nothing is pinned.  May take the lock REGISTRY_LOCK_LARGE, to the end
  * of the transaction.
  *
@@ -252,9 +252,28 @@ counters_pin_now(SharedBuffer *buffer, const CounterTable *table,
 }
 
 /*
+ * Would counters_pin() find room for a key now?  Returns what it would return,
+ * and requests an early flush as it would.  If it would create the key, so does
+ * this, and leaves it to the worker.
+ */
+TableResult
+counters_probe(SharedBuffer *buffer, const CounterTable *table,
+			   const KeyBytes *key)
+{
+	CounterPin	pin;
+	TableResult result;
+
+	Assert(registry_is_usable(buffer));
+	result = find_or_create(buffer, table, key, registry_max_memory(buffer),
+							&pin.ref);
+	counters_unpin(buffer, &pin);
+	return result;
+}
+
+/*
  * Like counters_pin(), for a saved count.  It was accepted before, so it may
  * exceed the buffer's bound of memory, and what others may add.  If there is no
- * room in statbuffer.max_memory, that is an error.
+ * room otherwise, that is an error.
  */
 void
 counters_pin_loaded(SharedBuffer *buffer, const CounterTable *table,

@@ -50,6 +50,9 @@ extern TableResult counters_pin_now(SharedBuffer *buffer,
 									const CounterTable *table,
 									const KeyBytes *key, int64 delta,
 									CounterPin *pin);
+extern TableResult counters_probe(SharedBuffer *buffer,
+								  const CounterTable *table,
+								  const KeyBytes *key);
 extern void counters_pin_loaded(SharedBuffer *buffer,
 								const CounterTable *table,
 								const KeyBytes *key, int64 delta,

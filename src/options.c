@@ -30,7 +30,8 @@ typedef enum OptionKind
 	OPTION_INT,
 	OPTION_MEMORY,
 	OPTION_BOOL,
-	OPTION_RESTART
+	OPTION_RESTART,
+	OPTION_WHEN_FULL
 } OptionKind;
 
 typedef struct OptionDef
@@ -63,6 +64,7 @@ static const OptionDef option_defs[] = {
 	{"batch_time", OPTION_TIME, OPTION_FIELD(batch_time), "1s", 0, INT_MAX},
 	{"handler_timeout", OPTION_TIME, OPTION_FIELD(handler_timeout), "0", 0, INT_MAX},
 	{"max_memory", OPTION_MEMORY, OPTION_FIELD(max_memory), "0", MAX_MEMORY_MIN, MAX_KILOBYTES},
+	{"when_full", OPTION_WHEN_FULL, OPTION_FIELD(discard), "error", 0, 0},
 	{"stopped", OPTION_BOOL, OPTION_FIELD(stopped), "false", 0, 0},
 };
 
@@ -86,6 +88,21 @@ set_memory(const OptionDef *def, const char *value, int *field)
 						value, def->name),
 				 errhint("The valid range is %d kB to %d kB, or 0 for no bound.",
 						 def->min, def->max)));
+}
+
+/* Parse an option that is one of two words; the field is for the second. */
+static void
+set_word(const OptionDef *def, const char *value, const char *first,
+		 const char *second, bool *field)
+{
+	*field = strcmp(value, second) == 0;
+	if (!*field && strcmp(value, first) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid value for option \"%s\": \"%s\"",
+						def->name, value),
+				 errhint("Valid values are \"%s\" and \"%s\".",
+						 first, second)));
 }
 
 /*
@@ -145,19 +162,14 @@ set_option(BufferOptions *result, const OptionDef *def, const char *value)
 						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						 errmsg("invalid value for option \"%s\": \"%s\"",
 								def->name, value),
-						 errhint("Valid values are \"true\" and \"false\".")));
+						 errhint("Valid values are \"%s\" and \"%s\".",
+								 "true", "false")));
 			break;
 		case OPTION_RESTART:
-			if (strcmp(value, "transient") == 0)
-				*(bool *) field = false;
-			else if (strcmp(value, "temporary") == 0)
-				*(bool *) field = true;
-			else
-				ereport(ERROR,
-						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						 errmsg("invalid value for option \"%s\": \"%s\"",
-								def->name, value),
-						 errhint("Valid values are \"transient\" and \"temporary\".")));
+			set_word(def, value, "transient", "temporary", field);
+			break;
+		case OPTION_WHEN_FULL:
+			set_word(def, value, "error", "discard", field);
 			break;
 	}
 }

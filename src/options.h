@@ -28,6 +28,7 @@ typedef struct BufferOptions
 	int			batch_time;
 	int			handler_timeout;
 	int			max_memory;		/* in kilobytes; 0: no bound */
+	bool		discard;		/* when_full 'discard' */
 	bool		stopped;
 } BufferOptions;
 

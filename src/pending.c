@@ -516,6 +516,8 @@ pending_open(PendingTarget *target, Oid relid, bool check_privilege)
 		save_buffer(pending);
 		pending->locked = true;
 	}
+	if (buffer->shared == NULL)
+		buffer_look_up(buffer);
 	target->buffer = buffer;
 	target->generation = generation;
 }
@@ -736,11 +738,55 @@ pending_key_data(const PendingKey *key)
 	return key->data;
 }
 
+/*
+ * There seems to be no room for the key searched for.  Raise an error if the commit would now,
+ * so that the user can catch it.
+ */
+static pg_noinline void
+check_full(SbBuffer *buffer)
+{
+	TableResult result;
+	KeySpace	space;
+	KeyBytes	key = {space.data, searched.len, searched.hash};
+
+	if (!buffer_revalidate(buffer))
+		return;
+	buffer_check_shape(buffer, searched.shape);
+	buffer_attach(buffer, true);
+	launch_ensure();
+	space.data[0] = searched.first;
+	memcpy(space.data + 1, searched.rest, KEY_LENGTH(searched.len) - 1);
+	result = counters_probe(buffer->shared, &buffer->table, &key);
+	if (table_is_full(result))
+		table_report_full(result, NameStr(buffer->name));
+}
+
+/*
+ * Raise an error if there is no room now for the key searched for, in which the transaction has
+ * nothing yet.  What changes until the commit is seen there, and so is how much
+ * room all keys of the transaction take together.
+ *
+ * Nothing is looked up unless memory is out.
+ */
+static inline void
+check_room(void)
+{
+	SbBuffer   *buffer = unconstify(SbBuffer *, searched.buffer);
+	SharedTable *table = buffer->shared ? &buffer->shared->table : NULL;
+	uint64		max_memory = (uint64) buffer->options.max_memory * 1024;
+
+	if (!buffer->options.discard &&
+		unlikely(table_may_be_full(table, max_memory, searched.len)))
+		check_full(buffer);
+}
+
 static inline PendingKey *
 add_searched(int64 count, Oid userid)
 {
 	PendingKey *key = find_searched();
 
+	if ((key == NULL || key->delta == 0) && count != 0)
+		check_room();
 	if (key == NULL)
 		key = make_searched();
 	add(key, count, userid);
@@ -753,7 +799,8 @@ add_searched(int64 count, Oid userid)
  * the transaction fails at commit.
  *
  * Returns the key, for pending_add_again().  Raises the errors of
- * pending_add_again(), and an error if the transaction is already committing.
+ * pending_add_again(), and an error if the transaction is already committing or
+ * if memory is out, unless the buffer is to discard what finds no room.
  */
 PendingKey *
 pending_add(SbBuffer *buffer, const BufferShape *shape, const KeyBytes *bytes,
@@ -792,13 +839,16 @@ pending_add_text(SbBuffer *buffer, const char *text, Size len, int64 count,
  *
  * Raises an error if the user may not add that much, if the transaction has
  * altered the key columns, if the sum leaves bigint's range, if memory is out,
- * or if the server is stopping.
+ * or if the server is stopping.  If memory is out and the buffer is to discard
+ * what finds no room, warns once in the transaction.
  */
 void
 pending_add_now(SbBuffer *buffer, const BufferShape *shape,
 				const KeyBytes *key, int64 count, Oid userid)
 {
 	SharedBuffer *shared;
+	TableResult result = TABLE_FOUND;
+	bool		full = false;
 
 	if (!count_is_within(count, MODERATE_DELTA))
 		check_large(buffer, userid);
@@ -813,19 +863,29 @@ pending_add_now(SbBuffer *buffer, const BufferShape *shape,
 	{
 		CounterPin	pin;
 		ClockTime	now = 0;
-		TableResult result;
 		bool		locked;
 
 		result = counters_pin_now(shared, &buffer->table, key, count, &pin);
-		if (unlikely(pin.ref.counter == NULL))
+		full = pin.ref.counter == NULL;
+		if (unlikely(full) && !buffer->options.discard)
 			table_report_full(result, NameStr(buffer->name));
 		locked = pin.locked;
-		counters_add(shared, &pin, count, &now);
+		if (likely(!full))
+			counters_add(shared, &pin, count, &now);
 		if (locked)
 			counters_end_turn(shared);
 	}
 	registry_count(shared, STAT_PUBLISHED, (uint64) count);
 	registry_count(shared, STAT_INCREMENTS, 1);
+	if (unlikely(full))
+	{
+		registry_count(shared, STAT_DISCARDED, (uint64) count);
+		if (!buffer->pending->warned)
+		{
+			buffer->pending->warned = true;
+			publish_warn_full(buffer, shared, result, 1);
+		}
+	}
 }
 
 /*

@@ -31,12 +31,18 @@ struct PendingBuffer
 	bool		truncated;
 	bool		flush_all;		/* requested a flush of all keys */
 
+	/* has warned that an increment outside the transaction was discarded */
+	bool		warned;
+
 	/* used for publishing; the definition may be reread before the commit */
 	SharedBuffer *shared;
 	bool		attached;
 	bool		dropped;		/* by the transaction itself */
 	uint64		sum;			/* of the counts */
 	uint64		nincrements;
+	uint64		discarded;		/* sum of the counts that found no room */
+	uint64		ndiscarded;		/* and of how many keys */
+	TableResult full;			/* why, of the last one */
 	CounterPin *truncate_pins;
 	int			ntruncate_pins;
 	bool		has_requests;	/* some PublishedKey has a request */
@@ -115,6 +121,8 @@ pending_allocate_many(Size size)
 	return space;
 }
 
+extern void publish_warn_full(SbBuffer *buffer, SharedBuffer *shared,
+							  TableResult result, uint64 nkeys);
 extern void publish_prepare(PendingSet *set);
 extern void publish_commit(PendingSet *set);
 extern void publish_abort(PendingSet *set);

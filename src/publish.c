@@ -165,7 +165,8 @@ pin_truncated(PendingBuffer *pending)
 
 /*
  * Pin the counter of a key if there is anything to add.  Returns whether it
- * was pinned.
+ * was pinned.  If there is no room for it, that is an error, or its count is to
+ * be discarded.
  */
 static bool
 pin_key(PublishedKey *entry)
@@ -198,8 +199,27 @@ pin_key(PublishedKey *entry)
 	result = counters_pin(pending->shared, &buffer->table, &bytes, key->delta,
 						  &entry->pin);
 	if (unlikely(entry->pin.ref.counter == NULL))
-		table_report_full(result, NameStr(buffer->name));
+	{
+		if (!buffer->options.discard)
+			table_report_full(result, NameStr(buffer->name));
+		pending->discarded += (uint64) key->delta;
+		pending->ndiscarded++;
+		pending->full = result;
+		return false;
+	}
 	return true;
+}
+
+/*
+ * Warn that the counts of new keys are discarded.  The user is told each time,
+ * the log once in a while, because every transaction may have such keys.
+ */
+void
+publish_warn_full(SbBuffer *buffer, SharedBuffer *shared, TableResult result,
+				  uint64 nkeys)
+{
+	table_warn_full(registry_may_warn(shared) ? WARNING : WARNING_CLIENT_ONLY,
+					result, NameStr(buffer->name), nkeys);
 }
 
 /*
@@ -262,8 +282,16 @@ publish_prepare(PendingSet *set)
 		counters_check_open();
 	if (set->flush_requested)
 		allocate_requests();
-	if (any)
-		launch_ensure();
+	if (!any)
+		return;
+	launch_ensure();
+
+	/* the commit is too late: nothing may fail there */
+	for (PendingBuffer *pending = set->buffers; pending;
+		 pending = pending->next)
+		if (unlikely(pending->ndiscarded > 0))
+			publish_warn_full(pending->buffer, pending->shared, pending->full,
+							  pending->ndiscarded);
 }
 
 /*
@@ -291,6 +319,8 @@ publish_commit(PendingSet *set)
 		{
 			registry_set_committed(shared);
 			registry_count(shared, STAT_PUBLISHED, pending->sum);
+			if (unlikely(pending->ndiscarded > 0))
+				registry_count(shared, STAT_DISCARDED, pending->discarded);
 			registry_count(shared, STAT_INCREMENTS, pending->nincrements);
 		}
 	}

@@ -27,6 +27,9 @@
 /* delay before a worker that failed is replaced */
 #define WORKER_FAILED_MSECS		1000
 
+/* the least time between two warnings of a buffer in the log */
+#define WARN_MSECS				(60 * 1000)
+
 static dshash_table *registry = NULL;
 
 /*
@@ -161,6 +164,7 @@ totals_init(SharedTotals *totals)
 	pg_atomic_init_u64(&totals->last_flush, 0);
 	for (int i = 0; i < STAT_COUNT; i++)
 		pg_atomic_init_u64(&totals->stats[i], 0);
+	pg_atomic_init_u64(&totals->warned_at, 0);
 	LWLockInitialize(&totals->lock, shared_control->tranches.totals);
 	totals->reset_at = GetCurrentTimestamp();
 }
@@ -678,6 +682,16 @@ registry_clear_error(SharedBuffer *buffer)
 	LWLockAcquire(&totals->lock, LW_EXCLUSIVE);
 	totals->broken = false;
 	LWLockRelease(&totals->lock);
+}
+
+/*
+ * May a session log that the buffer discards counts, as every transaction would
+ * while memory is out?  Takes no lock.
+ */
+bool
+registry_may_warn(SharedBuffer *buffer)
+{
+	return clock_limit_shared(&buffer->totals.warned_at, WARN_MSECS);
 }
 
 /* Reset the statistics.  Takes SharedTotals.lock. */

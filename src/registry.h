@@ -116,7 +116,8 @@ typedef struct SharedFlush
 typedef enum SharedStat
 {
 	STAT_INCREMENTS,			/* increments published */
-	STAT_PUBLISHED,				/* sum of the counts published */
+	STAT_PUBLISHED,				/* sum of the counts published, with those
+								 * that were discarded because memory was out */
 	STAT_FLUSHED_KEYS,
 	STAT_FLUSHED_COUNT,			/* sum of the counts stored */
 	STAT_HANDLER_CALLS,
@@ -131,6 +132,7 @@ typedef struct SharedTotals
 	pg_atomic_uint64 in_flight; /* taken and not stored; by the worker */
 	pg_atomic_uint64 last_flush;	/* as TimestampTz; 0: never */
 	pg_atomic_uint64 stats[STAT_COUNT];
+	pg_atomic_uint64 warned_at; /* see registry_may_warn(); 0: never */
 
 	LWLock		lock;			/* protects what follows */
 	uint64		base[STAT_COUNT];	/* stats at the last reset */
@@ -222,6 +224,7 @@ extern void registry_start_succeeded(SharedBuffer *buffer);
 extern void registry_set_error(SharedBuffer *buffer, const char *message,
 							   bool broken);
 extern void registry_clear_error(SharedBuffer *buffer);
+extern bool registry_may_warn(SharedBuffer *buffer);
 extern void registry_reset_stats(SharedBuffer *buffer);
 
 /*

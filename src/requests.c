@@ -62,12 +62,7 @@ requests_ask(SharedRequests *requests, uint32 what)
 bool
 requests_ask_early(SharedRequests *requests)
 {
-	uint64		last = pg_atomic_read_u64(&requests->early_at);
-	ClockTime	now = clock_now();
-
-	if ((last != 0 && !clock_passed((ClockTime) last, now, EARLY_MSECS)) ||
-		!pg_atomic_compare_exchange_u64(&requests->early_at, &last,
-										(uint64) now))
+	if (!clock_limit_shared(&requests->early_at, EARLY_MSECS))
 		return false;
 	requests_ask(requests, REQUEST_FLUSH_EARLY);
 	return true;

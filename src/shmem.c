@@ -91,6 +91,7 @@ init_control(void *memory)
 	ConditionVariableInit(&control->load.cv);
 	pg_atomic_init_u64(&control->memory.nbytes, 0);
 	pg_atomic_init_u64(&control->memory.refused_at, 0);
+	pg_atomic_init_u64(&control->memory.exhausted_at, 0);
 	pg_atomic_init_u32(&control->memory.short_of_memory, 0);
 	pg_atomic_init_u64(&control->last_table, 0);
 	pg_atomic_init_u32(&control->queue.waiting, 0);

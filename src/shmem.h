@@ -115,13 +115,15 @@ typedef struct SharedLoad
  * process that finds it near the limit, or exceeding it, sets
  * `short_of_memory' and wakes the launcher, which then requests early flushes.
  * `refused_at' is the time, as ClockTime, when there was last no memory for
- * shmem_try_allocate().
+ * shmem_try_allocate(), and `exhausted_at' when a key last got none, though the
+ * limit was not reached; 0: never, or that is over.
  */
 typedef struct SharedMemoryUse
 {
 	pg_atomic_uint64 nbytes;
 	pg_atomic_uint32 short_of_memory;
 	pg_atomic_uint64 refused_at;
+	pg_atomic_uint64 exhausted_at;
 } SharedMemoryUse;
 
 /* A buffer that waits for a worker, and its owner as the launcher knows it. */

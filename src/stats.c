@@ -195,7 +195,12 @@ read_stats(Oid relid, BufferStats *stats)
 	totals = &shared->totals;
 	LWLockAcquire(&totals->lock, LW_SHARED);
 	stats->in_flight = pg_atomic_read_u64(&totals->in_flight);
-	for (int i = 0; i < STAT_COUNT; i++)
+
+	/*
+	 * From the last to the first: what is stored or discarded meanwhile is
+	 * then not missing from what is published.
+	 */
+	for (int i = STAT_COUNT - 1; i >= 0; i--)
 		stats->total[i] = pg_atomic_read_u64(&totals->stats[i]);
 	memcpy(stats->base, totals->base, sizeof(stats->base));
 	stats->failing = totals->broken ||

@@ -22,6 +22,7 @@
 #include "settings.h"
 #include "table.h"
 #include "utils/memutils.h"
+#include "utils/resowner.h"
 
 #define ST_SORT sort_pointers
 #define ST_ELEMENT_TYPE dsa_pointer
@@ -71,8 +72,29 @@
 /* the memory of so many counters ahead is fetched meanwhile */
 #define FETCH_AHEAD				16
 
+/*
+ * The system may have less memory than statbuffer.max_memory allows, and dsa.c
+ * may need more than we account for.  A process that could not create a key for
+ * that reason does not try again for so long: each attempt leaks a little.
+ */
+#define REFUSED_MSECS			1000
+
+/* and for so long, every new key may be one that there is no memory for */
+#define EXHAUSTED_MSECS			10000
+
 /* maximum size of the error text that is kept for a key */
 #define ERROR_MAX_SIZE			256
+
+/*
+ * The last time that this process could not create a key though no bound was
+ * reached (0: never, or that is over); why (TABLE_FULL: dsa.c's size limit,
+ * TABLE_NO_MEMORY: the system); and what the system has said, in a memory context
+ * of its own.
+ */
+static ClockTime refused_at = 0;
+static TableResult refused_as = TABLE_FULL;
+static ErrorData *refused_error = NULL;
+static MemoryContext refused_context = NULL;
 
 /* ------------------------------------------------------------------------
  * Making and attaching
@@ -362,18 +384,60 @@ table_is_short(SharedTable *shared, uint64 max_memory)
 /*
  * Is there memory for a new key?  If not, returns which bound is reached, the
  * buffer's or that of all buffers.  Sessions that ask at the same moment can
- * exceed it by one key each.
+ * exceed it by one key each.  `shared' is NULL if the buffer has no table yet.
  */
-static TableResult
+static inline TableResult
 find_room(SharedTable *shared, uint64 max_memory, uint16 keylen)
 {
-	if (max_memory > 0 &&
+	if (max_memory > 0 && shared != NULL &&
 		pg_atomic_read_u64(&shared->nbytes) + KEY_COST(keylen) > max_memory)
 		return TABLE_BUFFER_FULL;
 	if (pg_atomic_read_u64(&shared_control->memory.nbytes) + KEY_COST(keylen) >
 		memory_eighths(KEY_MEMORY_EIGHTHS))
 		return TABLE_FULL;
 	return TABLE_CREATED;
+}
+
+/* The same, including that memory was exhausted of late. */
+bool
+table_may_be_full(SharedTable *shared, uint64 max_memory, uint16 keylen)
+{
+	pg_atomic_uint64 *exhausted_at = &shared_control->memory.exhausted_at;
+	uint64		last = pg_atomic_read_u64(exhausted_at);
+
+	if (unlikely(last != 0))
+	{
+		if (!clock_passed((ClockTime) last, clock_now(), EXHAUSTED_MSECS))
+			return true;
+		pg_atomic_write_u64(exhausted_at, 0);
+	}
+	return find_room(shared, max_memory, keylen) != TABLE_CREATED;
+}
+
+/* In ereport(): which bound is reached. */
+static int
+errdetail_full(TableResult result)
+{
+	if (result == TABLE_BUFFER_FULL)
+		return errdetail("All memory that the buffer's option \"%s\" allows is in use.",
+						 "max_memory");
+	if (result == TABLE_NO_MEMORY)
+		return errdetail_internal("%s", refused_error->message);
+	return errdetail("All memory that \"%s\" allows is in use.",
+					 "statbuffer.max_memory");
+}
+
+/* In ereport(): what to do about it. */
+static int
+errhint_full(TableResult result)
+{
+	if (result == TABLE_BUFFER_FULL)
+		return errhint("You might need to increase the option \"%s\" with ALTER FOREIGN TABLE. The view \"%s\" shows whether the buffer can be flushed.",
+					   "max_memory", "sb_stat_buffers");
+	if (result == TABLE_NO_MEMORY)
+		return errhint("%s", refused_error->hint);
+	return errhint("You might need to increase \"%s\". The view \"%s\" shows which buffer holds that much and whether it can be flushed.",
+				   "statbuffer.max_memory", "sb_stat_buffers");
 }
 
 /*
@@ -383,21 +447,31 @@ find_room(SharedTable *shared, uint64 max_memory, uint16 keylen)
 void
 table_report_full(TableResult result, const char *name)
 {
-	if (result == TABLE_BUFFER_FULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OUT_OF_MEMORY),
-				 errmsg("out of memory for keys of buffer \"%s\"", name),
-				 errdetail("All memory that the buffer's option \"%s\" allows is in use.",
-						   "max_memory"),
-				 errhint("You might need to increase the option \"%s\" with ALTER FOREIGN TABLE. The view \"%s\" shows whether the buffer can be flushed.",
-						 "max_memory", "sb_stat_buffers")));
+	if (result == TABLE_NO_MEMORY)
+		ReThrowError(refused_error);
 	ereport(ERROR,
 			(errcode(ERRCODE_OUT_OF_MEMORY),
+			 result == TABLE_BUFFER_FULL ?
+			 errmsg("out of memory for keys of buffer \"%s\"", name) :
 			 errmsg("out of memory for statbuffer keys"),
-			 errdetail("All memory that \"%s\" allows is in use.",
-					   "statbuffer.max_memory"),
-			 errhint("You might need to increase \"%s\". The view \"%s\" shows which buffer holds that much and whether it can be flushed.",
-					 "statbuffer.max_memory", "sb_stat_buffers")));
+			 errdetail_full(result),
+			 errhint_full(result)));
+}
+
+/*
+ * Warn, at `elevel', that new keys have found no room, and that their counts
+ * are discarded.
+ */
+void
+table_warn_full(int elevel, TableResult result, const char *name, uint64 nkeys)
+{
+	ereport(elevel,
+			(errcode(ERRCODE_OUT_OF_MEMORY),
+			 errmsg_plural("discarding the count of %llu new key of buffer \"%s\"",
+						   "discarding the counts of %llu new keys of buffer \"%s\"",
+						   nkeys, (unsigned long long) nkeys, name),
+			 errdetail_full(result),
+			 errhint_full(result)));
 }
 
 /* Account for keys that were created, or freed: then both are negative. */
@@ -444,25 +518,48 @@ table_pin(const CounterTable *table, const KeyBytes *key)
 }
 
 /*
- * In PG_CATCH, after a key could not be created: rethrow the error with a
- * helpful hint.
+ * A key could not be created though no bound is reached: remember that, and
+ * why, which is the result of creating it.
+ */
+static TableResult
+note_refusal(TableResult result)
+{
+	refused_at = clock_now();
+	refused_as = result;
+	pg_atomic_write_u64(&shared_control->memory.exhausted_at,
+						(uint64) refused_at);
+	report_short_memory();
+	return result;
+}
+
+/*
+ * In PG_CATCH, after a key could not be created: keep the error, with a helpful
+ * hint, for table_report_full() or table_warn_full().  Rethrows it if its cause
+ * is not that memory is out.
  */
 static void
-rethrow_memory_error(void)
+keep_memory_error(void)
 {
+	MemoryContext oldcontext;
 	ErrorData  *edata;
-	MemoryContext oldcontext = MemoryContextSwitchTo(TopTransactionContext);
 
-	/* a lock that may still be held is released with the transaction */
+	if (refused_context == NULL)
+		refused_context = AllocSetContextCreate(TopMemoryContext,
+												"statbuffer memory error",
+												ALLOCSET_SMALL_SIZES);
+	MemoryContextReset(refused_context);
+	oldcontext = MemoryContextSwitchTo(refused_context);
 	edata = CopyErrorData();
-	FlushErrorState();
-	MemoryContextSwitchTo(oldcontext);
-	report_short_memory();
 
 	/* it was not dsa.c's size limit, for which create_counter() looks */
 	if (edata->hint == NULL)
 		edata->hint = pstrdup("Counts are kept in dynamic shared memory, of which the system has less than the setting \"statbuffer.max_memory\" allows.");
-	ReThrowError(edata);
+	MemoryContextSwitchTo(oldcontext);
+	FlushErrorState();
+	refused_error = edata;
+	if (ERRCODE_TO_CATEGORY(edata->sqlerrcode) !=
+		ERRCODE_INSUFFICIENT_RESOURCES)
+		ReThrowError(edata);
 }
 
 /* Initialize a counter that is pinned once. */
@@ -486,19 +583,25 @@ init_counter(SharedCounter *counter, const KeyBytes *key, uint8 shape)
 
 /*
  * Create a counter for a key, and pin it; `spare' is planned.  If another
- * process has just created it, pins that one.  If dsa.c's size limit is
- * reached, returns one with a NULL pointer.
+ * process has just created it, pins that one.  If there is no memory, returns
+ * TABLE_FULL or TABLE_NO_MEMORY, and a counter with a NULL pointer.
  */
-static CounterRef
+static TableResult
 create_counter(SharedTable *shared, const CounterTable *table,
-			   const KeyBytes *key, HashSpare *spare)
+			   const KeyBytes *key, HashSpare *spare, CounterRef *ref)
 {
 	volatile CounterRef created = {NULL, InvalidDsaPointer};
-	CounterRef	ref = {NULL, InvalidDsaPointer};
+	volatile bool refused = false;
+	ResourceOwner owner = CurrentResourceOwner;
+	MemoryContext context = CurrentMemoryContext;
+
+	ref->counter = NULL;
 
 	/* all memory is allocated, and the counter is complete, before the lock */
 	PG_TRY();
 	{
+		/* a segment that cannot be made must not be taken for a leak */
+		CurrentResourceOwner = NULL;
 		created.self = dsa_allocate_extended(shared_area,
 											 COUNTER_SIZE(key->len),
 											 DSA_ALLOC_NO_OOM);
@@ -511,17 +614,18 @@ create_counter(SharedTable *shared, const CounterTable *table,
 			hash_prepare(spare);
 
 			lock = hash_lock(table->partitions, key->hash, LW_EXCLUSIVE);
-			ref = hash_find(table->partitions, key, table->shape);
-			if (ref.counter == NULL)
+			*ref = hash_find(table->partitions, key, table->shape);
+			if (ref->counter == NULL)
 			{
-				ref.counter = created.counter;
-				ref.self = created.self;
-				hash_insert(table->partitions, key->hash, ref, spare);
+				CounterRef	new = {created.counter, created.self};
+
+				hash_insert(table->partitions, key->hash, new, spare);
+				*ref = new;
 				created.self = InvalidDsaPointer;
 				account(shared, 1, KEY_COST(key->len));
 			}
 			else
-				counter_pin(ref.counter);
+				counter_pin(ref->counter);
 			LWLockRelease(lock);
 		}
 	}
@@ -529,19 +633,28 @@ create_counter(SharedTable *shared, const CounterTable *table,
 	{
 		/* dsa.c raises errors with its locks held, which freeing takes, too */
 		LWLockReleaseAll();
+		CurrentResourceOwner = owner;
+		MemoryContextSwitchTo(context);
 		if (DsaPointerIsValid(created.self))
 			dsa_free(shared_area, created.self);
 		hash_free_spare(spare);
-		rethrow_memory_error();
+		keep_memory_error();
+		refused = true;
+		ref->counter = NULL;
 	}
 	PG_END_TRY();
+	CurrentResourceOwner = owner;
+	if (unlikely(refused))
+		return note_refusal(TABLE_NO_MEMORY);
 
 	hash_free_spare(spare);
 	if (DsaPointerIsValid(created.self))
 		dsa_free(shared_area, created.self);
-	else if (unlikely(ref.counter == NULL || table_memory_is_short()))
+	if (unlikely(ref->counter == NULL))
+		return note_refusal(TABLE_FULL);
+	if (unlikely(table_memory_is_short()))
 		report_short_memory();
-	return ref;
+	return TABLE_CREATED;
 }
 
 /* Create the counter of a key, and pin it, if there is room for it. */
@@ -554,8 +667,13 @@ create_with_room(SharedTable *shared, const CounterTable *table,
 
 	if (result == TABLE_CREATED)
 	{
-		*ref = create_counter(shared, table, key, spare);
-		return ref->counter != NULL ? TABLE_CREATED : TABLE_FULL;
+		if (unlikely(refused_at != 0))
+		{
+			if (!clock_passed(refused_at, clock_now(), REFUSED_MSECS))
+				return refused_as;
+			refused_at = 0;
+		}
+		return create_counter(shared, table, key, spare, ref);
 	}
 	if (result == TABLE_FULL)
 		report_short_memory();
@@ -566,9 +684,9 @@ create_with_room(SharedTable *shared, const CounterTable *table,
  * Find or create the counter of a key, and pin it.  `max_memory' is the bound
  * of the buffer's keys, in bytes, or 0.
  *
- * If there is no room for a new key, returns TABLE_BUFFER_FULL or TABLE_FULL,
- * and a counter with a NULL pointer.  Raises an error if the system has no
- * memory.  In both cases nothing is pinned.  Locks a partition of the table.
+ * If there is no room for a new key, returns a result for which
+ * table_is_full() is true, and a counter with a NULL pointer.  Then, and on
+ * error, nothing is pinned.  Locks a partition of the table.
  */
 TableResult
 table_pin_or_create(SharedTable *shared, const CounterTable *table,
@@ -697,7 +815,8 @@ table_create_many(SharedTable *shared, const CounterTable *table,
 		LWLockReleaseAll();
 		for (int i = 0; i < nallocated; i++)
 			dsa_free(shared_area, new[i].ref.self);
-		rethrow_memory_error();
+		keep_memory_error();
+		ReThrowError(refused_error);
 	}
 	PG_END_TRY();
 

@@ -146,7 +146,8 @@ typedef enum TableResult
 	TABLE_FOUND,				/* has pinned a counter that was there */
 	TABLE_CREATED,				/* has pinned one that it has created */
 	TABLE_BUFFER_FULL,			/* no room within the buffer's bound */
-	TABLE_FULL					/* no room within statbuffer.max_memory */
+	TABLE_FULL,					/* no room within statbuffer.max_memory */
+	TABLE_NO_MEMORY				/* the system has no memory */
 } TableResult;
 
 /* A key for table_create_many(), and its counter. */
@@ -157,6 +158,13 @@ typedef struct NewCounter
 	ClockTime	counted_at;
 	CounterRef	ref;
 } NewCounter;
+
+/* Is there no room for a new key? */
+static inline bool
+table_is_full(TableResult result)
+{
+	return result >= TABLE_BUFFER_FULL;
+}
 
 /* Called under a partition lock: must only copy. */
 typedef void (*CounterVisitor) (const CounterInfo *info, void *arg);
@@ -199,7 +207,11 @@ extern uint64 table_position(const KeyBytes *key);
 extern bool table_memory_is_short(void);
 extern bool table_has_room(uint64 nkeys, uint64 size, uint64 max_memory);
 extern bool table_is_short(SharedTable *shared, uint64 max_memory);
+extern bool table_may_be_full(SharedTable *shared, uint64 max_memory,
+							  uint16 keylen);
 extern void table_report_full(TableResult result, const char *name);
+extern void table_warn_full(int elevel, TableResult result, const char *name,
+							uint64 nkeys);
 
 /* shapes */
 extern void table_find_shape(SharedTable *shared, const KeyShape *shape,
