@@ -480,7 +480,20 @@ SELECT sb_increment(ROW(7, 'en', 'x', 1), buffer => 'by_many');
 SELECT sb_increment(ROW(), buffer => 'by_many');
 SELECT sb_increment('7', buffer => 'by_many');
 \echo :LAST_ERROR_SQLSTATE
-SELECT sb_increment('(7,en,x)', buffer => 'by_many');
+-- The text form of a row will do: drivers pass parameters as text.
+BEGIN;
+SELECT count(*) FROM (VALUES ('(7,en,x)'), (' (7,"en",)'), ('(8,it,"a ""b""")'), ('(7,en,x)')) AS v (k), sb_increment(k, buffer => 'by_many');
+SELECT * FROM by_many ORDER BY 1, 2, 3, 4;
+SELECT sb_count('(7,en,x)', 'by_many'), sb_count(ROW(8, 'it', 'a "b"'), 'by_many');
+SAVEPOINT s;
+SELECT sb_increment('(7,en', buffer => 'by_many');
+ROLLBACK TO s;
+SELECT sb_increment('(7,en)', buffer => 'by_many');
+ROLLBACK TO s;
+SELECT sb_increment('(seven,en,x)', buffer => 'by_many');
+ROLLBACK TO s;
+SELECT sb_increment('(,en,x)', buffer => 'by_many');
+ROLLBACK;
 SELECT sb_increment(7, buffer => 'by_many');
 SELECT sb_increment(NULL, buffer => 'by_many');
 SELECT sb_increment(NULL::seen, buffer => 'by_many');

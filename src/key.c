@@ -29,6 +29,7 @@
 #include "parser/parse_coerce.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/datum.h"
 #include "utils/lsyscache.h"
 #include "utils/sortsupport.h"
@@ -52,10 +53,11 @@ struct KeyReader
 	Oid			argtype;
 	bool		is_row;			/* a row, whose fields are the key columns */
 
-	/* text, which the column's input function reads */
+	/* text, which the input function of the column, or of rows, reads */
 	bool		is_text;
 	FmgrInfo	input;
 	Oid			ioparam;
+	int32		typmod;
 
 	/*
 	 * The casts of the columns.  Those for the fields of a row are valid for
@@ -521,6 +523,17 @@ apply_cast(KeyCast *cast, Datum value, bool *isnull)
 	return ExecEvalExprSwitchContext(cast->state, cast->econtext, isnull);
 }
 
+/* Raise the error that the key is not a row, as it must be. */
+static void
+report_not_row(const KeyReader *reader)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_DATATYPE_MISMATCH),
+			 errmsg("buffer \"%s\" has %d key columns", reader->relname,
+					reader->desc->natts),
+			 errhint("Specify the key as a row, ROW(...), or as the text form of a row, '(...)'.")));
+}
+
 /*
  * Create a reader for key arguments of a type, in the current memory context.
  * Raises an error if the type cannot be converted to a key.
@@ -543,6 +556,17 @@ key_reader_make(TupleDesc desc, const char *relname, Oid argtype)
 	 */
 	reader->is_row = type_is_rowtype(argtype) &&
 		!(desc->natts == 1 && argtype == att->atttypid);
+
+	/* drivers pass parameters as text: the text form of a row will do */
+	if (desc->natts > 1 && argtype == TEXTOID)
+	{
+		reader->is_row = true;
+		reader->is_text = true;
+		fmgr_info(F_RECORD_IN, &reader->input);
+		reader->ioparam = RECORDOID;
+		reader->typmod = BlessTupleDesc(desc)->tdtypmod;
+	}
+
 	if (reader->is_row)
 	{
 		reader->context = AllocSetContextCreate(CurrentMemoryContext,
@@ -552,11 +576,7 @@ key_reader_make(TupleDesc desc, const char *relname, Oid argtype)
 	}
 
 	if (desc->natts > 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATATYPE_MISMATCH),
-				 errmsg("buffer \"%s\" has %d key columns", relname,
-						desc->natts),
-				 errhint("Specify the key as a row: ROW(...).")));
+		report_not_row(reader);
 
 	/* a key column of type text needs no input function */
 	if (argtype == TEXTOID && att->atttypid != TEXTOID)
@@ -566,6 +586,7 @@ key_reader_make(TupleDesc desc, const char *relname, Oid argtype)
 		reader->is_text = true;
 		getTypeInputInfo(att->atttypid, &input, &reader->ioparam);
 		fmgr_info(input, &reader->input);
+		reader->typmod = att->atttypmod;
 	}
 	else
 		make_cast(reader, att, argtype, -1, &reader->casts[0]);
@@ -695,6 +716,16 @@ read_row(KeyReader *reader, Datum arg, Datum *values, bool *isnull)
 	ReleaseTupleDesc(rowdesc);
 }
 
+/* Read the text form of a row.  Raises an error if it is none. */
+static Datum
+read_row_text(KeyReader *reader, char *string)
+{
+	if (string[strspn(string, " \t\n\r\f\v")] != '(')
+		report_not_row(reader);
+	return InputFunctionCall(&reader->input, string, reader->ioparam,
+							 reader->typmod);
+}
+
 /*
  * Read an argument into the key columns.  The datums are valid until the next
  * call.  Raises an error for a null instead of a row, and the errors of casts
@@ -704,8 +735,6 @@ void
 key_read(KeyReader *reader, Datum arg, bool argnull, Datum *values,
 		 bool *isnull)
 {
-	Form_pg_attribute att = TupleDescAttr(reader->desc, 0);
-
 	if (reader->is_row)
 	{
 		if (argnull)
@@ -714,6 +743,8 @@ key_read(KeyReader *reader, Datum arg, bool argnull, Datum *values,
 					 errmsg("key of buffer \"%s\" must not be null",
 							reader->relname),
 					 errhint("Specify a null in a key column as a field of the row.")));
+		if (reader->is_text)
+			arg = read_row_text(reader, TextDatumGetCString(arg));
 		read_row(reader, arg, values, isnull);
 	}
 	else if (reader->is_text)
@@ -725,7 +756,7 @@ key_read(KeyReader *reader, Datum arg, bool argnull, Datum *values,
 		values[0] = (Datum) 0;
 		if (!argnull || !reader->input.fn_strict)
 			values[0] = InputFunctionCall(&reader->input, string,
-										  reader->ioparam, att->atttypmod);
+										  reader->ioparam, reader->typmod);
 	}
 	else
 	{
