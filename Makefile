@@ -5,6 +5,7 @@ OBJS = \
 	src/clock.o \
 	src/control.o \
 	src/counters.o \
+	src/create.o \
 	src/ddl.o \
 	src/drain.o \
 	src/fdw.o \
@@ -32,9 +33,12 @@ OBJS = \
 	src/shmem.o \
 	src/shutdown.o \
 	src/sink_function.o \
+	src/sink_target.o \
 	src/statbuffer.o \
 	src/stats.o \
 	src/table.o \
+	src/target.o \
+	src/total.o \
 	src/trigger.o \
 	src/worker.o
 
@@ -44,7 +48,7 @@ PGFILEDESC = "statbuffer - adds up increments of hot counters"
 
 REGRESS = setup increment default_buffer types options shape transactions \
 	fdw handler flushing async startstop renamed stats privileges security overflow \
-	trigger altered
+	trigger altered target
 ISOLATION = visibility new_key flush flush_own ddl drain stop range grants trigger_rows cursor_locks \
 	grow default_replaced
 ISOLATION_OPTS = --load-extension=statbuffer

@@ -28,6 +28,16 @@ COMMENT ON SERVER statbuffer IS
 'server of the foreign tables that are buffers of counts';
 
 --
+-- Creating
+--
+
+CREATE FUNCTION sb_create(buffer text, target regclass, "column" name, VARIADIC options text[] DEFAULT '{}')
+RETURNS regclass
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION sb_create(text, regclass, name, text[]) IS
+'creates a buffer whose counts go to a column of a table';
+
+--
 -- Counting
 --
 
@@ -76,6 +86,18 @@ AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 COMMENT ON FUNCTION sb_count(anynonarray, regclass) IS
 'what is counted for a key and not yet stored; null when the buffer does not hold the key';
 
+CREATE FUNCTION sb_total(key text, buffer regclass DEFAULT NULL)
+RETURNS bigint
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION sb_total(text, regclass) IS
+'what is stored for a key in the target of a buffer, plus what is counted; exact at every moment';
+
+CREATE FUNCTION sb_total(key anynonarray, buffer regclass DEFAULT NULL)
+RETURNS bigint
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION sb_total(anynonarray, regclass) IS
+'what is stored for a key in the target of a buffer, plus what is counted; exact at every moment';
+
 CREATE FUNCTION sb_keys(buffer regclass DEFAULT NULL,
 	OUT key text,
 	OUT count bigint,
@@ -87,6 +109,14 @@ RETURNS SETOF record
 AS 'MODULE_PATHNAME', 'sb_get_keys' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 COMMENT ON FUNCTION sb_keys(regclass) IS
 'the keys that a buffer holds, with what is counted, what is being stored, when they are due and how they fail';
+
+CREATE FUNCTION sb_totals(buffer regclass DEFAULT NULL,
+	OUT key text,
+	OUT total bigint)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'sb_get_totals' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION sb_totals(regclass) IS
+'what is stored plus what is counted, for each key that a buffer with a target holds';
 
 --
 -- Flushing

@@ -40,7 +40,8 @@ SELECT p.oid::regprocedure AS function,
     AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'statbuffer')
     AND proname IN ('sb_increment', 'sb_async_increment', 'sb_count',
                     'sb_flush', 'sb_flush_all', 'sb_drain', 'sb_start',
-                    'sb_stop', 'sb_keys', 'sb_stat_reset', 'sb_trigger')
+                    'sb_stop', 'sb_keys', 'sb_stat_reset', 'sb_trigger',
+                    'sb_create', 'sb_total', 'sb_totals')
   ORDER BY proname COLLATE "C", pg_get_function_arguments(p.oid) COLLATE "C";
 
 -- The view for operators.

@@ -15,6 +15,7 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "batch.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -149,6 +150,10 @@ batch_take(CounterBatch *batch, const CounterTable *table, int max_keys,
 	batch->discarded = 0;
 	batch->nunreadable = 0;
 	batch->had_failing = false;
+
+	/* before the first count is taken: counter_begin_change() is a barrier */
+	pg_atomic_write_u32(&buffer->in_flight.xid, InvalidTransactionId);
+
 	while (batch->nitems < limit &&
 		   DsaPointerIsValid(self = schedule_pop_due(schedule)))
 	{
@@ -206,6 +211,14 @@ batch_take(CounterBatch *batch, const CounterTable *table, int max_keys,
 	return batch->ntaken;
 }
 
+/* The counts of a batch begin to leave their flight: see SharedInFlight. */
+static void
+end_flight(SharedBuffer *buffer)
+{
+	/* this is a barrier */
+	pg_atomic_fetch_add_u32(&buffer->in_flight.ended, 1);
+}
+
 /* End an item's time in flight.  `back' is what returns to the count. */
 static void
 finish_in_flight(SharedCounter *counter, int64 back)
@@ -215,6 +228,23 @@ finish_in_flight(SharedCounter *counter, int64 back)
 	if (back != 0)
 		pg_atomic_fetch_add_u64(&counter->count, (uint64) back);
 	counter_end_change(counter);
+}
+
+/*
+ * The batch's transaction is about to commit: called before it has.  Tells which
+ * one it is.  Takes no lock, cannot fail.
+ */
+void
+batch_prepare_commit(CounterBatch *batch)
+{
+	if (batch->nitems == 0)
+		return;
+	Assert(registry_is_mine(batch->buffer));
+	pg_atomic_write_u32(&batch->buffer->in_flight.xid,
+						GetTopTransactionIdIfAny());
+
+	/* before anybody can see that it has committed */
+	pg_memory_barrier();
 }
 
 /*
@@ -231,6 +261,7 @@ batch_commit(CounterBatch *batch)
 	if (batch->nitems == 0)
 		return;
 	Assert(registry_is_mine(buffer));
+	end_flight(buffer);
 	for (int i = 0; i < batch->nitems; i++)
 	{
 		BatchItem  *item = &batch->items[i];
@@ -311,6 +342,7 @@ batch_restore(CounterBatch *batch)
 	if (batch->nitems == 0)
 		return;
 	Assert(registry_is_mine(buffer));
+	end_flight(buffer);
 
 	/* backwards, so that keys that were due first are first again */
 	for (int i = batch->nitems - 1; i >= 0; i--)

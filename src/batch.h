@@ -65,6 +65,7 @@ extern int	batch_take(CounterBatch *batch, const CounterTable *table,
 					   ClockTime unreadable_retry_at);
 extern void batch_pass_over(CounterBatch *batch, int i);
 extern void batch_pass_over_later(CounterBatch *batch);
+extern void batch_prepare_commit(CounterBatch *batch);
 extern void batch_commit(CounterBatch *batch);
 extern void batch_restore(CounterBatch *batch);
 extern void batch_tidy(CounterBatch *batch, int nitems,

@@ -324,6 +324,7 @@ read_shape(Relation rel)
 		report_wrong_shape(rel, _("Its last column is not of type bigint."));
 
 	shape->count_attno = attnos[--n];
+	shape->count_name = TupleDescAttr(reldesc, attnos[n] - 1)->attname;
 	shape->key_attnos = attnos;
 	desc = CreateTemplateTupleDesc(n);
 	for (int i = 0; i < n; i++)
@@ -492,6 +493,7 @@ build(SbBuffer *buffer, Relation rel, BufferLocker lock)
 			att->attname = TupleDescAttr(shape->desc, i)->attname;
 			att->attnotnull = TupleDescAttr(shape->desc, i)->attnotnull;
 		}
+		buffer->shape->count_name = shape->count_name;
 		MemoryContextDelete(shape->context);
 	}
 	else
@@ -831,6 +833,17 @@ buffer_get_settings(const SbBuffer *buffer, BufferSettings *settings)
 	settings->interval = (int64) buffer->options.interval * 1000;
 	settings->jitter = (int64) buffer->options.jitter * 1000;
 	settings->max_memory = (uint64) buffer->options.max_memory * 1024;
+}
+
+/* Extract from the definition what its sink needs. */
+void
+buffer_get_source(const SbBuffer *buffer, SinkSource *source)
+{
+	source->relid = buffer->relid;
+	source->owner = buffer->owner;
+	source->options = &buffer->options;
+	source->desc = buffer->shape->desc;
+	source->count_name = NameStr(buffer->shape->count_name);
 }
 
 /*

@@ -15,6 +15,7 @@
 #include "options.h"
 #include "shape.h"
 #include "registry.h"
+#include "sink.h"
 #include "nodes/parsenodes.h"
 #include "storage/lock.h"
 #include "utils/inval.h"
@@ -37,6 +38,7 @@ typedef struct BufferShape
 	TupleDesc	desc;			/* the key columns */
 	AttrNumber *key_attnos;		/* their numbers in the relation */
 	AttrNumber	count_attno;
+	NameData	count_name;
 	bool		is_text;		/* key_is_one_text() */
 	KeyShape   *keys;			/* decides which keys are equal, and readable */
 
@@ -157,5 +159,6 @@ extern void buffer_check_running(SbBuffer *buffer);
 extern void buffer_check_shape(SbBuffer *buffer, const BufferShape *shape);
 extern void buffer_get_settings(const SbBuffer *buffer,
 								BufferSettings *settings);
+extern void buffer_get_source(const SbBuffer *buffer, SinkSource *source);
 
 #endif							/* STATBUFFER_BUFFER_H */

@@ -27,6 +27,7 @@
 #include "miscadmin.h"
 #include "nodes/pathnodes.h"
 #include "optimizer/pathnode.h"
+#include "optimizer/plancat.h"
 #include "parser/parse_func.h"
 #include "pgstat.h"
 #if PG_VERSION_NUM >= 170000
@@ -214,6 +215,24 @@ compat_name_tranche(int tranche, const char *name)
 #else
 #define COMPAT_IS_FINALIZED(desc)	true
 #define TupleDescFinalize(desc)	((void) (desc))
+#endif
+
+/*
+ * A hook that is called when the planner has read the size of a relation.  19
+ * has another one, which is called for all that a query reads from.
+ */
+#if PG_VERSION_NUM >= 190000
+#define compat_relation_hook		build_simple_rel_hook
+#define compat_relation_hook_type	build_simple_rel_hook_type
+#define COMPAT_RELATION_HOOK_ARGS	\
+	PlannerInfo *root, RelOptInfo *rel, RangeTblEntry *rte
+#define COMPAT_PASS_RELATION_HOOK_ARGS	root, rel, rte
+#else
+#define compat_relation_hook		get_relation_info_hook
+#define compat_relation_hook_type	get_relation_info_hook_type
+#define COMPAT_RELATION_HOOK_ARGS	\
+	PlannerInfo *root, Oid relid, bool inhparent, RelOptInfo *rel
+#define COMPAT_PASS_RELATION_HOOK_ARGS	root, relid, inhparent, rel
 #endif
 
 /* 18: there are generated columns that are not stored */

@@ -11,25 +11,19 @@
  */
 #include "postgres.h"
 
-#include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
+#include "access/xact.h"
 #include "buffer.h"
-#include "catalog/dependency.h"
 #include "catalog/indexing.h"
 #include "catalog/objectaccess.h"
 #include "catalog/objectaddress.h"
-#include "catalog/pg_depend.h"
-#include "catalog/pg_extension.h"
-#include "catalog/pg_foreign_server.h"
 #include "catalog/pg_foreign_table.h"
-#include "catalog/pg_proc.h"
-#include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
 #include "compat.h"
+#include "create.h"
 #include "drain.h"
-#include "executor/spi.h"
 #include "foreign/foreign.h"
 #include "functions.h"
 #include "launch.h"
@@ -38,14 +32,13 @@
 #include "owner.h"
 #include "pending.h"
 #include "registry.h"
-#include "sink_function.h"
+#include "sink.h"
 #include "storage/ipc.h"
 #include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "table.h"
 #include "tcop/utility.h"
 #include "utils/builtins.h"
-#include "utils/fmgroids.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -137,81 +130,6 @@ sb_drain(PG_FUNCTION_ARGS)
  * ------------------------------------------------------------------------
  */
 
-/* Run a utility statement as the current user. */
-static void
-execute(const char *statement)
-{
-	SPI_connect();
-	if (SPI_execute(statement, false, 0) != SPI_OK_UTILITY)
-		elog(ERROR, "could not execute \"%s\"", statement);
-	SPI_finish();
-}
-
-/*
- * Get the name of the foreign server that belongs to the extension, which may
- * have been renamed.  Users may have created others.
- */
-static char *
-extension_server(Oid funcid)
-{
-	Oid			extension = getExtensionOfObject(ProcedureRelationId, funcid);
-	Relation	catalog = table_open(DependRelationId, AccessShareLock);
-	ScanKeyData keys[2];
-	SysScanDesc scan;
-	HeapTuple	tuple;
-	Oid			server = InvalidOid;
-
-	ScanKeyInit(&keys[0], Anum_pg_depend_refclassid, BTEqualStrategyNumber,
-				F_OIDEQ, ObjectIdGetDatum(ExtensionRelationId));
-	ScanKeyInit(&keys[1], Anum_pg_depend_refobjid, BTEqualStrategyNumber,
-				F_OIDEQ, ObjectIdGetDatum(extension));
-	scan = systable_beginscan(catalog, DependReferenceIndexId, true, NULL,
-							  lengthof(keys), keys);
-	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
-	{
-		Form_pg_depend depend = (Form_pg_depend) GETSTRUCT(tuple);
-
-		if (depend->classid == ForeignServerRelationId &&
-			depend->deptype == DEPENDENCY_EXTENSION)
-			server = depend->objid;
-	}
-	systable_endscan(scan);
-	table_close(catalog, AccessShareLock);
-	if (!OidIsValid(server))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("extension \"%s\" has no foreign server", "statbuffer")));
-	return GetForeignServer(server)->servername;
-}
-
-/*
- * Create the default buffer.  Its handler is the function handle_flush() on
- * the caller's search path.
- */
-static Oid
-create_default_buffer(FunctionCallInfo fcinfo)
-{
-	char	   *schema = get_namespace_name(get_func_namespace(fcinfo->flinfo->fn_oid));
-	TupleDesc	desc = CreateTemplateTupleDesc(1);
-	Oid			funcid;
-	bool		takes_arrays;
-	char	   *handler;
-
-	TupleDescInitEntry(desc, 1, "key", TEXTOID, -1, 0);
-	TupleDescFinalize(desc);
-	funcid = handler_find("handle_flush", desc, &takes_arrays);
-	handler = quote_qualified_identifier(get_namespace_name(get_func_namespace(funcid)),
-										 get_func_name(funcid));
-	execute(psprintf("CREATE FOREIGN TABLE %s"
-					 " (key pg_catalog.text NOT NULL,"
-					 " count pg_catalog.int8 NOT NULL DEFAULT 1)"
-					 " SERVER %s OPTIONS (handler %s)",
-					 quote_qualified_identifier(schema, DEFAULT_BUFFER),
-					 quote_identifier(extension_server(fcinfo->flinfo->fn_oid)),
-					 quote_literal_cstr(handler)));
-	return function_default_buffer(fcinfo);
-}
-
 /*
  * Set or clear the option "stopped".  The caller holds CONTROL_LOCK or
  * STOP_LOCK.
@@ -301,6 +219,7 @@ start_buffer(FunctionCallInfo fcinfo)
 {
 	Oid			relid;
 	SbBuffer   *buffer;
+	SinkSource	source;
 	OwnerView	saved;
 
 	function_check_not_standby();
@@ -311,8 +230,8 @@ start_buffer(FunctionCallInfo fcinfo)
 	buffer_check_owner(relid);
 	buffer = buffer_open(relid, CONTROL_LOCK);
 	owner_enter(buffer->owner, &saved);
-	handler_check(buffer->options.handler, buffer->shape->desc,
-				  buffer->owner);
+	buffer_get_source(buffer, &source);
+	sink_for(source.options)->check(&source);
 	owner_leave(&saved);
 	check_owner_can_connect(buffer);
 	if (buffer->options.stopped)
@@ -354,7 +273,8 @@ do_for_transaction(void (*action) (FunctionCallInfo), FunctionCallInfo fcinfo)
  *
  * The caller must own the buffer.  Takes CONTROL_LOCK on it and, if it is
  * stopped, its gate, both to the end of the (sub)transaction.  Raises an error if
- * the handler cannot be called or the owner cannot connect.
+ * the handler cannot be called, the target cannot take the counts, or the owner
+ * cannot connect.
  */
 Datum
 sb_start(PG_FUNCTION_ARGS)

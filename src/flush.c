@@ -39,6 +39,7 @@
 #include "owner.h"
 #include "pgstat.h"
 #include "session.h"
+#include "sink.h"
 #include "storage/lmgr.h"
 #include "utils/backend_status.h"
 #include "utils/builtins.h"
@@ -321,7 +322,9 @@ xact_callback(XactEvent event, void *arg)
 {
 	FlushState *flush = arg;
 
-	if (event == XACT_EVENT_COMMIT)
+	if (event == XACT_EVENT_PRE_COMMIT)
+		batch_prepare_commit(&flush->batch);
+	else if (event == XACT_EVENT_COMMIT)
 		batch_commit(&flush->batch);
 	else if (event == XACT_EVENT_ABORT)
 		batch_restore(&flush->batch);
@@ -682,12 +685,12 @@ leave_rest(FlushState *flush)
 static void
 deliver(FlushState *flush)
 {
+	SinkSource	source;
 	Sink	   *sink;
 
+	buffer_get_source(flush->buffer, &source);
 	flush->preparing = true;
-	sink = sink_function.prepare(&flush->buffer->options,
-								 flush->buffer->shape->desc,
-								 flush->buffer->owner);
+	sink = sink_for(source.options)->prepare(&source);
 	flush->preparing = false;
 	pgstat_report_activity(STATE_RUNNING,
 						   psprintf("%s: flushing %d keys",

@@ -24,6 +24,7 @@
 #include "pending.h"
 #include "registry.h"
 #include "table.h"
+#include "total.h"
 #include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -33,6 +34,7 @@ COMPAT_FUNCTION_INFO_V1(sb_increment);
 COMPAT_FUNCTION_INFO_V1(sb_increment_text);
 COMPAT_FUNCTION_INFO_V1(sb_async_increment);
 COMPAT_FUNCTION_INFO_V1(sb_count);
+COMPAT_FUNCTION_INFO_V1(sb_total);
 COMPAT_FUNCTION_INFO_V1(sb_flush);
 COMPAT_FUNCTION_INFO_V1(sb_flush_all);
 
@@ -417,6 +419,7 @@ sb_count(PG_FUNCTION_ARGS)
 	KeySpace	space;
 	KeyBytes	key;
 	int64		count = 0;
+	int64		in_flight = 0;
 	int64		delta = 0;
 	bool		found;
 
@@ -426,14 +429,45 @@ sb_count(PG_FUNCTION_ARGS)
 		PG_RETURN_NULL();
 
 	found = buffer_attach_for_key(buffer, &key) && !pending_truncated(buffer) &&
-		table_lookup(&buffer->table, &key, &count);
+		table_read(&buffer->table, &key, &count, &in_flight);
 	if (buffer->pending != NULL)
 		found |= pending_lookup(buffer, &key, &delta);
 	if (!found)
 		PG_RETURN_NULL();
+
+	/* counters_pin() keeps the sum of what is shared in range */
 	PG_RETURN_INT64(DatumGetInt64(DirectFunctionCall2(int8pl,
-													  Int64GetDatum(count),
+													  Int64GetDatum(count + in_flight),
 													  Int64GetDatum(delta))));
+}
+
+/*
+ * sb_total(key, buffer regclass): what is stored for a key in the buffer's
+ * target, plus what is counted, including what the transaction itself has added;
+ * 0 if there is neither.
+ *
+ * Requires the SELECT privilege on the buffer, and on the columns of the target.
+ * Takes AccessShareLock on both.  Raises an error if the buffer has no target, or
+ * one that cannot be read.
+ */
+Datum
+sb_total(PG_FUNCTION_ARGS)
+{
+	CallCache  *cache = get_cache(fcinfo);
+	Oid			relid = function_buffer_argument(fcinfo, 1);
+	SbBuffer   *buffer;
+	const BufferShape *shape;
+	KeySpace	space;
+	KeyBytes	key;
+
+	buffer_check_privilege(relid, ACL_SELECT);
+	buffer = buffer_open(relid, AccessShareLock);
+	shape = read_key(fcinfo, cache, buffer, &space, &key);
+	if (!buffer_revalidate(buffer))
+		elog(ERROR, "buffer %u was dropped while its key was read", relid);
+	buffer_check_shape(buffer, shape);
+	total_check_target(buffer);
+	PG_RETURN_INT64(total_read(buffer, shape, &key));
 }
 
 /* Raise an error during recovery, when there can be no worker. */

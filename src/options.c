@@ -39,7 +39,7 @@ typedef struct OptionDef
 	const char *name;
 	OptionKind	kind;
 	size_t		offset;
-	const char *boot_value;
+	const char *boot_value;		/* NULL: a name that is not given is NULL */
 	int			min;
 	int			max;
 } OptionDef;
@@ -53,6 +53,7 @@ typedef struct OptionDef
 #define OPTION_FIELD(field)	offsetof(BufferOptions, field)
 
 static const OptionDef option_defs[] = {
+	{"target", OPTION_NAME, OPTION_FIELD(target), NULL, 0, 0},
 	{"handler", OPTION_NAME, OPTION_FIELD(handler), "handle_flush", 0, 0},
 	{"interval", OPTION_TIME, OPTION_FIELD(interval), "5s", 0, INT_MAX},
 	{"jitter", OPTION_TIME, OPTION_FIELD(jitter), "0", 0, INT_MAX},
@@ -209,8 +210,10 @@ options_parse(List *options, BufferOptions *result)
 {
 	ListCell   *lc;
 
+	memset(result, 0, sizeof(BufferOptions));
 	for (int i = 0; i < lengthof(option_defs); i++)
-		set_option(result, &option_defs[i], option_defs[i].boot_value);
+		if (option_defs[i].boot_value != NULL)
+			set_option(result, &option_defs[i], option_defs[i].boot_value);
 
 	foreach(lc, options)
 	{
@@ -228,6 +231,15 @@ options_parse(List *options, BufferOptions *result)
 							 option_names())));
 		set_option(result, def, defGetString(element));
 	}
+
+	if (result->target == NULL)
+		return;
+	if (options_find(options, "handler") != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+				 errmsg("options \"target\" and \"handler\" cannot be used together"),
+				 errhint("Drop one of them. The counts go to the target, or to the handler.")));
+	result->handler = NULL;
 }
 
 /*

@@ -17,7 +17,8 @@
 
 typedef struct BufferOptions
 {
-	char	   *handler;
+	char	   *target;			/* NULL: the handler stores the counts */
+	char	   *handler;		/* NULL: the target takes them */
 	int			interval;		/* times are in milliseconds */
 	int			jitter;
 	int			timeout;

@@ -155,6 +155,9 @@ owner_enter(Oid owner, OwnerView *saved)
 {
 	char	   *path = owner_search_path(owner);
 
+	/* what is temporary here is not there: look for it last, not first */
+	path = path[0] == '\0' ? "pg_temp" : psprintf("%s, pg_temp", path);
+
 	GetUserIdAndSecContext(&saved->userid, &saved->sec_context);
 	saved->nestlevel = NewGUCNestLevel();
 	(void) set_config_option(SEARCH_PATH, path, PGC_USERSET, PGC_S_SESSION,

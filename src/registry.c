@@ -211,6 +211,8 @@ registry_make(Oid dboid, Oid relid, const BufferSettings *settings, bool *made)
 		settings_init(&buffer->settings, settings);
 		table_init(&buffer->table, table);
 		requests_init(&buffer->requests);
+		pg_atomic_init_u32(&buffer->in_flight.xid, InvalidTransactionId);
+		pg_atomic_init_u32(&buffer->in_flight.ended, 0);
 		totals_init(&buffer->totals);
 		schedule_init(&buffer->schedule, settings->interval, clock_now());
 	}

@@ -109,6 +109,22 @@ typedef struct SharedFlush
 } SharedFlush;
 
 /*
+ * What sessions must know of the counts that are in flight, to tell whether they
+ * are stored: see total.c.  Atomic, without a lock; written by the worker.
+ *
+ * `xid' is invalid from before the first count of a batch is taken until shortly
+ * before the batch's transaction commits, and then that transaction.  A session
+ * that reads it after a count that is in flight gets that of the same batch, or
+ * finds that `ended' has changed.
+ */
+typedef struct SharedInFlight
+{
+	pg_atomic_uint32 xid;
+	pg_atomic_uint32 ended;		/* batches whose counts have begun to leave
+								 * their flight */
+} SharedInFlight;
+
+/*
  * Totals since the buffer was registered.  They are never set back; a reset
  * stores their values as a base.  The sums of counts wrap silently (they are
  * used only as differences), so they are unsigned.
@@ -161,6 +177,7 @@ typedef struct SharedBuffer
 	SharedTable table;
 	SharedRequests requests;
 	SharedFlush flush;
+	SharedInFlight in_flight;
 	SharedTotals totals;
 	SharedSchedule schedule;
 } SharedBuffer;

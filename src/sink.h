@@ -16,6 +16,16 @@
 #include "access/tupdesc.h"
 #include "options.h"
 
+/* What a sink knows of the buffer whose counts it stores. */
+typedef struct SinkSource
+{
+	Oid			relid;
+	Oid			owner;
+	const BufferOptions *options;
+	TupleDesc	desc;			/* the key columns */
+	const char *count_name;		/* the name of the count column */
+} SinkSource;
+
 /* A key as the sink gets it. */
 typedef struct SinkKey
 {
@@ -36,13 +46,18 @@ typedef struct Sink Sink;
 typedef struct SinkMethods
 {
 	/*
-	 * Prepare to store keys of this shape.  Called for each batch.  Raises an
-	 * error if they cannot be stored.  The caller is in a transaction with an
-	 * active snapshot, as the buffer's owner.  The result is in the current
-	 * memory context.
+	 * Raise an error if a worker could not store counts, for sb_start().  The
+	 * caller has the owner's user ID and search path: see owner_enter().
 	 */
-	Sink	   *(*prepare) (const BufferOptions *options, TupleDesc desc,
-							Oid owner);
+	void		(*check) (const SinkSource *source);
+
+	/*
+	 * Prepare to store keys.  Called for each batch.  Raises an error if they
+	 * cannot be stored.  The caller is in a transaction with an active
+	 * snapshot, as the buffer's owner.  The result is in the current memory
+	 * context; it uses `source' as long as it lives.
+	 */
+	Sink	   *(*prepare) (const SinkSource *source);
 
 	/*
 	 * Store keys, which are distinct and sorted by their values.  Returns how
@@ -61,5 +76,15 @@ struct Sink
 
 /* the user's function: sink_function.c */
 extern const SinkMethods sink_function;
+
+/* a column of a table: sink_target.c */
+extern const SinkMethods sink_target;
+
+/* Get the sink of a buffer with these options. */
+static inline const SinkMethods *
+sink_for(const BufferOptions *options)
+{
+	return options->target != NULL ? &sink_target : &sink_function;
+}
 
 #endif							/* STATBUFFER_SINK_H */

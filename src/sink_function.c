@@ -162,7 +162,7 @@ find_function(List *names, TupleDesc desc, Oid *types, bool *takes_arrays)
 /*
  * Find the handler for keys of this shape on the current search path.  Raises
  * an error if there is none.  Does not check its owner, result type or
- * privileges: see handler_check().
+ * privileges: see check().
  */
 Oid
 handler_find(const char *name, TupleDesc desc, bool *takes_arrays)
@@ -209,16 +209,15 @@ check_function(Oid funcid, Oid owner, bool *returns_bool)
 	ReleaseSysCache(tuple);
 }
 
-/*
- * Raise an error if there is no handler that the owner could call.  Uses the
- * current search path: see owner_enter().
- */
-void
-handler_check(const char *name, TupleDesc desc, Oid owner)
+/* SinkMethods.check: is there a handler that the owner could call? */
+static void
+check(const SinkSource *source)
 {
+	Oid			owner = source->owner;
 	bool		takes_arrays;
 	bool		returns_bool;
-	Oid			funcid = handler_find(name, desc, &takes_arrays);
+	Oid			funcid = handler_find(source->options->handler, source->desc,
+									  &takes_arrays);
 
 	check_function(funcid, owner, &returns_bool);
 	if (isAnyTempNamespace(get_func_namespace(funcid)))
@@ -239,12 +238,13 @@ handler_check(const char *name, TupleDesc desc, Oid owner)
 
 /* SinkMethods.prepare: find the handler and prepare to call it. */
 static Sink *
-prepare(const BufferOptions *options, TupleDesc desc, Oid owner)
+prepare(const SinkSource *source)
 {
+	TupleDesc	desc = source->desc;
 	int			nargs = desc->natts + 1;
 	FunctionSink *handler = palloc0(sizeof(FunctionSink));
 	Oid		   *types = palloc(nargs * sizeof(Oid));
-	List	   *names = compat_qualified_name_list(options->handler);
+	List	   *names = compat_qualified_name_list(source->options->handler);
 	List	   *args;
 	ParseState *pstate;
 	Node	   *call;
@@ -254,7 +254,7 @@ prepare(const BufferOptions *options, TupleDesc desc, Oid owner)
 	handler->desc = desc;
 	handler->funcid = find_function(names, desc, types,
 									&handler->takes_arrays);
-	check_function(handler->funcid, owner, &handler->returns_bool);
+	check_function(handler->funcid, source->owner, &handler->returns_bool);
 
 	/* let the parser handle casts, polymorphic types and defaults */
 	pstate = make_parsestate(NULL);
@@ -388,6 +388,7 @@ deliver(Sink *sink, SinkKey *keys, int nkeys, SinkProgress progress, void *arg)
 }
 
 const SinkMethods sink_function = {
+	.check = check,
 	.prepare = prepare,
 	.deliver = deliver
 };

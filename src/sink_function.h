@@ -13,6 +13,5 @@
 #include "access/tupdesc.h"
 
 extern Oid	handler_find(const char *name, TupleDesc desc, bool *takes_arrays);
-extern void handler_check(const char *name, TupleDesc desc, Oid owner);
 
 #endif							/* STATBUFFER_SINK_FUNCTION_H */

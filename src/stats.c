@@ -23,6 +23,7 @@
 #include "miscadmin.h"
 #include "registry.h"
 #include "settings.h"
+#include "total.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
@@ -34,11 +35,13 @@
 COMPAT_FUNCTION_INFO_V1(sb_stat_get_buffer);
 COMPAT_FUNCTION_INFO_V1(sb_stat_get_memory);
 COMPAT_FUNCTION_INFO_V1(sb_get_keys);
+COMPAT_FUNCTION_INFO_V1(sb_get_totals);
 COMPAT_FUNCTION_INFO_V1(sb_reset_stats);
 
 #define STAT_COLUMNS	17
 #define MEMORY_COLUMNS	5
 #define KEY_COLUMNS		6
+#define TOTAL_COLUMNS	2
 
 /*
  * Raise an error if the result does not have the expected number of columns:
@@ -346,12 +349,22 @@ collect_key(const CounterInfo *info, void *arg)
 	*rows = lappend(*rows, row);
 }
 
+/* A function that returns the keys of a buffer, and how. */
+typedef struct KeyOutput
+{
+	SbBuffer   *buffer;
+	ReturnSetInfo *rsinfo;
+	bool		see_all;		/* also errors */
+	int64		to_timestamp;	/* clock_to_timestamp() */
+} KeyOutput;
+
+typedef void (*PutKey) (KeyOutput *output, KeyRow *key);
+
 /* Put a row of sb_keys() into its result. */
 static void
-put_key(ReturnSetInfo *rsinfo, SbBuffer *buffer, KeyRow *key, bool see_all,
-		int64 to_timestamp)
+put_key(KeyOutput *output, KeyRow *key)
 {
-	text	   *name = key_out(buffer->shape->desc, key->data, key->keylen);
+	text	   *name = key_out(output->buffer->shape->desc, key->data, key->keylen);
 	Datum		values[KEY_COLUMNS];
 	bool		isnull[KEY_COLUMNS] = {0};
 	ClockTime	due_at = key->counted_at;
@@ -361,18 +374,36 @@ put_key(ReturnSetInfo *rsinfo, SbBuffer *buffer, KeyRow *key, bool see_all,
 	values[1] = Int64GetDatum(key->count);
 	values[2] = Int64GetDatum(key->in_flight);
 	if (due_at != 0 && key->failures == 0)
-		due_at += registry_interval(buffer->shared);
-	set_clock_time(&values[3], &isnull[3], due_at, to_timestamp);
+		due_at += registry_interval(output->buffer->shared);
+	set_clock_time(&values[3], &isnull[3], due_at, output->to_timestamp);
 	values[4] = Int32GetDatum(key->failures);
-	isnull[5] = key->errorlen < 0 || !see_all;
+	isnull[5] = key->errorlen < 0 || !output->see_all;
 	if (!isnull[5])
 		values[5] = PointerGetDatum(cstring_to_text_with_len(key->data + KEY_LENGTH(key->keylen),
 															 key->errorlen));
-	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, isnull);
+	tuplestore_putvalues(output->rsinfo->setResult, output->rsinfo->setDesc,
+						 values, isnull);
+}
+
+/* Put a row of sb_totals() into its result. */
+static void
+put_total(KeyOutput *output, KeyRow *row)
+{
+	SbBuffer   *buffer = output->buffer;
+	text	   *name = key_out(buffer->shape->desc, row->data, row->keylen);
+	KeyBytes	key = {row->data, row->keylen, key_hash(row->data, row->keylen)};
+	Datum		values[TOTAL_COLUMNS];
+	bool		isnull[TOTAL_COLUMNS] = {0};
+
+	values[0] = PointerGetDatum(name);
+	isnull[0] = name == NULL;
+	values[1] = Int64GetDatum(total_read(buffer, buffer->shape, &key));
+	tuplestore_putvalues(output->rsinfo->setResult, output->rsinfo->setDesc,
+						 values, isnull);
 }
 
 /*
- * sb_get_keys(buffer regclass): the keys that a buffer holds, for sb_keys().
+ * Return the keys that a buffer holds, each as a row that `put' makes.
  *
  * Requires the SELECT privilege; errors are only shown to the owner and to
  * pg_read_all_stats.  Takes AccessShareLock on the buffer.
@@ -381,49 +412,70 @@ put_key(ReturnSetInfo *rsinfo, SbBuffer *buffer, KeyRow *key, bool see_all,
  * copied while a partition is locked, and converted without a lock, because
  * that may run user code.
  */
-Datum
-sb_get_keys(PG_FUNCTION_ARGS)
+static void
+return_keys(FunctionCallInfo fcinfo, int ncolumns, bool totals, PutKey put)
 {
-	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	Oid			relid = function_buffer_argument(fcinfo, 0);
-	SbBuffer   *buffer;
+	KeyOutput	output = {.rsinfo = (ReturnSetInfo *) fcinfo->resultinfo};
 	CounterTable table;
 	TableScan	scan;
 	BufferUse	use;
 	List	   *rows = NIL;
-	bool		see_all;
-	int64		to_timestamp = clock_to_timestamp();
 	MemoryContext context;
 	MemoryContext oldcontext;
 
 	buffer_check_privilege(relid, ACL_SELECT);
-	see_all = may_see_all(relid);
+	output.see_all = may_see_all(relid);
+	output.to_timestamp = clock_to_timestamp();
 	InitMaterializedSRF(fcinfo, 0);
-	check_columns(fcinfo, rsinfo->setDesc, KEY_COLUMNS);
-	buffer = buffer_open(relid, AccessShareLock);
-	if (!buffer_attach(buffer, false))
-		return (Datum) 0;
+	check_columns(fcinfo, output.rsinfo->setDesc, ncolumns);
+	output.buffer = buffer_open(relid, AccessShareLock);
+	if (totals)
+		total_check_target(output.buffer);
+	if (!buffer_attach(output.buffer, false))
+		return;
 
-	buffer_begin_use(buffer, &use);
-	table = buffer->table;
+	buffer_begin_use(output.buffer, &use);
+	table = output.buffer->table;
 	context = AllocSetContextCreate(CurrentMemoryContext, "statbuffer keys",
 									ALLOCSET_DEFAULT_SIZES);
 	oldcontext = MemoryContextSwitchTo(context);
 	table_begin_scan(&scan, &table, false);
-	while (table_visit_portion(&buffer->shared->table, &table, &scan,
+	while (table_visit_portion(&output.buffer->shared->table, &table, &scan,
 							   collect_key, &rows))
 	{
 		ListCell   *lc;
 
 		foreach(lc, rows)
-			put_key(rsinfo, buffer, lfirst(lc), see_all, to_timestamp);
+		{
+			put(&output, lfirst(lc));
+			CHECK_FOR_INTERRUPTS();
+		}
 		rows = NIL;
 		MemoryContextReset(context);
-		CHECK_FOR_INTERRUPTS();
 	}
 	MemoryContextSwitchTo(oldcontext);
 	MemoryContextDelete(context);
 	buffer_end_use(&use);
+}
+
+/* sb_get_keys(buffer regclass): the keys that a buffer holds, for sb_keys(). */
+Datum
+sb_get_keys(PG_FUNCTION_ARGS)
+{
+	return_keys(fcinfo, KEY_COLUMNS, false, put_key);
+	return (Datum) 0;
+}
+
+/*
+ * sb_get_totals(buffer regclass): for these keys, what is stored and counted, for
+ * sb_totals().  Raises an error if the buffer has no target, and those of
+ * sb_total().
+ */
+Datum
+sb_get_totals(PG_FUNCTION_ARGS)
+{
+	return_keys(fcinfo, TOTAL_COLUMNS, true, put_total);
 	return (Datum) 0;
 }
 

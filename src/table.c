@@ -159,23 +159,19 @@ table_detach(CounterTable *table)
  */
 
 /*
- * Get what is counted for a key and not yet stored.  Returns false if the
- * buffer does not hold the key.  Locks a partition of the table.
+ * Get what is counted for a key, and what of it is in flight, which is not part
+ * of the count.  Returns false if the buffer does not hold the key.  Locks a
+ * partition of the table.
  */
 bool
-table_lookup(const CounterTable *table, const KeyBytes *key, int64 *count)
+table_read(const CounterTable *table, const KeyBytes *key, int64 *count,
+		   int64 *in_flight)
 {
 	LWLock	   *lock = hash_lock(table->partitions, key->hash, LW_SHARED);
 	CounterRef	ref = hash_find(table->partitions, key, table->shape);
-	int64		in_flight;
 
 	if (ref.counter != NULL)
-	{
-		counter_read(ref.counter, count, &in_flight);
-
-		/* counters_pin() keeps the sum in range */
-		*count += in_flight;
-	}
+		counter_read(ref.counter, count, in_flight);
 	LWLockRelease(lock);
 	return ref.counter != NULL;
 }

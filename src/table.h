@@ -182,8 +182,8 @@ extern void table_detach(CounterTable *table);
 extern void table_free(dsa_pointer partitions);
 
 /* for all processes that hold a lock on the relation */
-extern bool table_lookup(const CounterTable *table, const KeyBytes *key,
-						 int64 *count);
+extern bool table_read(const CounterTable *table, const KeyBytes *key,
+					   int64 *count, int64 *in_flight);
 extern CounterRef table_pin(const CounterTable *table, const KeyBytes *key);
 extern TableResult table_pin_or_create(SharedTable *shared,
 									   const CounterTable *table,

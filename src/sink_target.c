@@ -1,0 +1,294 @@
+/*-------------------------------------------------------------------------
+ *
+ * sink_target.c
+ *	  The sink that stores counts in a column of a table.
+ *
+ * A batch takes two statements: an UPDATE of the rows that the table has, and
+ * if some are missing, an INSERT of these.  An INSERT with ON CONFLICT DO
+ * UPDATE alone would do, but it costs more where the row is there, and
+ * PostgreSQL checks the constraints of the row that it proposes: a decrease
+ * fails CHECK (n >= 0) there though the sum would not.  The INSERT has that
+ * clause, too, for rows that others insert at the same time.
+ *
+ * The statements read the batch as an ephemeral named relation, as a trigger
+ * reads a transition table.  Their plans are kept from flush to flush: see
+ * target_plan().
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "compat.h"
+#include "executor/spi.h"
+#include "executor/tuptable.h"
+#include "miscadmin.h"
+#include "sink.h"
+#include "storage/lockdefs.h"
+#include "target.h"
+#include "utils/builtins.h"
+#include "utils/queryenvironment.h"
+#include "utils/tuplestore.h"
+
+/* the name of the batch in the statements, where nothing else can be meant */
+#define BATCH				"statbuffer_batch"
+
+/*
+ * For how many keys the statements are planned.  Few enough for the planner to
+ * take them all for different ones, though it knows nothing of them, and for
+ * their statement to be too cheap to be compiled just in time.
+ */
+#define PLANNED_KEYS		100
+
+typedef struct TargetSink
+{
+	Sink		sink;
+	Target	   *target;
+	TupleDesc	keys;			/* the key columns */
+	TupleDesc	batch;			/* the columns of the batch */
+} TargetSink;
+
+/*
+ * A receiver of the rows that an UPDATE returns: the numbers of the keys that
+ * it has stored.
+ */
+typedef struct StoredReceiver
+{
+	DestReceiver receiver;
+	bool	   *stored;			/* by number of the key */
+	int			nstored;
+} StoredReceiver;
+
+/* Describe the columns of the batch: those of the key, its number, its count. */
+static TupleDesc
+describe_batch(TupleDesc keys)
+{
+	int			n = keys->natts;
+	TupleDesc	desc = CreateTemplateTupleDesc(n + 2);
+
+	for (int i = 0; i < n; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(keys, i);
+		char		name[NAMEDATALEN];
+
+		snprintf(name, sizeof(name), "key%d", i + 1);
+		TupleDescInitEntry(desc, i + 1, name, att->atttypid, att->atttypmod, 0);
+		TupleDescInitEntryCollation(desc, i + 1, att->attcollation);
+	}
+	TupleDescInitEntry(desc, n + 1, "number", INT4OID, -1, 0);
+	TupleDescInitEntry(desc, n + 2, "count", INT8OID, -1, 0);
+	TupleDescFinalize(desc);
+	return desc;
+}
+
+/* Append the assignment that adds an expression to the count column. */
+static void
+append_addition(StringInfo statement, const Target *target, const char *count)
+{
+	appendStringInfo(statement,
+					 "SET %s = COALESCE(t.%s, 0) OPERATOR(pg_catalog.+) %s",
+					 target->count, target->count, count);
+}
+
+static char *
+update_statement(const Target *target)
+{
+	StringInfoData statement;
+
+	initStringInfo(&statement);
+	appendStringInfo(&statement, "UPDATE %s AS t ", target->name);
+	append_addition(&statement, target, "b.count");
+	appendStringInfoString(&statement, " FROM " BATCH " AS b WHERE ");
+	target_append_condition(&statement, target, "b.key", NULL);
+	appendStringInfoString(&statement, " RETURNING b.number");
+	return statement.data;
+}
+
+static char *
+insert_statement(const Target *target)
+{
+	StringInfoData statement;
+	StringInfoData names;
+	StringInfoData values;
+
+	initStringInfo(&names);
+	initStringInfo(&values);
+	for (int i = 0; i < target->nkeys; i++)
+	{
+		appendStringInfo(&names, "%s%s", i > 0 ? ", " : "",
+						 target->keys[i].name);
+		appendStringInfo(&values, "b.key%d, ", i + 1);
+	}
+
+	initStringInfo(&statement);
+	appendStringInfo(&statement,
+					 "INSERT INTO %s AS t (%s, %s) OVERRIDING SYSTEM VALUE"
+					 " SELECT %sb.count FROM " BATCH " AS b"
+					 " ON CONFLICT (%s) DO UPDATE ",
+					 target->name, names.data, target->count, values.data,
+					 names.data);
+	append_addition(&statement, target,
+					psprintf("EXCLUDED.%s", target->count));
+	return statement.data;
+}
+
+/*
+ * Register keys as the batch that the statements read, without those that are
+ * stored.
+ */
+static void
+register_batch(TargetSink *sink, SinkKey *keys, int nkeys,
+			   const bool *stored)
+{
+	EphemeralNamedRelation relation = palloc0(sizeof(EphemeralNamedRelationData));
+	TupleDesc	desc = sink->batch;
+	int			n = sink->keys->natts;
+	Datum	   *values = palloc(desc->natts * sizeof(Datum));
+	bool	   *isnull = palloc0(desc->natts * sizeof(bool));
+	Tuplestorestate *store = tuplestore_begin_heap(false, false, work_mem);
+
+	for (int i = 0; i < nkeys; i++)
+	{
+		if (stored != NULL && stored[i])
+			continue;
+		memcpy(values, keys[i].values, n * sizeof(Datum));
+		memcpy(isnull, keys[i].isnull, n * sizeof(bool));
+		values[n] = Int32GetDatum(i);
+		values[n + 1] = Int64GetDatum(keys[i].count);
+		tuplestore_putvalues(store, desc, values, isnull);
+	}
+
+	relation->md.name = BATCH;
+	relation->md.reliddesc = InvalidOid;
+	relation->md.tupdesc = desc;
+	relation->md.enrtype = ENR_NAMED_TUPLESTORE;
+	relation->md.enrtuples = PLANNED_KEYS;
+	relation->reldata = store;
+	if (SPI_register_relation(relation) != SPI_OK_REL_REGISTER)
+		elog(ERROR, "could not register the batch");
+}
+
+/*
+ * Run a statement on the registered batch.  It is prepared when it is first
+ * needed.
+ */
+static void
+run(Target *target, TargetStatement statement, DestReceiver *receiver)
+{
+	SPIExecuteOptions options = {.dest = receiver};
+	int			result;
+
+	if (target->plans[statement] == NULL)
+	{
+		SPIPlanPtr	plan = target_prepare(statement == TARGET_UPDATE ?
+										  update_statement(target) :
+										  insert_statement(target), 0, NULL);
+
+		if (SPI_keepplan(plan) != 0)
+			elog(ERROR, "could not keep a plan");
+		target->plans[statement] = plan;
+	}
+	result = SPI_execute_plan_extended(target_plan(target, statement),
+									   &options);
+	if (result < 0)
+		elog(ERROR, "could not execute statement: %s",
+			 SPI_result_code_string(result));
+}
+
+/* DestReceiver.receiveSlot: a key was stored. */
+static bool
+receive_stored(TupleTableSlot *slot, DestReceiver *self)
+{
+	StoredReceiver *receiver = (StoredReceiver *) self;
+	bool		isnull;
+	int			number = DatumGetInt32(slot_getattr(slot, 1, &isnull));
+
+	Assert(!isnull);
+	if (receiver->stored[number])
+		ereport(ERROR,
+				(errcode(ERRCODE_CARDINALITY_VIOLATION),
+				 errmsg("the target table has more than one row for a key"),
+				 errdetail("Its unique index does not extend to tables that inherit from it.")));
+	receiver->stored[number] = true;
+	receiver->nstored++;
+	return true;
+}
+
+static void
+receiver_startup(DestReceiver *self, int operation, TupleDesc desc)
+{
+}
+
+static void
+receiver_end(DestReceiver *self)
+{
+}
+
+/* SinkMethods.deliver: add to the rows that are there, and insert the others. */
+static int
+deliver(Sink *sink, SinkKey *keys, int nkeys, SinkProgress progress, void *arg)
+{
+	TargetSink *target_sink = (TargetSink *) sink;
+	StoredReceiver receiver = {
+		.receiver = {
+			.receiveSlot = receive_stored,
+			.rStartup = receiver_startup,
+			.rShutdown = receiver_end,
+			.rDestroy = receiver_end,
+			.mydest = DestNone
+		},
+		.stored = palloc0(nkeys * sizeof(bool))
+	};
+
+	if (!progress(0, nkeys, arg))
+		return 0;
+
+	SPI_connect();
+	register_batch(target_sink, keys, nkeys, NULL);
+	run(target_sink->target, TARGET_UPDATE, &receiver.receiver);
+	if (receiver.nstored < nkeys)
+	{
+		if (SPI_unregister_relation(BATCH) != SPI_OK_REL_UNREGISTER)
+			elog(ERROR, "could not unregister the batch");
+		register_batch(target_sink, keys, nkeys, receiver.stored);
+		run(target_sink->target, TARGET_INSERT, NULL);
+	}
+	SPI_finish();
+	return nkeys;
+}
+
+/* SinkMethods.check: can the target take the counts of the buffer? */
+static void
+check(const SinkSource *source)
+{
+	Target	   *target = target_open(source, true, AccessShareLock);
+
+	target_check_privileges(target, source->owner);
+	target_note_defaults(target);
+}
+
+/*
+ * SinkMethods.prepare: find the target.  What fails here is a failure of the
+ * buffer, and not of the keys.
+ */
+static Sink *
+prepare(const SinkSource *source)
+{
+	TargetSink *sink = palloc0(sizeof(TargetSink));
+
+	sink->sink.methods = &sink_target;
+	PreventCommandIfReadOnly("UPDATE");
+	sink->target = target_open(source, true, RowExclusiveLock);
+	target_check_privileges(sink->target, source->owner);
+	sink->keys = source->desc;
+	sink->batch = describe_batch(source->desc);
+	return &sink->sink;
+}
+
+const SinkMethods sink_target = {
+	.check = check,
+	.prepare = prepare,
+	.deliver = deliver
+};
