@@ -32,6 +32,8 @@ flush_run() { # CASE WHO
 	flush_reset "$1"
 	local ms
 	case $2 in
+	target) ms=$(flush_by_worker target_hits) ;;
+	target-in-one) ms=$(flush_by_worker target_in_one_hits) ;;
 	array) ms=$(flush_by_worker array_hits) ;;
 	array-in-one) ms=$(flush_by_worker array_in_one_hits) ;;
 	one) ms=$(flush_by_worker one_hits) ;;
@@ -49,22 +51,22 @@ flush_round() {
 	for what in empty full; do
 		while read -r who; do
 			flush_run "$what" "$who"
-		done < <(in_turn array upsert array-in-one upsert-in-one one loop loop-of-calls)
+		done < <(in_turn target array upsert target-in-one array-in-one upsert-in-one one loop loop-of-calls)
 	done
 }
 
 measure_flush() {
-	local buffer rounds=$few
+	local buffer buffers=(target_hits target_in_one_hits array_hits array_in_one_hits one_hits) rounds=$few
 	bench_server flush "shared_buffers = '512MB'"
 	load flush.sql keys="$hundred_thousand"
-	for buffer in array_hits array_in_one_hits one_hits; do
+	for buffer in "${buffers[@]}"; do
 		perform "SELECT sb_increment('first', 1, '$buffer')"
 		drain "$buffer"
 	done
 
 	each_round flush_round
 
-	for buffer in array_hits array_in_one_hits one_hits; do
+	for buffer in "${buffers[@]}"; do
 		must_have_counted "$buffer" $((2 * rounds * hundred_thousand + 1))
 		must_be "what $buffer holds" 0 "SELECT count(*) FROM $buffer"
 	done

@@ -13,6 +13,10 @@ BEGIN
 END
 $$;
 
+CREATE FOREIGN TABLE target_hits (key text NOT NULL, n bigint NOT NULL)
+	SERVER statbuffer OPTIONS (target 'stored', interval '1h', timeout '1h');
+CREATE FOREIGN TABLE target_in_one_hits (key text NOT NULL, n bigint NOT NULL)
+	SERVER statbuffer OPTIONS (target 'stored', interval '1h', timeout '1h', batch_size '100000');
 CREATE FOREIGN TABLE array_hits (key text NOT NULL, count bigint NOT NULL)
 	SERVER statbuffer OPTIONS (handler 'store', interval '1h', timeout '1h');
 CREATE FOREIGN TABLE array_in_one_hits (key text NOT NULL, count bigint NOT NULL)
