@@ -160,7 +160,7 @@ sub kill_postmaster
 	die 'the server could not be started again';
 }
 
-sub wait_for_file
+sub wait_until_exists
 {
 	my ($file) = @_;
 
@@ -339,7 +339,7 @@ foreach (1, 0)
 	sql(q{SET synchronous_commit = off; SELECT count_up('slow', 'async', 1000)});
 	$node->command_ok([ 'pg_ctl', '-D', $node->data_dir, '-m', 'fast', '-W', 'stop' ],
 		"$how: the server is told to stop");
-	ok(wait_for_file($node->data_dir . '/statbuffer.saved'), "$how: counts are saved");
+	ok(wait_until_exists($node->data_dir . '/statbuffer.saved'), "$how: counts are saved");
 	kill_postmaster(@writers);
 	is(sql(q{SELECT sb_count('async', 'slow')}), '1000', "$how: saved when the server died, and there");
 	is(sql($unbalanced), '', "$how: the books balance");
