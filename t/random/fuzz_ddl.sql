@@ -176,14 +176,25 @@ END $$;
 -- after the call that they are an argument of, so before the next is made none is
 -- held.
 
+-- It is made by record_in(), of which PL/pgSQL only knows that it returns a
+-- record: the plan of an expression of a certain row type would be kept, and would
+-- fail for all others.
+
 CREATE FUNCTION d_row_of(type text) RETURNS record LANGUAGE plpgsql AS $$
 DECLARE
+	row_type oid;
+	sevens text;
 	r record;
 BEGIN
 	PERFORM public.d_strike(20, type, held => type <> 'pg_temp.d_temp');
-	EXECUTE format('SELECT jsonb_populate_record(NULL::%s, %L) AS r', type, '{"a": 7, "b": 7, "c": 7, "z": 7}') INTO r;
+	SELECT CASE typtype WHEN 'd' THEN typbasetype ELSE oid END INTO STRICT row_type
+		FROM pg_type WHERE oid = type::regtype;
+	SELECT string_agg('7', ',') INTO sevens
+		FROM pg_attribute
+		WHERE attrelid = (SELECT typrelid FROM pg_type WHERE oid = row_type) AND attnum > 0 AND NOT attisdropped;
+	r := record_in(('(' || sevens || ')')::cstring, row_type, -1);
 	PERFORM public.d_strike(20, type);
-	RETURN r.r;
+	RETURN r;
 END $$;
 
 -- A type whose values cannot be had but from text, with casts and an order.
