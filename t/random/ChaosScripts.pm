@@ -266,6 +266,17 @@ sub rough_script
 			  . " INSERT INTO ledger VALUES ('shifty', $k, $n); COMMIT;\n";
 		}
 	}
+	return only_in_blocks($text);
+}
+
+# If a BEGIN was cancelled, what follows it would be so many transactions: the
+# increment may fail, and its row in the ledger not.
+sub only_in_blocks
+{
+	my ($text) = @_;
+
+	$text =~ s/\bBEGIN\b([^;]*);/BEGIN$1;\n\\if :ERROR\n\\else\n/g;
+	$text =~ s/\b(COMMIT|ROLLBACK);/$1;\n\\endif\n/g;
 	return $text;
 }
 
