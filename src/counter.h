@@ -102,6 +102,23 @@ counter_ref(dsa_pointer pointer)
 }
 
 /*
+ * Have the processor fetch a counter's memory, which is accessed soon; nothing
+ * for InvalidDsaPointer.  Raises an error if its segment cannot be mapped.
+ */
+static inline void
+counter_prefetch(dsa_pointer pointer)
+{
+	if (DsaPointerIsValid(pointer))
+	{
+		char	   *counter = (char *) counter_at(pointer);
+
+		/* it need not begin where a line does */
+		compat_prefetch(counter);
+		compat_prefetch(counter + offsetof(SharedCounter, key) + sizeof(uint64));
+	}
+}
+
+/*
  * (w) Call these before and after moving anything between `count' and
  * `in_flight'.
  */

@@ -55,12 +55,6 @@ typedef struct HashDirectory
 #define SCAN_TO_FIRST		(SCAN_AHEAD * 3 / 8)
 #define SCAN_TO_SECOND		(SCAN_AHEAD * 6 / 8)
 
-#ifdef __GNUC__
-#define prefetch(address)	__builtin_prefetch(address)
-#else
-#define prefetch(address)	((void) (address))
-#endif
-
 StaticAssertDecl((SCAN_AHEAD & (SCAN_AHEAD - 1)) == 0,
 				 "positions in the ring must be cheap to compute");
 
@@ -690,20 +684,6 @@ hash_begin_portion(HashScan *scan)
 	return true;
 }
 
-/* Have a counter fetched into the cache. */
-static inline void
-prefetch_counter(dsa_pointer pointer)
-{
-	if (DsaPointerIsValid(pointer))
-	{
-		char	   *counter = (char *) counter_at(pointer);
-
-		/* it need not begin where a line does */
-		prefetch(counter);
-		prefetch(counter + offsetof(SharedCounter, key) + sizeof(uint64));
-	}
-}
-
 /* The bucket that was put into the ring `n' buckets ago, or NULL. */
 static inline HashScanBucket *
 ahead_bucket(HashScan *scan, int n)
@@ -734,12 +714,12 @@ look_ahead(HashScan *scan)
 	bucket->end = bucket->begin + (UINT64CONST(1) << (32 - bits));
 	scan->ahead_position = bucket->end;
 
-	prefetch(bucket->head);
+	compat_prefetch(bucket->head);
 	if ((bucket = ahead_bucket(scan, SCAN_TO_FIRST)) != NULL)
-		prefetch_counter(*bucket->head);
+		counter_prefetch(*bucket->head);
 	if ((bucket = ahead_bucket(scan, SCAN_TO_SECOND)) != NULL &&
 		DsaPointerIsValid(*bucket->head))
-		prefetch_counter(counter_at(*bucket->head)->chain);
+		counter_prefetch(counter_at(*bucket->head)->chain);
 }
 
 /* Enter the bucket that has the scan's position. */

@@ -1041,19 +1041,6 @@ table_delete_current(SharedTable *shared, TableScan *scan, CounterRef ref)
 	dsa_free(shared_area, ref.self);
 }
 
-/* Have the processor fetch a counter's memory, which is accessed soon. */
-static inline void
-fetch_counter(const dsa_pointer *pointers, int i, int n)
-{
-	if (i < n)
-	{
-		SharedCounter *counter = counter_at(pointers[i]);
-
-		__builtin_prefetch(counter);
-		__builtin_prefetch(&counter->keylen);
-	}
-}
-
 /* Free the first of the counters that were removed from the hash table. */
 static void
 free_first_removed(SharedTable *shared)
@@ -1095,14 +1082,16 @@ table_clear(SharedTable *shared)
 	sort_pointers(pointers, n);
 	for (int i = 0; i < n; i++)
 	{
-		fetch_counter(pointers, i + FETCH_AHEAD, n);
+		if (i + FETCH_AHEAD < n)
+			counter_prefetch(pointers[i + FETCH_AHEAD]);
 		counter_at(pointers[i])->chain = i + 1 < n ? pointers[i + 1] :
 			InvalidDsaPointer;
 	}
 	shared->removed = n > 0 ? pointers[0] : InvalidDsaPointer;
 	for (int i = 0; i < n; i++)
 	{
-		fetch_counter(pointers, i + FETCH_AHEAD, n);
+		if (i + FETCH_AHEAD < n)
+			counter_prefetch(pointers[i + FETCH_AHEAD]);
 		free_first_removed(shared);
 	}
 	pfree(pointers);
