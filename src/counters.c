@@ -158,8 +158,8 @@ find_or_create(SharedBuffer *buffer, const CounterTable *table,
  *
  * `max_memory' is the bound of the buffer's keys.  If there is no room for a
  * new key, nothing is pinned, and table_is_full() is true of the result.
- * Otherwise the caller must call counters_add() or
- * counters_unpin() in any case.  On error nothing is pinned.  May take the lock REGISTRY_LOCK_LARGE, to the end
+ * Otherwise the caller must call counters_add() or counters_unpin() in any case.
+ * On error nothing is pinned.  May take the lock REGISTRY_LOCK_LARGE, to the end
  * of the transaction.
  *
  * A moderate delta that finds a moderate count can be added without knowing

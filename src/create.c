@@ -221,8 +221,7 @@ sb_create(PG_FUNCTION_ARGS)
 					 " SERVER %s OPTIONS (target %s",
 					 quote_identifier(NameStr(*PG_GETARG_NAME(2))),
 					 quote_identifier(extension_server(fcinfo->flinfo->fn_oid)),
-					 quote_literal_cstr(quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)),
-																   RelationGetRelationName(rel))));
+					 quote_literal_cstr(target_name(RelationGetRelid(rel))));
 	append_options(&statement, PG_GETARG_ARRAYTYPE_P(3));
 	appendStringInfoChar(&statement, ')');
 	relation_close(rel, NoLock);

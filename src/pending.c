@@ -739,8 +739,8 @@ pending_key_data(const PendingKey *key)
 }
 
 /*
- * There seems to be no room for the key searched for.  Raise an error if the commit would now,
- * so that the user can catch it.
+ * There seems to be no room for the key searched for.  Raise an error if the
+ * commit would now, so that the user can catch it.
  */
 static pg_noinline void
 check_full(SbBuffer *buffer)
@@ -762,9 +762,9 @@ check_full(SbBuffer *buffer)
 }
 
 /*
- * Raise an error if there is no room now for the key searched for, in which the transaction has
- * nothing yet.  What changes until the commit is seen there, and so is how much
- * room all keys of the transaction take together.
+ * Raise an error if there is no room now for the key searched for, in which the
+ * transaction has nothing yet.  What changes until the commit is seen there, and
+ * so is how much room all keys of the transaction take together.
  *
  * Nothing is looked up unless memory is out.
  */

@@ -310,9 +310,7 @@ publish_commit(PendingSet *set)
 		for (int i = 0; i < pending->ntruncate_pins; i++)
 			counters_clear(shared, &pending->truncate_pins[i]);
 		if (pending->ntruncate_pins > 0)
-		{
 			registry_ask(shared, REQUEST_SORT_AGAIN);
-		}
 
 		/* before the keys: the sums must never show less than was stored */
 		if (pending->attached)

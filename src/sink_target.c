@@ -37,8 +37,7 @@
 
 /*
  * For how many keys the statements are planned.  Few enough for the planner to
- * take them all for different ones, though it knows nothing of them, and for
- * their statement to be too cheap to be compiled just in time.
+ * take them all for different ones, though it knows nothing of them.
  */
 #define PLANNED_KEYS		100
 
@@ -46,7 +45,6 @@ typedef struct TargetSink
 {
 	Sink		sink;
 	Target	   *target;
-	TupleDesc	keys;			/* the key columns */
 	TupleDesc	batch;			/* the columns of the batch */
 } TargetSink;
 
@@ -109,26 +107,18 @@ update_statement(const Target *target)
 static char *
 insert_statement(const Target *target)
 {
+	const char *names = target_key_names(target);
 	StringInfoData statement;
-	StringInfoData names;
-	StringInfoData values;
-
-	initStringInfo(&names);
-	initStringInfo(&values);
-	for (int i = 0; i < target->nkeys; i++)
-	{
-		appendStringInfo(&names, "%s%s", i > 0 ? ", " : "",
-						 target->keys[i].name);
-		appendStringInfo(&values, "b.key%d, ", i + 1);
-	}
 
 	initStringInfo(&statement);
 	appendStringInfo(&statement,
-					 "INSERT INTO %s AS t (%s, %s) OVERRIDING SYSTEM VALUE"
-					 " SELECT %sb.count FROM " BATCH " AS b"
-					 " ON CONFLICT (%s) DO UPDATE ",
-					 target->name, names.data, target->count, values.data,
-					 names.data);
+					 "INSERT INTO %s AS t (%s, %s) OVERRIDING SYSTEM VALUE SELECT ",
+					 target->name, names, target->count);
+	for (int i = 0; i < target->nkeys; i++)
+		appendStringInfo(&statement, "b.key%d, ", i + 1);
+	appendStringInfo(&statement,
+					 "b.count FROM " BATCH " AS b ON CONFLICT (%s) DO UPDATE ",
+					 names);
 	append_addition(&statement, target,
 					psprintf("EXCLUDED.%s", target->count));
 	return statement.data;
@@ -144,7 +134,7 @@ register_batch(TargetSink *sink, SinkKey *keys, int nkeys,
 {
 	EphemeralNamedRelation relation = palloc0(sizeof(EphemeralNamedRelationData));
 	TupleDesc	desc = sink->batch;
-	int			n = sink->keys->natts;
+	int			n = sink->target->nkeys;
 	Datum	   *values = palloc(desc->natts * sizeof(Datum));
 	bool	   *isnull = palloc0(desc->natts * sizeof(bool));
 	Tuplestorestate *store = tuplestore_begin_heap(false, false, work_mem);
@@ -181,15 +171,10 @@ run(Target *target, TargetStatement statement, DestReceiver *receiver)
 	int			result;
 
 	if (target->plans[statement] == NULL)
-	{
-		SPIPlanPtr	plan = target_prepare(statement == TARGET_UPDATE ?
-										  update_statement(target) :
-										  insert_statement(target), 0, NULL);
-
-		if (SPI_keepplan(plan) != 0)
-			elog(ERROR, "could not keep a plan");
-		target->plans[statement] = plan;
-	}
+		target_keep(target, statement,
+					target_prepare(statement == TARGET_UPDATE ?
+								   update_statement(target) :
+								   insert_statement(target), 0, NULL));
 	result = SPI_execute_plan_extended(target_plan(target, statement),
 									   &options);
 	if (result < 0)
@@ -282,7 +267,6 @@ prepare(const SinkSource *source)
 	PreventCommandIfReadOnly("UPDATE");
 	sink->target = target_open(source, true, RowExclusiveLock);
 	target_check_privileges(sink->target, source->owner);
-	sink->keys = source->desc;
 	sink->batch = describe_batch(source->desc);
 	return &sink->sink;
 }

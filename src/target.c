@@ -19,12 +19,12 @@
 #include "access/stratnum.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
+#include "catalog/objectaddress.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_attribute.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_collation.h"
 #include "catalog/pg_inherits.h"
-#include "catalog/pg_operator.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "miscadmin.h"
@@ -40,6 +40,7 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/plancache.h"
+#include "utils/regproc.h"
 #include "utils/rel.h"
 #include "utils/relcache.h"
 #include "utils/resowner.h"
@@ -111,46 +112,33 @@ find_target(const char *name)
 	return relid;
 }
 
-/* Write the name of an object that a statement uses, quoted. */
-static char *
-qualified_name(Oid schema, const char *name)
+/* Write the name of a table, quoted and with its schema. */
+char *
+target_name(Oid relid)
 {
-	return quote_qualified_identifier(get_namespace_name(schema), name);
+	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
+									  get_rel_name(relid));
 }
 
 static char *
 operator_name(Oid operator)
 {
-	HeapTuple	tuple = SearchSysCache1(OPEROID, ObjectIdGetDatum(operator));
-	Form_pg_operator form;
-	char	   *result;
+	List	   *names;
+	List	   *types;
 
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for operator %u", operator);
-	form = (Form_pg_operator) GETSTRUCT(tuple);
-	result = psprintf("OPERATOR(%s.%s)",
-					  quote_identifier(get_namespace_name(form->oprnamespace)),
-					  NameStr(form->oprname));
-	ReleaseSysCache(tuple);
-	return result;
+	format_operator_parts(operator, &names, &types, false);
+	return psprintf("OPERATOR(%s.%s)", quote_identifier(linitial(names)),
+					(char *) lsecond(names));
 }
 
 /* Write a COLLATE clause. */
 char *
 target_collation(Oid collation)
 {
-	HeapTuple	tuple = SearchSysCache1(COLLOID, ObjectIdGetDatum(collation));
-	Form_pg_collation form;
-	char	   *result;
+	ObjectAddress address;
 
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for collation %u", collation);
-	form = (Form_pg_collation) GETSTRUCT(tuple);
-	result = psprintf(" COLLATE %s",
-					  qualified_name(form->collnamespace,
-									 NameStr(form->collname)));
-	ReleaseSysCache(tuple);
-	return result;
+	ObjectAddressSet(address, CollationRelationId, collation);
+	return psprintf(" COLLATE %s", getObjectIdentity(&address, false));
 }
 
 /* Raise an error if a relation cannot be a target. */
@@ -391,9 +379,9 @@ check_nulls(Relation rel, const SinkSource *source, const Target *target)
 	}
 }
 
-/* The names of the key columns, for an error message. */
-static char *
-key_names(const Target *target)
+/* The names of the key columns, as a list. */
+char *
+target_key_names(const Target *target)
 {
 	StringInfoData names;
 
@@ -430,7 +418,7 @@ find_index(Relation rel, const SinkSource *source, Target *target)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_COLUMN_REFERENCE),
 				 errmsg("target table \"%s\" has no unique constraint on the buffer's key columns (%s)",
-						RelationGetRelationName(rel), key_names(target)),
+						RelationGetRelationName(rel), target_key_names(target)),
 				 errdetail("It must have a primary key, or a unique constraint or index, of exactly these columns, that is neither partial nor deferrable.")));
 	if (!target->nulls_equal)
 		check_nulls(rel, source, target);
@@ -495,8 +483,7 @@ describe(Relation rel, const SinkSource *source)
 	check_relation(rel);
 	check_owner(rel, source->owner);
 	target->relid = RelationGetRelid(rel);
-	target->name = qualified_name(RelationGetNamespace(rel),
-								  RelationGetRelationName(rel));
+	target->name = target_name(RelationGetRelid(rel));
 	target->nkeys = source->desc->natts;
 	target->keys = palloc0(target->nkeys * sizeof(TargetColumn));
 	for (int i = 0; i < target->nkeys; i++)
@@ -663,8 +650,7 @@ static bool
 is_same(const CacheEntry *entry, Oid relid, const SinkSource *source)
 {
 	return entry->target != NULL && entry->valid && entry->relid == relid &&
-		strcmp(entry->target->name,
-			   qualified_name(get_rel_namespace(relid), get_rel_name(relid))) == 0 &&
+		strcmp(entry->target->name, target_name(relid)) == 0 &&
 		equalTupleDescs(entry->keys, source->desc) &&
 		strcmp(entry->count_name, source->count_name) == 0;
 }
@@ -690,10 +676,7 @@ build(CacheEntry *entry, Oid relid, const SinkSource *source)
 									ALLOCSET_SMALL_SIZES);
 	oldcontext = MemoryContextSwitchTo(context);
 	target = describe(rel, source);
-	entry->keys = CreateTupleDescCopy(source->desc);
-	for (int i = 0; i < source->desc->natts; i++)
-		TupleDescAttr(entry->keys, i)->attnotnull =
-			TupleDescAttr(source->desc, i)->attnotnull;
+	entry->keys = CreateTupleDescCopyConstr(source->desc);
 	entry->count_name = pstrdup(source->count_name);
 	MemoryContextSwitchTo(oldcontext);
 	MemoryContextSetParent(context, TopMemoryContext);
@@ -872,6 +855,15 @@ target_prepare(const char *statement, int nargs, Oid *argtypes)
 		elog(ERROR, "could not prepare statement: %s",
 			 SPI_result_code_string(SPI_result));
 	return plan;
+}
+
+/* Keep the plan of a prepared statement with the target. */
+void
+target_keep(Target *target, TargetStatement statement, SPIPlanPtr plan)
+{
+	if (SPI_keepplan(plan) != 0)
+		elog(ERROR, "could not keep a plan");
+	target->plans[statement] = plan;
 }
 
 /*

@@ -58,15 +58,19 @@ typedef struct Target
 } Target;
 
 extern List *target_find_key(Relation rel);
+extern char *target_name(Oid relid);
 extern char *target_collation(Oid collation);
 extern Target *target_open(const SinkSource *source, bool is_owner,
 						   LOCKMODE lockmode);
 extern void target_check_privileges(const Target *target, Oid owner);
 extern void target_note_defaults(const Target *target);
+extern char *target_key_names(const Target *target);
 extern void target_append_condition(StringInfo statement, const Target *target,
 									const char *keys, const bool *isnull);
 extern SPIPlanPtr target_prepare(const char *statement, int nargs,
 								 Oid *argtypes);
+extern void target_keep(Target *target, TargetStatement statement,
+						SPIPlanPtr plan);
 extern SPIPlanPtr target_plan(Target *target, TargetStatement statement);
 
 #endif							/* STATBUFFER_TARGET_H */

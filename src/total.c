@@ -25,7 +25,6 @@
 
 #include "access/transam.h"
 #include "catalog/pg_type.h"
-#include "common/int.h"
 #include "compat.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
@@ -35,6 +34,7 @@
 #include "target.h"
 #include "total.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
 #include "utils/snapmgr.h"
 
 /* after this many attempts to read a total, we keep flushes out of the way */
@@ -74,7 +74,6 @@ get_plan(Target *target, TupleDesc desc, const bool *isnull)
 {
 	Oid		   *types = palloc(desc->natts * sizeof(Oid));
 	bool		any_null = false;
-	SPIPlanPtr	plan;
 
 	for (int i = 0; i < desc->natts; i++)
 	{
@@ -85,13 +84,9 @@ get_plan(Target *target, TupleDesc desc, const bool *isnull)
 		return target_prepare(select_statement(target, isnull), desc->natts,
 							  types);
 	if (target->plans[TARGET_SELECT] == NULL)
-	{
-		plan = target_prepare(select_statement(target, NULL), desc->natts,
-							  types);
-		if (SPI_keepplan(plan) != 0)
-			elog(ERROR, "could not keep a plan");
-		target->plans[TARGET_SELECT] = plan;
-	}
+		target_keep(target, TARGET_SELECT,
+					target_prepare(select_statement(target, NULL), desc->natts,
+								   types));
 	return target_plan(target, TARGET_SELECT);
 }
 
@@ -162,13 +157,8 @@ read_counted(SbBuffer *buffer, const KeyBytes *key, Snapshot snapshot)
 static int64
 add(int64 a, int64 b)
 {
-	int64		sum;
-
-	if (pg_add_s64_overflow(a, b, &sum))
-		ereport(ERROR,
-				(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
-				 errmsg("bigint out of range")));
-	return sum;
+	return DatumGetInt64(DirectFunctionCall2(int8pl, Int64GetDatum(a),
+											 Int64GetDatum(b)));
 }
 
 /*
