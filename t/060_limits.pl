@@ -208,15 +208,7 @@ $node->stop;
 
 # --- the system has less memory than the setting allows ----------------------
 
-# As with a small /dev/shm: a segment of memory cannot be made.  Here because
-# files have a limit, that of segments of 8 MB.
-$node = PostgreSQL::Test::Cluster->new('small');
-$node->init(extra => [ '--wal-segsize', '1' ]);
-$node->append_conf('postgresql.conf', "max_worker_processes = 16\nmax_wal_size = 64MB\nmin_wal_size = 2MB");
-system_or_bail('bash', '-c', 'ulimit -f 7000 && exec "$0" "$@"', $node->installed_command('pg_ctl'),
-	'-w', '-D', $node->data_dir, '-l', $node->logfile, 'start');
-$node->_update_pid(1);
-$node->safe_psql($db, 'CREATE EXTENSION statbuffer');
+$node = new_small_node();
 make_summing_buffer($node, 'hits', q{interval '1h', timeout '100ms', backoff '100ms'});
 $node->safe_psql($db, q{INSERT INTO hits_bad VALUES ('not now')});
 $node->safe_psql($db, q{INSERT INTO hits SELECT 'held ' || g FROM generate_series(1, 1000) g});

@@ -75,16 +75,8 @@ $node->safe_psql($db, q{
 is($node->safe_psql($db, q{SELECT keys FROM sb_stat_buffers WHERE buffer = 'stuck'::regclass}), '2000',
 	'what is rolled back needs no room');
 
-# Fill it up to the last key, by increments that leave nothing when they fail.
-$node->safe_psql($db, q{
-	DO $$
-	BEGIN
-		FOR g IN 1 .. 100000 LOOP
-			PERFORM sb_async_increment('more ' || g, 1, 'stuck');
-		END LOOP;
-	EXCEPTION WHEN out_of_memory THEN
-		NULL;
-	END $$});
+# Fill it up to the last key.
+fill_buffer($node, 'stuck', 'more');
 my $held = $node->safe_psql($db, q{SELECT count(*) FROM stuck});
 # what the buffer takes itself is shown, too
 cmp_ok(memory_of('stuck'), '<=', 1024 * 1024 + 16384, 'the bound holds');

@@ -42,24 +42,6 @@ sub occurrences
 	return scalar @found;
 }
 
-# Fill a buffer up to its bound, or that of the server, with keys of the shortest
-# form, by increments that leave nothing when they fail.
-sub fill
-{
-	my ($name) = @_;
-
-	sql(qq{
-		DO \$\$
-		BEGIN
-			FOR g IN 1 .. 1000000 LOOP
-				PERFORM sb_async_increment('held ' || g, 1, '$name');
-			END LOOP;
-		EXCEPTION WHEN out_of_memory THEN
-			NULL;
-		END \$\$});
-	return;
-}
-
 sub stat_of
 {
 	my ($name, $column) = @_;
@@ -97,7 +79,7 @@ sql(q{
 	EXCEPTION WHEN out_of_memory THEN
 		RETURN SQLERRM;
 	END $$});
-fill('stuck');
+fill_buffer($node, 'stuck', 'held');
 my $held = sql('SELECT count(*) FROM stuck');
 
 # Each way to count a new key, where a savepoint keeps what else the transaction
@@ -153,7 +135,7 @@ sql(q{ALTER FOREIGN TABLE stuck OPTIONS (SET max_memory '80kB')});
 my $session = $node->background_psql($db, on_error_stop => 0);
 $session->query_safe('BEGIN');
 $session->query_safe(q{SELECT sb_increment('meanwhile', 1, 'stuck')});
-fill('stuck');
+fill_buffer($node, 'stuck', 'held');
 $session->query_safe(q{SELECT sb_increment('meanwhile', 1, 'stuck')});
 is($session->{stderr}, '', 'a key that the transaction has is not looked at again');
 $session->query(q{SAVEPOINT s; SELECT sb_increment('another', 1, 'stuck')});
@@ -169,7 +151,7 @@ $session->{stderr} = '';
 sql(q{ALTER FOREIGN TABLE stuck OPTIONS (SET max_memory '96kB')});
 $session->query_safe(q{BEGIN; SAVEPOINT s; SELECT sb_increment('again', 1, 'stuck'); ROLLBACK TO s});
 is($session->{stderr}, '', 'a bound that was raised');
-fill('stuck');
+fill_buffer($node, 'stuck', 'held');
 $session->query(q{SELECT sb_increment('again', 1, 'stuck')});
 like($session->{stderr}, $full, 'a key that was rolled back is a new one');
 $session->{stderr} = '';
@@ -438,7 +420,7 @@ make_summing_buffer($node, 'big', q{interval '1h', timeout '1h', backoff '1h'});
 make_summing_buffer($node, 'sales', q{interval '1h', timeout '1h', backoff '1h'});
 make_summing_buffer($node, 'views', q{interval '1h', timeout '1h', backoff '1h', when_full 'discard', max_memory '64kB'});
 sql(q{INSERT INTO big_bad VALUES ('not now'); INSERT INTO sales VALUES ('held'); INSERT INTO views VALUES ('held')});
-fill('big');
+fill_buffer($node, 'big', 'held');
 $told = told(q{BEGIN; SAVEPOINT s; SELECT sb_increment('not held 1', 1, 'sales'); ROLLBACK TO s; COMMIT});
 like($told, qr/ERROR:  out of memory for statbuffer keys\nDETAIL:  All memory that "statbuffer.max_memory" allows is in use\./,
 	'an error in the call');
@@ -458,15 +440,8 @@ $node->stop;
 
 # --- the system has less memory than the setting allows ----------------------
 
-# As with a small /dev/shm: files, and so segments of memory, have a limit.
-$node = PostgreSQL::Test::Cluster->new('small');
-$node->init(extra => [ '--wal-segsize', '1' ]);
-$node->append_conf('postgresql.conf', "max_worker_processes = 16\nmax_wal_size = 64MB\nmin_wal_size = 2MB");
-system_or_bail('bash', '-c', 'ulimit -f 7000 && exec "$0" "$@"', $node->installed_command('pg_ctl'),
-	'-w', '-D', $node->data_dir, '-l', $node->logfile, 'start');
-$node->_update_pid(1);
+$node = new_small_node();
 use_node($node);
-sql('CREATE EXTENSION statbuffer');
 make_summing_buffer($node, 'stuck', q{interval '1h', timeout '100ms', backoff '100ms'});
 sql(q{INSERT INTO stuck_bad VALUES ('not now'); CREATE TABLE orders (key text)});
 my $many = q{INSERT INTO stuck SELECT 'new ' || g FROM generate_series(1, 500000) g;};

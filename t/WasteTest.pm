@@ -7,11 +7,12 @@ use strict;
 use warnings;
 
 use Exporter 'import';
+use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use StatbufferTest;
 use Test::More;
 
-our @EXPORT = qw(memory_used has_not_grown shared_memory $segments $fail_procedure make_summing_buffer stored_keys);
+our @EXPORT = qw(memory_used has_not_grown shared_memory $segments $fail_procedure make_summing_buffer stored_keys fill_buffer new_small_node);
 
 # memory_used(NODE, PID): what a process has allocated and uses, as it says in
 # the log.
@@ -107,6 +108,41 @@ sub stored_keys
 	my ($node, $name) = @_;
 
 	return $node->safe_psql('postgres', "SELECT coalesce(sum(keys), 0), coalesce(sum(sum), 0) FROM ${name}_stored");
+}
+
+# fill_buffer(NODE, NAME, KEYS): fills a buffer up to its bound, or that of the
+# server, with keys that begin with KEYS, by increments that leave nothing when
+# they fail.
+sub fill_buffer
+{
+	my ($node, $name, $keys) = @_;
+
+	$node->safe_psql('postgres', qq{
+		DO \$\$
+		BEGIN
+			FOR g IN 1 .. 1000000 LOOP
+				PERFORM sb_async_increment('$keys ' || g, 1, '$name');
+			END LOOP;
+		EXCEPTION WHEN out_of_memory THEN
+			NULL;
+		END \$\$});
+	return;
+}
+
+# A running server with the extension, where the system has less memory than
+# statbuffer.max_memory allows, as with a small /dev/shm: a segment cannot be
+# made.  Here because files have a limit, that of segments of 8 MB.
+sub new_small_node
+{
+	my $node = PostgreSQL::Test::Cluster->new('small');
+
+	$node->init(extra => [ '--wal-segsize', '1' ]);
+	$node->append_conf('postgresql.conf', "max_worker_processes = 16\nmax_wal_size = 64MB\nmin_wal_size = 2MB");
+	system_or_bail('bash', '-c', 'ulimit -f 7000 && exec "$0" "$@"', $node->installed_command('pg_ctl'),
+		'-w', '-D', $node->data_dir, '-l', $node->logfile, 'start');
+	$node->_update_pid(1);
+	$node->safe_psql('postgres', 'CREATE EXTENSION statbuffer');
+	return $node;
 }
 
 1;
