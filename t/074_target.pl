@@ -76,7 +76,12 @@ sql(q{
 	BEGIN
 		WHILE NOT EXISTS (SELECT FROM stop) LOOP
 			n := n + 1;
-			UPDATE pages SET other = n WHERE path IN ('shared', 'one', 'two');
+			-- a row at a time: several, in another order than a flush, might deadlock with it
+			UPDATE pages SET other = n WHERE path = 'shared';
+			COMMIT;
+			UPDATE pages SET other = n WHERE path = 'one';
+			COMMIT;
+			UPDATE pages SET other = n WHERE path = 'two';
 			COMMIT;
 			INSERT INTO pages VALUES ('two', 0) ON CONFLICT DO NOTHING;
 			COMMIT;
