@@ -40,30 +40,45 @@ COMMENT ON FUNCTION sb_create(text, regclass, name, text[]) IS
 --
 -- Counting
 --
+-- Functions of a key are there for text, which literals are taken as, and for
+-- all other types.  "char" would match both, so it has its own.
+--
 
-CREATE FUNCTION sb_increment(key text, count bigint DEFAULT 1, buffer regclass DEFAULT NULL)
-RETURNS void
+CREATE FUNCTION sb_increment(key text, count bigint DEFAULT 1, buffer regclass DEFAULT '-')
+RETURNS bigint
 AS 'MODULE_PATHNAME', 'sb_increment_text' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 COMMENT ON FUNCTION sb_increment(text, bigint, regclass) IS
-'adds to a key''s count as part of the transaction';
+'adds to a key''s count as part of the transaction; returns what the transaction has added';
 
-CREATE FUNCTION sb_increment(key anynonarray, count bigint DEFAULT 1, buffer regclass DEFAULT NULL)
-RETURNS void
+CREATE FUNCTION sb_increment(key anyelement, count bigint DEFAULT 1, buffer regclass DEFAULT '-')
+RETURNS bigint
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION sb_increment(anynonarray, bigint, regclass) IS
-'adds to a key''s count as part of the transaction; several key columns are specified as a row';
+COMMENT ON FUNCTION sb_increment(anyelement, bigint, regclass) IS
+'adds to a key''s count as part of the transaction; returns what the transaction has added; several key columns are specified as a row';
 
-CREATE FUNCTION sb_async_increment(key text, count bigint DEFAULT 1, buffer regclass DEFAULT NULL)
-RETURNS void
+CREATE FUNCTION sb_increment(key "char", count bigint DEFAULT 1, buffer regclass DEFAULT '-')
+RETURNS bigint
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION sb_increment("char", bigint, regclass) IS
+'adds to a key''s count as part of the transaction; returns what the transaction has added';
+
+CREATE FUNCTION sb_async_increment(key text, count bigint DEFAULT 1, buffer regclass DEFAULT '-')
+RETURNS bigint
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 COMMENT ON FUNCTION sb_async_increment(text, bigint, regclass) IS
-'adds to a key''s count at once, regardless of the outcome of the transaction';
+'adds to a key''s count at once, regardless of the outcome of the transaction; returns what it has added';
 
-CREATE FUNCTION sb_async_increment(key anynonarray, count bigint DEFAULT 1, buffer regclass DEFAULT NULL)
-RETURNS void
+CREATE FUNCTION sb_async_increment(key anyelement, count bigint DEFAULT 1, buffer regclass DEFAULT '-')
+RETURNS bigint
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION sb_async_increment(anynonarray, bigint, regclass) IS
-'adds to a key''s count at once, regardless of the outcome of the transaction; several key columns are specified as a row';
+COMMENT ON FUNCTION sb_async_increment(anyelement, bigint, regclass) IS
+'adds to a key''s count at once, regardless of the outcome of the transaction; returns what it has added; several key columns are specified as a row';
+
+CREATE FUNCTION sb_async_increment(key "char", count bigint DEFAULT 1, buffer regclass DEFAULT '-')
+RETURNS bigint
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION sb_async_increment("char", bigint, regclass) IS
+'adds to a key''s count at once, regardless of the outcome of the transaction; returns what it has added';
 
 CREATE FUNCTION sb_trigger() RETURNS trigger
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
@@ -74,31 +89,43 @@ COMMENT ON FUNCTION sb_trigger() IS
 -- Reading
 --
 
-CREATE FUNCTION sb_count(key text, buffer regclass DEFAULT NULL)
+CREATE FUNCTION sb_count(key text, buffer regclass DEFAULT '-')
 RETURNS bigint
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 COMMENT ON FUNCTION sb_count(text, regclass) IS
 'what is counted for a key and not yet stored; null when the buffer does not hold the key';
 
-CREATE FUNCTION sb_count(key anynonarray, buffer regclass DEFAULT NULL)
+CREATE FUNCTION sb_count(key anyelement, buffer regclass DEFAULT '-')
 RETURNS bigint
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION sb_count(anynonarray, regclass) IS
+COMMENT ON FUNCTION sb_count(anyelement, regclass) IS
 'what is counted for a key and not yet stored; null when the buffer does not hold the key';
 
-CREATE FUNCTION sb_total(key text, buffer regclass DEFAULT NULL)
+CREATE FUNCTION sb_count(key "char", buffer regclass DEFAULT '-')
+RETURNS bigint
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION sb_count("char", regclass) IS
+'what is counted for a key and not yet stored; null when the buffer does not hold the key';
+
+CREATE FUNCTION sb_total(key text, buffer regclass DEFAULT '-')
 RETURNS bigint
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION sb_total(text, regclass) IS
 'what is stored for a key in the target of a buffer, plus what is counted; exact at every moment';
 
-CREATE FUNCTION sb_total(key anynonarray, buffer regclass DEFAULT NULL)
+CREATE FUNCTION sb_total(key anyelement, buffer regclass DEFAULT '-')
 RETURNS bigint
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION sb_total(anynonarray, regclass) IS
+COMMENT ON FUNCTION sb_total(anyelement, regclass) IS
 'what is stored for a key in the target of a buffer, plus what is counted; exact at every moment';
 
-CREATE FUNCTION sb_keys(buffer regclass DEFAULT NULL,
+CREATE FUNCTION sb_total(key "char", buffer regclass DEFAULT '-')
+RETURNS bigint
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION sb_total("char", regclass) IS
+'what is stored for a key in the target of a buffer, plus what is counted; exact at every moment';
+
+CREATE FUNCTION sb_keys(buffer regclass DEFAULT '-',
 	OUT key text,
 	OUT count bigint,
 	OUT in_flight bigint,
@@ -110,7 +137,7 @@ AS 'MODULE_PATHNAME', 'sb_get_keys' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 COMMENT ON FUNCTION sb_keys(regclass) IS
 'the keys that a buffer holds, with what is counted, what is being stored, when they are due and how they fail';
 
-CREATE FUNCTION sb_totals(buffer regclass DEFAULT NULL,
+CREATE FUNCTION sb_totals(buffer regclass DEFAULT '-',
 	OUT key text,
 	OUT total bigint)
 RETURNS SETOF record
@@ -122,25 +149,31 @@ COMMENT ON FUNCTION sb_totals(regclass) IS
 -- Flushing
 --
 
-CREATE FUNCTION sb_flush(key text, buffer regclass DEFAULT NULL)
-RETURNS void
+CREATE FUNCTION sb_flush(key text, buffer regclass DEFAULT '-')
+RETURNS boolean
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 COMMENT ON FUNCTION sb_flush(text, regclass) IS
-'asks for a key''s flush now, without waiting for it';
+'asks for a key''s flush now, without waiting for it; false when there is nothing to flush';
 
-CREATE FUNCTION sb_flush(key anynonarray, buffer regclass DEFAULT NULL)
-RETURNS void
+CREATE FUNCTION sb_flush(key anyelement, buffer regclass DEFAULT '-')
+RETURNS boolean
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
-COMMENT ON FUNCTION sb_flush(anynonarray, regclass) IS
-'asks for a key''s flush now, without waiting for it';
+COMMENT ON FUNCTION sb_flush(anyelement, regclass) IS
+'asks for a key''s flush now, without waiting for it; false when there is nothing to flush';
 
-CREATE FUNCTION sb_flush_all(buffer regclass DEFAULT NULL)
-RETURNS void
+CREATE FUNCTION sb_flush(key "char", buffer regclass DEFAULT '-')
+RETURNS boolean
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION sb_flush("char", regclass) IS
+'asks for a key''s flush now, without waiting for it; false when there is nothing to flush';
+
+CREATE FUNCTION sb_flush_all(buffer regclass DEFAULT '-')
+RETURNS bigint
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 COMMENT ON FUNCTION sb_flush_all(regclass) IS
-'asks for the flush of all keys of a buffer now, without waiting for it';
+'asks for the flush of all keys of a buffer now, without waiting for it; returns their number';
 
-CREATE FUNCTION sb_drain(buffer regclass DEFAULT NULL, timeout interval DEFAULT NULL)
+CREATE FUNCTION sb_drain(buffer regclass DEFAULT '-', timeout interval DEFAULT NULL)
 RETURNS boolean
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 COMMENT ON FUNCTION sb_drain(regclass, interval) IS
@@ -150,24 +183,24 @@ COMMENT ON FUNCTION sb_drain(regclass, interval) IS
 -- Starting and stopping
 --
 
-CREATE FUNCTION sb_start(buffer regclass DEFAULT NULL)
-RETURNS void
+CREATE FUNCTION sb_start(buffer regclass DEFAULT '-')
+RETURNS boolean
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION sb_start(regclass) IS
 'checks a buffer and starts it; creates the default buffer if needed';
 
-CREATE FUNCTION sb_stop(buffer regclass DEFAULT NULL)
-RETURNS void
+CREATE FUNCTION sb_stop(buffer regclass DEFAULT '-')
+RETURNS boolean
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION sb_stop(regclass) IS
-'flushes all that was counted in a buffer and stops it; increments are errors until it is started';
+'flushes all that was counted in a buffer and stops it; false when something is left; increments are errors until it is started';
 
 --
 -- Statistics
 --
 
-CREATE FUNCTION sb_stat_reset(buffer regclass DEFAULT NULL)
-RETURNS void
+CREATE FUNCTION sb_stat_reset(buffer regclass DEFAULT '-')
+RETURNS boolean
 AS 'MODULE_PATHNAME', 'sb_reset_stats' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 COMMENT ON FUNCTION sb_stat_reset(regclass) IS
 'sets a buffer''s statistics to zero';
@@ -224,7 +257,9 @@ GRANT SELECT ON sb_stat_memory TO PUBLIC;
 
 CREATE VIEW sb_stat_buffers AS
 	SELECT
-		c.oid::pg_catalog.regclass AS buffer,
+		c.oid AS relid,
+		n.nspname AS schemaname,
+		c.relname AS buffer,
 		pg_catalog.pg_get_userbyid(c.relowner) AS owner,
 		s.state,
 		s.pid,
@@ -244,6 +279,7 @@ CREATE VIEW sb_stat_buffers AS
 		s.last_error_at,
 		s.stats_reset
 	FROM pg_catalog.pg_class c
+		JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
 		JOIN pg_catalog.pg_foreign_table ft ON ft.ftrelid OPERATOR(pg_catalog.=) c.oid
 		JOIN pg_catalog.pg_foreign_server fs ON fs.oid OPERATOR(pg_catalog.=) ft.ftserver
 		JOIN pg_catalog.pg_foreign_data_wrapper fdw ON fdw.oid OPERATOR(pg_catalog.=) fs.srvfdw
@@ -253,7 +289,9 @@ CREATE VIEW sb_stat_buffers AS
 COMMENT ON VIEW sb_stat_buffers IS
 'the buffers of this database: what they hold, and what was done since their statistics were reset';
 
-COMMENT ON COLUMN sb_stat_buffers.buffer IS 'the buffer';
+COMMENT ON COLUMN sb_stat_buffers.relid IS 'OID of the buffer; functions take it, too';
+COMMENT ON COLUMN sb_stat_buffers.schemaname IS 'name of the schema that it is in';
+COMMENT ON COLUMN sb_stat_buffers.buffer IS 'name of the buffer';
 COMMENT ON COLUMN sb_stat_buffers.owner IS 'the role that owns it; its worker runs as this role';
 COMMENT ON COLUMN sb_stat_buffers.state IS 'running, idle (no worker is needed), stopped or failing';
 COMMENT ON COLUMN sb_stat_buffers.pid IS 'process ID of its worker, or null';

@@ -33,7 +33,7 @@ growth_held() {
 			held=$upto
 		done
 		each_round growth_round growth_held_run "$size"
-		must_be "the keys held" "$held" "SELECT keys FROM sb_stat_buffers WHERE buffer = 'held'::regclass"
+		must_be "the keys held" "$held" "SELECT keys FROM sb_stat_buffers WHERE buffer = 'held'"
 	done
 	must_have_counted held $((held + ${#held_sizes[@]} * rounds * million))
 	perform "DROP FOREIGN TABLE held"
@@ -119,11 +119,11 @@ latency_round() {
 		began=$(date +%s.%N)
 		sleep "$((latency_seconds / 3)).5"
 		from=$(date +%s.%N)
-		flushed=$(ask "SELECT flushed_keys FROM sb_stat_buffers WHERE buffer = 'latency'::regclass")
+		flushed=$(ask "SELECT flushed_keys FROM sb_stat_buffers WHERE buffer = 'latency'")
 		drain latency
 		to=$(date +%s.%N)
 		must_be_true "a flush of all keys" \
-			"SELECT flushed_keys - $flushed >= $hundred_thousand FROM sb_stat_buffers WHERE buffer = 'latency'::regclass"
+			"SELECT flushed_keys - $flushed >= $hundred_thousand FROM sb_stat_buffers WHERE buffer = 'latency'"
 		wait "$run" || die "$group: pgbench failed"
 		latency_counted=$((latency_counted + hundred_thousand + $(<"$transactions")))
 		latency_of "$what" without-flush "$began" "$from"

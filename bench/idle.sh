@@ -10,7 +10,7 @@ cpu_time() {
 }
 
 worker_of() {
-	ask "SELECT pid FROM sb_stat_buffers WHERE buffer = '$1'::regclass AND pid IS NOT NULL"
+	ask "SELECT pid FROM sb_stat_buffers WHERE relid = '$1'::regclass AND pid IS NOT NULL"
 }
 
 # --- wake-ups ---------------------------------------------------------------
@@ -95,19 +95,19 @@ measure_idle() {
 		pid[$buffer]=$(worker_of "$buffer")
 		[ -n "${pid[$buffer]}" ] || die "$group: $buffer has no worker"
 		before[$buffer]=$(cpu_time "${pid[$buffer]}")
-		flushed[$buffer]=$(ask "SELECT flushed_keys FROM sb_stat_buffers WHERE buffer = '$buffer'::regclass")
+		flushed[$buffer]=$(ask "SELECT flushed_keys FROM sb_stat_buffers WHERE relid = '$buffer'::regclass")
 	done
 	sleep "$window"
 	for buffer in "${!filled[@]}"; do
 		record "${buffer/_/-}" worker 1 '% of a core' \
 			"$(awk -v ns=$(($(cpu_time "${pid[$buffer]}") - before[$buffer])) -v s="$window" 'BEGIN { print ns / s / 1e7 }')"
-		stored=$(ask "SELECT flushed_keys FROM sb_stat_buffers WHERE buffer = '$buffer'::regclass")
+		stored=$(ask "SELECT flushed_keys FROM sb_stat_buffers WHERE relid = '$buffer'::regclass")
 		record "${buffer/_/-}" flushed 1 'keys/s' "$(awk -v n=$((stored - flushed[$buffer])) -v s="$window" 'BEGIN { print n / s }')"
 	done
 	for buffer in "${!filled[@]}"; do
 		must_have_counted "$buffer" "${filled[$buffer]}"
 		# its worker goes on
-		stored=$(ask "SELECT flushed_count FROM sb_stat_buffers WHERE buffer = '$buffer'::regclass")
+		stored=$(ask "SELECT flushed_count FROM sb_stat_buffers WHERE relid = '$buffer'::regclass")
 		must_be_true "what $buffer has stored is in the table" \
 			"SELECT coalesce(sum(n), 0) >= $stored FROM stored WHERE key LIKE '$buffer %'"
 		perform "TRUNCATE $buffer"

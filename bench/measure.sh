@@ -94,7 +94,7 @@ drain() {
 # more than one look.
 must_have_counted() {
 	local query i
-	query="SELECT flushed_count + pending + in_flight FROM sb_stat_buffers WHERE buffer = '$1'::regclass"
+	query="SELECT flushed_count + pending + in_flight FROM sb_stat_buffers WHERE relid = '$1'::regclass"
 	for ((i = 0; i < 20; i++)); do
 		[ "$(ask "$query")" != "$2" ] || return 0
 		sleep 0.1

@@ -75,9 +75,9 @@ measure_memory() {
 	for ((piece = 0; piece < 10; piece++)); do
 		perform "INSERT INTO hits SELECT 'key ' || to_char(n, 'FM000000000000'), 1 FROM generate_series($((piece * million / 10 + 1)), $(((piece + 1) * million / 10))) AS n"
 	done
-	must_be "the keys held" $((million + 1)) "SELECT keys FROM sb_stat_buffers WHERE buffer = 'hits'::regclass"
+	must_be "the keys held" $((million + 1)) "SELECT keys FROM sb_stat_buffers WHERE buffer = 'hits'"
 	after=$(segments_size)
-	memory_part accounted "$(ask "SELECT memory FROM sb_stat_buffers WHERE buffer = 'hits'::regclass")"
+	memory_part accounted "$(ask "SELECT memory FROM sb_stat_buffers WHERE buffer = 'hits'")"
 
 	allocator_account >"$account"
 	free=$(of_class "$account" free 3)

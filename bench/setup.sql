@@ -6,8 +6,8 @@ CREATE EXTENSION statbuffer;
 -- Sessions with this schema on their search path call the function that does
 -- nothing by the increment's name.
 CREATE SCHEMA noop;
-CREATE FUNCTION noop.sb_increment(key text, count bigint DEFAULT 1, buffer regclass DEFAULT NULL)
-RETURNS void
+CREATE FUNCTION noop.sb_increment(key text, count bigint DEFAULT 1, buffer regclass DEFAULT '-')
+RETURNS bigint
 AS :probe, 'noop' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 
 CREATE TABLE stored (key text PRIMARY KEY, n bigint NOT NULL);

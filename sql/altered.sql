@@ -192,13 +192,13 @@ INSERT INTO renamed SELECT 'key', ROW('Bern', 'z', NULL)::place;
 DO $$
 BEGIN
   FOR i IN 1 .. 1200 LOOP
-    EXIT WHEN (SELECT failures > 0 FROM sb_stat_buffers WHERE buffer = 'renamed'::regclass);
+    EXIT WHEN (SELECT failures > 0 FROM sb_stat_buffers WHERE buffer = 'renamed');
     PERFORM sb_drain('renamed', '100ms');
     COMMIT;
   END LOOP;
 END
 $$;
-SELECT last_error FROM sb_stat_buffers WHERE buffer = 'renamed'::regclass;
+SELECT last_error FROM sb_stat_buffers WHERE buffer = 'renamed';
 DROP FOREIGN TABLE renamed;
 DROP FUNCTION store_renaming(text, place, bigint);
 DROP FUNCTION rename_column();
@@ -340,13 +340,13 @@ INSERT INTO cancelling VALUES ('k');
 DO $$
 BEGIN
   FOR i IN 1 .. 1200 LOOP
-    EXIT WHEN (SELECT failures > 0 FROM sb_stat_buffers WHERE buffer = 'cancelling'::regclass);
+    EXIT WHEN (SELECT failures > 0 FROM sb_stat_buffers WHERE buffer = 'cancelling');
     COMMIT;
     PERFORM pg_sleep(0.1);
   END LOOP;
 END
 $$;
-SELECT state, failures > 0 AS failed, last_error FROM sb_stat_buffers WHERE buffer = 'cancelling'::regclass;
+SELECT state, failures > 0 AS failed, last_error FROM sb_stat_buffers WHERE buffer = 'cancelling';
 DROP FOREIGN TABLE cancelling;
 DROP FUNCTION handle_cancel(text, bigint);
 DROP TABLE stored;

@@ -84,14 +84,14 @@ SELECT * FROM sb_default ORDER BY key;
 RESET search_path;
 SELECT sb_flush('mykey');
 SELECT wait_until($$ EXISTS (SELECT FROM "My app".stored WHERE key = 'mykey') $$);
-SELECT sb_flush_all();
+SELECT sb_flush_all() > 0 AS asked;
 SELECT wait_until($$ EXISTS (SELECT FROM "My app".stored WHERE key = '42') $$);
 SELECT sb_increment('other');
 SELECT sb_drain();
 SELECT * FROM "My app".stored ORDER BY key;
 SELECT sb_count('mykey') AS mykey, sb_count('other') AS other;
 SELECT sb_stat_reset();
-SELECT increments FROM sb_stat_buffers WHERE buffer = 'sb_default'::regclass;
+SELECT increments FROM sb_stat_buffers WHERE buffer = 'sb_default';
 
 -- Stopped and started without a name, too.
 SELECT sb_stop();

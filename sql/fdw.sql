@@ -66,9 +66,17 @@ UPDATE buf SET count = 0;
 DELETE FROM buf;
 \echo :LAST_ERROR_SQLSTATE
 UPDATE buf SET count = 0 WHERE key = 'k1';
+DELETE FROM buf USING (VALUES ('k1')) AS v (key) WHERE buf.key = v.key RETURNING *;
+WITH changed AS (UPDATE buf SET count = count + 1 WHERE false RETURNING *) SELECT * FROM changed;
+PREPARE change AS UPDATE buf SET count = count + $1 WHERE key = $2;
+EXECUTE change (1, 'k1');
+DEALLOCATE change;
+EXPLAIN DELETE FROM buf;
+-- PostgreSQL says so itself of these.
 MERGE INTO buf USING (VALUES ('k1')) AS v (key) ON buf.key = v.key
   WHEN MATCHED THEN DELETE;
 INSERT INTO buf VALUES ('k1', 1) ON CONFLICT (key) DO UPDATE SET count = 0;
+INSERT INTO buf VALUES ('k1', 1) ON CONFLICT (key) DO NOTHING;
 CREATE INDEX ON buf (key);
 SELECT relname, is_insertable_into FROM information_schema.tables
   JOIN pg_class ON relname = table_name WHERE relname = 'buf';

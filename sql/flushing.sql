@@ -17,7 +17,7 @@ SELECT sb_increment('k', 5, 'buf'), sb_flush('k', 'buf');
 SELECT wait_until($$ (SELECT total = 5 FROM stored WHERE key = 'k') $$);
 SELECT sb_increment('k', 2, 'buf'), sb_flush('k', 'buf');
 SELECT wait_until($$ (SELECT total = 7 FROM stored WHERE key = 'k') $$);
-SELECT sb_increment('a', 1, 'buf'), sb_increment('b', 2, 'buf'), sb_flush_all('buf');
+SELECT sb_increment('a', 1, 'buf'), sb_increment('b', 2, 'buf'), sb_flush_all('buf') > 0 AS asked;
 SELECT wait_until($$ (SELECT sum(total) = 3 FROM stored WHERE key IN ('a', 'b')) $$);
 
 -- What others have counted for the key before goes with it.
@@ -40,7 +40,7 @@ SELECT key, count FROM buf;
 -- All are, with those that come in the same transaction later.
 BEGIN;
 SELECT sb_increment('first', 1, 'buf');
-SELECT sb_flush_all('buf');
+SELECT sb_flush_all('buf') > 0 AS asked;
 SELECT sb_increment('later', 1, 'buf');
 COMMIT;
 SELECT wait_until($$ (SELECT count(*) = 3 FROM stored WHERE key IN ('first', 'later', 'unwanted')) $$);
@@ -64,11 +64,11 @@ SAVEPOINT sp;
 SELECT sb_flush('undone', 'buf');
 ROLLBACK TO sp;
 SAVEPOINT sp;
-SELECT sb_flush_all('buf');
+SELECT sb_flush_all('buf') > 0 AS asked;
 ROLLBACK TO sp;
 COMMIT;
 BEGIN;
-SELECT sb_increment('never', 1, 'buf'), sb_flush('never', 'buf'), sb_flush_all('buf');
+SELECT sb_increment('never', 1, 'buf'), sb_flush('never', 'buf'), sb_flush_all('buf') > 0 AS asked;
 ROLLBACK;
 -- What is released is.
 BEGIN;
@@ -100,7 +100,7 @@ SELECT key, count FROM buf ORDER BY key;
 -- And with all.
 BEGIN;
 SAVEPOINT sp;
-SELECT sb_increment('last', 1, 'buf'), sb_flush_all('buf');
+SELECT sb_increment('last', 1, 'buf'), sb_flush_all('buf') > 0 AS asked;
 RELEASE sp;
 COMMIT;
 SELECT wait_until($$ (SELECT count(*) = 4 FROM stored WHERE key IN ('last', 'caught', 'undone', 'not asked for')) $$);
@@ -111,6 +111,27 @@ SELECT sb_increment('zero', 1, 'buf'), sb_increment('zero', -1, 'buf'), sb_flush
 SELECT sb_increment('end', 1, 'buf'), sb_flush('end', 'buf');
 SELECT wait_until($$ EXISTS (SELECT FROM stored WHERE key = 'end') $$);
 SELECT count(*) FROM stored WHERE key = 'zero';
+
+-- The result says whether there is something to flush: in the buffer or in the
+-- transaction, a count that is not 0.
+SELECT sb_drain('buf');
+SELECT sb_flush('no such key', 'buf'), sb_flush('end', 'buf');
+SELECT sb_flush_all('buf');
+INSERT INTO buf VALUES ('r1', 1), ('r2', 1), ('r3', -1), ('r3', 1);
+SELECT sb_flush('r1', 'buf'), sb_flush('r3', 'buf');
+SELECT wait_until($$ (SELECT sum(total) = 1 FROM stored WHERE key ~ '^r[0-9]') $$);
+-- (what was in flight may be seen for a moment longer)
+SELECT wait_until($$ NOT sb_flush('r1', 'buf') $$);
+INSERT INTO buf VALUES ('r4', 1), ('r5', 1);
+BEGIN;
+INSERT INTO buf VALUES ('r2', 1), ('r5', -1), ('r6', 1), ('r7', 1), ('r7', -1), ('r8', 0);
+SELECT sb_flush('r2', 'buf') AS r2, sb_flush('r6', 'buf') AS r6, sb_flush('r7', 'buf') AS r7;
+-- r2, r4, r5 and r6
+SELECT sb_flush_all('buf');
+COMMIT;
+SELECT wait_until($$ (SELECT sum(total) = 5 FROM stored WHERE key ~ '^r[0-9]') $$);
+SELECT sb_drain('buf');
+SELECT sb_flush_all('buf');
 
 -- Keys of other types.
 CREATE FUNCTION store(a int, b text, counter bigint) RETURNS void LANGUAGE sql AS $$

@@ -12,7 +12,7 @@ CREATE FUNCTION has_failed(key text) RETURNS boolean LANGUAGE sql
 AS $$ SELECT wait_until(format('EXISTS (SELECT FROM sb_keys(''buf'') WHERE key = %L AND failures > 0 AND last_error IS NOT NULL)', key)) $$;
 CREATE FUNCTION status() RETURNS TABLE (state text, failures bigint, last_error text)
 LANGUAGE sql AS $$
-  SELECT state, failures, last_error FROM sb_stat_buffers WHERE buffer = 'buf'::regclass
+  SELECT state, failures, last_error FROM sb_stat_buffers WHERE buffer = 'buf'
 $$;
 
 --
@@ -281,9 +281,9 @@ SELECT sb_drain('buf');
 SELECT * FROM buf;
 SELECT keys, counts FROM calls ORDER BY n; TRUNCATE calls;
 SELECT wait_until($$ (SELECT flushed_count = 5 FROM sb_stat_buffers
-                      WHERE buffer = 'buf'::regclass) $$);
+                      WHERE buffer = 'buf') $$);
 SELECT flushed_count, failures, discarded, pending, state FROM sb_stat_buffers
-  WHERE buffer = 'buf'::regclass;
+  WHERE buffer = 'buf';
 -- It can be counted anew.
 INSERT INTO buf VALUES ('bad', 1);
 SELECT sb_count('bad', 'buf');

@@ -36,6 +36,47 @@ SELECT sb_async_increment(buffer => 'hits', key => '/home');
 SELECT sb_async_increment('/home'::text, 1::bigint, 'hits'::regclass);
 SELECT sb_count('/home', 'hits');
 
+-- The result is what the transaction has added to the key: by each of the ways
+-- to count, without what was rolled back, and without what others count.
+CREATE FUNCTION outside() RETURNS bigint LANGUAGE sql AS $$
+  SELECT sb_async_increment('/own', 1000, 'hits')
+$$;
+BEGIN;
+SELECT sb_increment('/own', 5, 'hits');
+SELECT sb_increment('/own', -2, 'hits'), sb_increment('/own', 0, 'hits');
+SELECT outside();
+INSERT INTO hits VALUES ('/own', 10);
+SELECT sb_increment('/own', 1, 'hits');
+SAVEPOINT s;
+SELECT sb_increment('/own', 100, 'hits');
+ROLLBACK TO s;
+SELECT sb_increment('/own', 1, 'hits');
+SAVEPOINT s;
+SELECT sb_increment('/own', 100, 'hits');
+RELEASE s;
+SELECT sb_increment('/own', 1, 'hits'), sb_increment('/other', 1, 'hits');
+SELECT array_agg(sb_increment('/own', n, 'hits')) FROM generate_series(1, 4) AS n;
+SELECT array_agg(sb_increment('/own' || n % 2, n, 'hits')) FROM generate_series(1, 6) AS n;
+ROLLBACK;
+SELECT sb_increment('/own', 5, 'hits');
+SELECT sb_increment('/own', 5, 'hits');
+SELECT sb_count('/own', 'hits');
+-- A key whose text is long has no other result.
+BEGIN;
+SELECT sb_increment(repeat('/', 300), 5, 'hits');
+SELECT array_agg(sb_increment(repeat('/', 300), n, 'hits')) FROM generate_series(1, 4) AS n;
+ROLLBACK;
+DROP FUNCTION outside();
+-- TRUNCATE discards what was added.
+CREATE FOREIGN TABLE emptied (path text NOT NULL, count bigint NOT NULL)
+  SERVER statbuffer OPTIONS (handler 'store_views', interval '1h');
+BEGIN;
+SELECT sb_increment('/own', 5, 'emptied');
+TRUNCATE emptied;
+SELECT sb_increment('/own', 1, 'emptied');
+ROLLBACK;
+DROP FOREIGN TABLE emptied;
+
 -- A relation may be named with its schema.
 SELECT sb_increment('/home', buffer => 'public.hits');
 SELECT sb_count('/home', 'public.hits');
@@ -117,18 +158,44 @@ SELECT sb_stop();
 SELECT * FROM sb_keys();
 SELECT sb_stat_reset();
 
+SELECT sb_total('/home');
+SELECT * FROM sb_totals();
+-- The default buffer is meant by '-', too.
+SELECT sb_increment('/home', 1, '-');
+SELECT sb_count('/home', 0::regclass);
+
+-- A null buffer is an error, for every function: it may be a variable that was
+-- not set.
+SELECT sb_increment('/home', 1, NULL);
+\echo :LAST_ERROR_SQLSTATE
+SELECT sb_increment(1, 1, NULL);
+SELECT sb_increment('a'::"char", 1, NULL);
+SELECT sb_async_increment('/home', 1, NULL);
+SELECT sb_count('/home', NULL);
+SELECT sb_total('/home', NULL);
+SELECT * FROM sb_totals(NULL);
+SELECT sb_flush('/home', NULL);
+SELECT sb_flush_all(NULL);
+SELECT sb_drain(NULL);
+SELECT sb_start(NULL);
+SELECT sb_stop(NULL);
+SELECT * FROM sb_keys(NULL);
+SELECT sb_stat_reset(NULL);
+-- So it is in the middle of a statement.
+SELECT sb_increment('/home', 1, buffer) FROM (VALUES ('hits'::regclass), (NULL)) AS v (buffer);
+SELECT sb_increment('/home', 1, buffer) FROM (VALUES ('hits'::regclass), ('hits'), (NULL)) AS v (buffer);
+
 -- Nor is there a buffer of that name, or of that OID.
 SELECT sb_increment('/home', 1, 'no_such_buffer');
 \echo :LAST_ERROR_SQLSTATE
-SELECT sb_increment('/home', 1, 0);
+SELECT sb_increment('/home', 1, 4294967295);
 \echo :LAST_ERROR_SQLSTATE
-SELECT sb_count('/home', 0::regclass);
+SELECT sb_count('/home', 4294967295::regclass);
 
 -- Others that do not exist.  What PostgreSQL tells besides is another in 19.
 SELECT sb_increment('/home', 'hits');
 \set VERBOSITY terse
 SELECT sb_increment();
-SELECT sb_increment(ARRAY['/home'], buffer => 'hits');
 \set VERBOSITY default
 
 -- However long a text is, it is one key for all that count it: a statement that

@@ -43,11 +43,13 @@ BEGIN
   RETURN 'ok';
 END $$;
 
--- Times are written as settings write them; a bare number is milliseconds.
+-- Times are written as settings write them, or as intervals; a bare number is
+-- milliseconds.
 SELECT name, value, try_option(name, value)
   FROM unnest(ARRAY['interval', 'jitter', 'timeout', 'backoff', 'shutdown',
                     'batch_time', 'handler_timeout']) WITH ORDINALITY AS n (name, i),
-       unnest(ARRAY['1', '250', '500ms', '5s', '5 s', '1min', '1h', '1.5s'])
+       unnest(ARRAY['1', '250', '500ms', '5s', '5 s', '1min', '1h', '1.5s',
+                    '5 seconds', '1 minute', '00:00:05', 'PT5S', '1 day', '5S'])
          WITH ORDINALITY AS v (value, j)
   WHERE try_option(name, value) <> 'ok'
   ORDER BY i, j;
@@ -67,7 +69,8 @@ SELECT name, try_option(name, '1d'), try_option(name, '2147483647'),
 \x on
 SELECT value, try_option('interval', value)
   FROM unnest(ARRAY['', ' ', 'soon', '5 apples', '-1', '-5s', '5 s s', '1e99',
-                    '5S', '1 day', 'NaN', '25d']) AS value;
+                    '-5 seconds', '1 hour -5 seconds', '5 seconds ago', '1 month',
+                    'infinity', repeat('5 s ', 30), 'NaN', '25d', '25 days']) AS value;
 SELECT name, try_option(name, '-1') AS negative, try_option(name, 'soon') AS soon
   FROM unnest(ARRAY['jitter', 'timeout', 'backoff', 'shutdown',
                     'batch_time', 'handler_timeout']) AS name;
@@ -142,19 +145,19 @@ SELECT wait_until('NOT EXISTS (SELECT FROM buf)');
 ALTER FOREIGN TABLE buf OPTIONS (SET interval '2h');
 SELECT sb_increment('k', 5, 'buf');
 SELECT wait_until($$ (SELECT oldest_due > now() FROM sb_stat_buffers
-                      WHERE buffer = 'buf'::regclass) $$);
+                      WHERE buffer = 'buf') $$);
 SELECT sb_increment('k2', 5, 'buf');
 ALTER FOREIGN TABLE buf OPTIONS (SET interval '10ms');
 SELECT wait_until('NOT EXISTS (SELECT FROM buf)');
 -- and when there is no worker any more.
-ALTER FOREIGN TABLE buf OPTIONS (SET interval '2h', SET timeout '10ms');
+ALTER FOREIGN TABLE buf OPTIONS (SET interval '02:00:00', SET timeout '00:00:00.01');
 SELECT sb_increment('k', 5, 'buf');
 SELECT wait_until($$ (SELECT pid IS NULL AND state = 'idle' FROM sb_stat_buffers
-                      WHERE buffer = 'buf'::regclass) $$);
+                      WHERE buffer = 'buf') $$);
 ALTER FOREIGN TABLE buf OPTIONS (SET interval '10ms', SET timeout '1h');
 SELECT wait_until('NOT EXISTS (SELECT FROM buf)');
 -- What was to be flushed soon is, in the other direction, put off.
-ALTER FOREIGN TABLE buf OPTIONS (SET interval '30min');
+ALTER FOREIGN TABLE buf OPTIONS (SET interval '30 minutes');
 SELECT sb_increment('k', 5, 'buf');
 SELECT due_at BETWEEN now() + interval '29 min' AND now() + interval '31 min' AS later
   FROM sb_keys('buf') WHERE count > 0;

@@ -219,7 +219,7 @@ CREATE FOREIGN TABLE fresh (key text NOT NULL, count bigint NOT NULL DEFAULT 1)
   SERVER statbuffer OPTIONS (handler 'store', interval '1h');
 SELECT sb_async_increment('k', :limit, 'fresh') \;
 SELECT oldest_due > now() + interval '50 min' AS later, pid
-  FROM sb_stat_buffers WHERE buffer = 'fresh'::regclass;
+  FROM sb_stat_buffers WHERE buffer = 'fresh';
 DROP FOREIGN TABLE fresh;
 
 DROP FOREIGN TABLE buf;

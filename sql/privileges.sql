@@ -167,24 +167,24 @@ SELECT sb_flush('k', 'buf');
 SELECT wait_until($$ (SELECT failures > 0 AND last_error IS NOT NULL FROM sb_keys('buf') WHERE key = 'k') $$);
 GRANT SELECT ON buf TO regress_sb_monitor;
 SELECT 'owner' AS who, state, failures > 0 AS failed, last_error FROM sb_stat_buffers
-  WHERE buffer = 'buf'::regclass;
+  WHERE buffer = 'buf';
 SELECT 'owner' AS who, key, last_error FROM sb_keys('buf') WHERE failures > 0;
 SET ROLE regress_sb_monitor;
 SELECT 'monitor' AS who, state, failures > 0 AS failed, last_error FROM sb_stat_buffers
-  WHERE buffer = 'buf'::regclass;
+  WHERE buffer = 'buf';
 SELECT 'monitor' AS who, key, last_error FROM sb_keys('buf') WHERE failures > 0;
 SET ROLE regress_sb_group;
 SELECT 'member' AS who, state, failures > 0 AS failed, last_error FROM sb_stat_buffers
-  WHERE buffer = 'buf'::regclass;
+  WHERE buffer = 'buf';
 SET ROLE regress_sb_reader;
 SELECT 'reader' AS who, state, failures > 0 AS failed, last_error FROM sb_stat_buffers
-  WHERE buffer = 'buf'::regclass;
+  WHERE buffer = 'buf';
 SELECT 'reader' AS who, key, last_error FROM sb_keys('buf') WHERE failures > 0;
 SET ROLE regress_sb_stranger;
-SELECT 'stranger' AS who, state, last_error FROM sb_stat_buffers WHERE buffer = 'buf'::regclass;
+SELECT 'stranger' AS who, state, last_error FROM sb_stat_buffers WHERE buffer = 'buf';
 RESET ROLE;
 SELECT 'superuser' AS who, state, failures > 0 AS failed, last_error FROM sb_stat_buffers
-  WHERE buffer = 'buf'::regclass;
+  WHERE buffer = 'buf';
 TRUNCATE buf;
 
 -- The handler must be the owner's, of a role that the owner is a member of,
@@ -202,8 +202,8 @@ SELECT sb_stat_reset('buf');
 SELECT sb_increment('k', 7, 'buf');
 SELECT sb_flush_all('buf');
 SELECT wait_until($$ (SELECT last_error IS NOT NULL FROM sb_stat_buffers
-                      WHERE buffer = 'buf'::regclass) $$);
-SELECT state, last_error FROM sb_stat_buffers WHERE buffer = 'buf'::regclass;
+                      WHERE buffer = 'buf') $$);
+SELECT state, last_error FROM sb_stat_buffers WHERE buffer = 'buf';
 SELECT sb_count('k', 'buf');
 RESET ROLE;
 GRANT regress_sb_stranger TO regress_sb_owner;
@@ -222,8 +222,8 @@ SELECT sb_stat_reset('buf');
 SELECT sb_increment('k', 7, 'buf');
 SELECT sb_flush_all('buf');
 SELECT wait_until($$ (SELECT last_error IS NOT NULL FROM sb_stat_buffers
-                      WHERE buffer = 'buf'::regclass) $$);
-SELECT state, last_error FROM sb_stat_buffers WHERE buffer = 'buf'::regclass;
+                      WHERE buffer = 'buf') $$);
+SELECT state, last_error FROM sb_stat_buffers WHERE buffer = 'buf';
 RESET ROLE;
 GRANT EXECUTE ON FUNCTION store_super TO regress_sb_owner;
 SELECT sb_start('buf');
@@ -266,7 +266,7 @@ SELECT sb_increment('k', 2, 'buf');
 SELECT sb_drain('buf');
 RESET ROLE;
 SELECT key, sum(total), by_user FROM stored GROUP BY key, by_user;
-SELECT owner FROM sb_stat_buffers WHERE buffer = 'buf'::regclass;
+SELECT owner FROM sb_stat_buffers WHERE buffer = 'buf';
 
 -- Before version 17 no worker can connect as a role that may not log in.  Since
 -- then it can: the start succeeds, and the error is only written by us.
@@ -312,7 +312,7 @@ SELECT sb_drain();
 SELECT sb_stop();
 SELECT * FROM sb_keys();
 RESET ROLE;
-SELECT owner FROM sb_stat_buffers WHERE buffer = 'sb_default'::regclass;
+SELECT owner FROM sb_stat_buffers WHERE buffer = 'sb_default';
 DROP FOREIGN TABLE sb_default;
 
 DROP FOREIGN TABLE buf;

@@ -145,7 +145,7 @@ SELECT who, seen
          SELECT string_agg(key, ' ' ORDER BY n)
            FROM sb_stat_buffers s,
                 json_each(row_to_json(s)) WITH ORDINALITY AS j (key, value, n)
-           WHERE buffer::text LIKE '%buf' AND value::text <> 'null' AND key NOT IN ('pid', 'last_flush') $$) AS seen
+           WHERE buffer LIKE '%buf' AND value::text <> 'null' AND key NOT IN ('pid', 'last_flush') $$) AS seen
   ORDER BY n;
 SELECT who, seen
   FROM unnest(ARRAY['regress_sb_owner', 'regress_sb_member', 'regress_sb_app', 'regress_sb_reader',
@@ -288,7 +288,7 @@ SET ROLE regress_sb_owner;
 SELECT sb_start('buf');
 SELECT sb_increment('k', 3, 'buf');
 SELECT sb_flush_all('buf');
-SELECT wait_until($$ (SELECT last_error IS NOT NULL FROM sb_stat_buffers WHERE buffer = 'sb_sec.buf'::regclass) $$);
+SELECT wait_until($$ (SELECT last_error IS NOT NULL FROM sb_stat_buffers WHERE relid = 'sb_sec.buf'::regclass) $$);
 SELECT sb_count('k', 'buf');
 -- The owner of a schema can drop what is in it.
 DROP FUNCTION store(text[], bigint[]);
@@ -306,7 +306,7 @@ SELECT sb_start('buf');
 SELECT sb_stat_reset('buf');
 SELECT sb_increment('k', 4, 'buf');
 SELECT sb_flush_all('buf');
-SELECT wait_until($$ (SELECT last_error IS NOT NULL FROM sb_stat_buffers WHERE buffer = 'sb_sec.buf'::regclass) $$);
+SELECT wait_until($$ (SELECT last_error IS NOT NULL FROM sb_stat_buffers WHERE relid = 'sb_sec.buf'::regclass) $$);
 SELECT sb_count('k', 'buf');
 DROP FUNCTION sb_sec.store(text, bigint);
 CREATE FUNCTION store(key text, counter bigint) RETURNS void LANGUAGE sql AS $$
@@ -330,8 +330,8 @@ CREATE FOREIGN TABLE sb_strange.buf (key text NOT NULL, count bigint NOT NULL DE
 SELECT sb_start('sb_strange.buf');
 SELECT sb_increment('k', 1000000, 'sb_strange.buf');
 SELECT sb_flush_all('sb_strange.buf');
-SELECT wait_until($$ (SELECT last_error IS NOT NULL FROM sb_stat_buffers WHERE buffer = 'sb_strange.buf'::regclass) $$);
-SELECT last_error FROM sb_stat_buffers WHERE buffer = 'sb_strange.buf'::regclass;
+SELECT wait_until($$ (SELECT last_error IS NOT NULL FROM sb_stat_buffers WHERE relid = 'sb_strange.buf'::regclass) $$);
+SELECT last_error FROM sb_stat_buffers WHERE relid = 'sb_strange.buf'::regclass;
 -- A superuser's function may be a handler, and has his own rights no more
 -- than anywhere else.
 RESET ROLE;
@@ -371,7 +371,7 @@ SELECT who, count(*) FROM sb_strange.loot GROUP BY who;
 DELETE FROM sb_strange.loot;
 SELECT key, count FROM sb_keys('sb_strange.trapped');
 SELECT * FROM sb_strange.trapped;
-SELECT keys, pending FROM sb_stat_buffers WHERE buffer = 'sb_strange.trapped'::regclass;
+SELECT keys, pending FROM sb_stat_buffers WHERE relid = 'sb_strange.trapped'::regclass;
 TABLE sb_strange.loot;
 DROP FOREIGN TABLE sb_strange.trapped;
 

@@ -23,7 +23,7 @@ SELECT sb_increment('k', 5, 'buf');
 SELECT sb_stop('buf');
 TABLE stored;
 SELECT ftoptions FROM pg_foreign_table WHERE ftrelid = 'buf'::regclass;
-SELECT state FROM sb_stat_buffers WHERE buffer = 'buf'::regclass;
+SELECT state FROM sb_stat_buffers WHERE buffer = 'buf';
 
 -- Increments are then an error that says what to do.
 SELECT sb_increment('k', buffer => 'buf');
@@ -45,8 +45,8 @@ SELECT sb_stat_reset('buf');
 -- Stopped twice is stopped; no worker stays.
 SELECT sb_stop('buf');
 SELECT wait_until($$ (SELECT pid IS NULL FROM sb_stat_buffers
-                      WHERE buffer = 'buf'::regclass) $$);
-SELECT state FROM sb_stat_buffers WHERE buffer = 'buf'::regclass;
+                      WHERE buffer = 'buf') $$);
+SELECT state FROM sb_stat_buffers WHERE buffer = 'buf';
 
 -- Started, it is as before.
 SELECT sb_start('buf');
@@ -59,13 +59,13 @@ TABLE stored;
 -- A start brings the worker up without an increment.
 CREATE FOREIGN TABLE fresh (key text NOT NULL, count bigint NOT NULL DEFAULT 1)
   SERVER statbuffer OPTIONS (handler 'store', interval '1h', timeout '1h');
-SELECT state, pid FROM sb_stat_buffers WHERE buffer = 'fresh'::regclass;
+SELECT state, pid FROM sb_stat_buffers WHERE buffer = 'fresh';
 SELECT sb_start('fresh');
 SELECT wait_until($$ (SELECT state = 'running' AND pid IN (SELECT pid FROM pg_stat_activity)
-                      FROM sb_stat_buffers WHERE buffer = 'fresh'::regclass) $$);
+                      FROM sb_stat_buffers WHERE buffer = 'fresh') $$);
 SELECT a.backend_type
   FROM sb_stat_buffers b JOIN pg_stat_activity a USING (pid)
-  WHERE buffer = 'fresh'::regclass;
+  WHERE buffer = 'fresh';
 SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'statbuffer launcher';
 DROP FOREIGN TABLE fresh;
 
@@ -123,7 +123,7 @@ INSERT INTO buf VALUES ('bad', 7), ('good', 8);
 SELECT sb_stop('buf');
 SELECT * FROM stored WHERE key IN ('bad', 'good');
 SELECT * FROM buf;
-SELECT last_error FROM sb_stat_buffers WHERE buffer = 'buf'::regclass;
+SELECT last_error FROM sb_stat_buffers WHERE buffer = 'buf';
 SELECT sb_count('bad', 'buf');
 -- Once it does not fail any more, the start is enough.
 CREATE OR REPLACE FUNCTION store(key text, counter bigint) RETURNS void LANGUAGE sql AS $$
@@ -141,6 +141,8 @@ SELECT sb_increment('later', 9, 'buf');
 SELECT sb_stop('buf');
 SELECT * FROM buf;
 SELECT * FROM stored WHERE key = 'later';
+-- Stopped again, it still holds that.
+SELECT sb_stop('buf');
 -- What a stopped buffer holds can be discarded.
 SELECT sb_start('buf');
 SELECT sb_increment('later', 1, 'buf');
@@ -148,6 +150,7 @@ SELECT sb_count('later', 'buf');
 SELECT sb_stop('buf');
 TRUNCATE buf;
 SELECT * FROM buf;
+SELECT sb_stop('buf');
 SELECT sb_start('buf');
 SELECT * FROM buf;
 ALTER FOREIGN TABLE buf OPTIONS (SET shutdown '500ms');

@@ -89,7 +89,7 @@ UPDATE pages SET views = 0;
 -- Renamed, moved, altered and dropped: the buffer says so, and keeps its counts
 --
 CREATE FUNCTION has_failed(message text) RETURNS boolean LANGUAGE sql
-AS $$ SELECT wait_until(format('EXISTS (SELECT FROM sb_stat_buffers WHERE buffer = ''hits''::regclass AND last_error LIKE %L AND sb_flush_all(''hits'') IS NOT NULL)', message)) $$;
+AS $$ SELECT wait_until(format('EXISTS (SELECT FROM sb_stat_buffers WHERE buffer = ''hits'' AND last_error LIKE %L AND sb_flush_all(''hits'') IS NOT NULL)', message)) $$;
 ALTER FOREIGN TABLE hits OPTIONS (SET backoff '10ms');
 ALTER TABLE pages RENAME TO sheets;
 INSERT INTO hits VALUES ('/home', 1);
@@ -392,7 +392,7 @@ SELECT key, count, last_error FROM sb_keys('his') WHERE count <> 0 ORDER BY key;
 ALTER FOREIGN TABLE his OPTIONS (ADD restart 'temporary', SET backoff '10ms');
 REVOKE UPDATE (views) ON pages FROM regress_counter;
 SELECT sb_flush_all('his') IS NOT NULL AS asked;
-SELECT wait_until('(SELECT last_error LIKE ''%does not have UPDATE privilege%'' FROM sb_stat_buffers WHERE buffer = ''his''::regclass)');
+SELECT wait_until('(SELECT last_error LIKE ''%does not have UPDATE privilege%'' FROM sb_stat_buffers WHERE buffer = ''his'')');
 SELECT sum(count + in_flight) FROM sb_keys('his');
 -- in this order: a flush that has the right fails for row security, which may discard
 ALTER FOREIGN TABLE his OPTIONS (DROP restart, SET backoff '1h');

@@ -180,6 +180,40 @@ SELECT sb_increment('yes', buffer => 'by_bool');
 SELECT * FROM by_bool ORDER BY yes;
 DROP FOREIGN TABLE by_bool;
 
+-- Arrays
+CREATE FOREIGN TABLE by_array (ids int[] NOT NULL, n bigint NOT NULL DEFAULT 1)
+  SERVER statbuffer OPTIONS (handler 'tell_any', interval '1h');
+SELECT sb_increment(ARRAY[1, 2], buffer => 'by_array');
+SELECT sb_increment(ARRAY[1, 2]::bigint[], 2, 'by_array'), sb_async_increment(ARRAY[1, 2], 4, 'by_array');
+SELECT sb_increment('{1,2}', 8, 'by_array'), sb_increment('{}'::int[], 1, 'by_array');
+SELECT sb_increment(ARRAY['a'], 1, 'by_array');
+\echo :LAST_ERROR_SQLSTATE
+SELECT sb_count(ARRAY[1, 2], 'by_array'), sb_flush(ARRAY[2, 1], 'by_array');
+SELECT sb_total(ARRAY[1, 2], 'by_array');
+SELECT * FROM by_array ORDER BY ids;
+DROP FOREIGN TABLE by_array;
+
+-- "char", which could be text as well as any type, and the types of text
+CREATE FOREIGN TABLE by_letter (letter "char" NOT NULL, n bigint NOT NULL DEFAULT 1)
+  SERVER statbuffer OPTIONS (handler 'tell_any', interval '1h');
+SELECT sb_increment('a'::"char", buffer => 'by_letter');
+SELECT sb_increment('a', 2, 'by_letter'), sb_increment('a'::text, 4, 'by_letter'),
+       sb_increment('a'::varchar, 8, 'by_letter'), sb_increment('a'::name, 16, 'by_letter'),
+       sb_increment('a'::bpchar, 32, 'by_letter'), sb_async_increment('a'::"char", 64, 'by_letter');
+SELECT sb_count('a'::"char", 'by_letter'), sb_flush('b'::"char", 'by_letter');
+SELECT sb_total('a'::"char", 'by_letter');
+SELECT * FROM by_letter;
+DROP FOREIGN TABLE by_letter;
+CREATE FOREIGN TABLE by_text (key text NOT NULL, n bigint NOT NULL DEFAULT 1)
+  SERVER statbuffer OPTIONS (handler 'tell', interval '1h');
+SELECT sb_increment('a'::"char", buffer => 'by_text'), sb_increment('a', 2, 'by_text'),
+       sb_increment(ARRAY['a'], buffer => 'by_text');
+PREPARE of_any AS SELECT sb_increment($1, 4, 'by_text');
+EXECUTE of_any ('a');
+DEALLOCATE of_any;
+SELECT * FROM by_text ORDER BY key;
+DROP FOREIGN TABLE by_text;
+
 CREATE FOREIGN TABLE by_bytea (b bytea NOT NULL, n bigint NOT NULL DEFAULT 1)
   SERVER statbuffer OPTIONS (handler 'tell_any', interval '1h');
 SELECT sb_increment('\x00ff00'::bytea, buffer => 'by_bytea');

@@ -214,7 +214,7 @@ check_owner_can_connect(SbBuffer *buffer)
 				 errhint("Grant the role the LOGIN privilege (it needs no password), or change the owner of the buffer.")));
 }
 
-static void
+static bool
 start_buffer(FunctionCallInfo fcinfo)
 {
 	Oid			relid;
@@ -223,8 +223,8 @@ start_buffer(FunctionCallInfo fcinfo)
 	OwnerView	saved;
 
 	function_check_not_standby();
-	relid = PG_ARGISNULL(0) ? function_default_buffer(fcinfo) : PG_GETARG_OID(0);
-	if (PG_ARGISNULL(0) && !OidIsValid(relid))
+	relid = function_find_buffer(fcinfo, 0);
+	if (!OidIsValid(relid))
 		relid = create_default_buffer(fcinfo);
 
 	buffer_check_owner(relid);
@@ -249,6 +249,7 @@ start_buffer(FunctionCallInfo fcinfo)
 	registry_clear_error(buffer->shared);
 	requests_ask(&buffer->shared->requests, REQUEST_RECHECK);
 	registry_call_worker(buffer->shared);
+	return true;
 }
 
 /*
@@ -256,20 +257,22 @@ start_buffer(FunctionCallInfo fcinfo)
  * the (sub)transaction, even if it is called by a cursor: see
  * buffer_lock_for_transaction().
  */
-static void
-do_for_transaction(void (*action) (FunctionCallInfo), FunctionCallInfo fcinfo)
+static bool
+do_for_transaction(bool (*action) (FunctionCallInfo), FunctionCallInfo fcinfo)
 {
 	ResourceOwner owner = CurrentResourceOwner;
+	bool		result;
 
 	CurrentResourceOwner = CurTransactionResourceOwner;
-	action(fcinfo);
+	result = action(fcinfo);
 	CurrentResourceOwner = owner;
+	return result;
 }
 
 /*
  * sb_start(buffer regclass): check that a buffer's worker can work, and start
- * the buffer if it is stopped.  With null, creates the default buffer if there
- * is none.
+ * the buffer if it is stopped.  Returns true.  Creates the default buffer if that
+ * is meant and there is none.
  *
  * The caller must own the buffer.  Takes CONTROL_LOCK on it and, if it is
  * stopped, its gate, both to the end of the (sub)transaction.  Raises an error if
@@ -279,8 +282,7 @@ do_for_transaction(void (*action) (FunctionCallInfo), FunctionCallInfo fcinfo)
 Datum
 sb_start(PG_FUNCTION_ARGS)
 {
-	do_for_transaction(start_buffer, fcinfo);
-	PG_RETURN_VOID();
+	PG_RETURN_BOOL(do_for_transaction(start_buffer, fcinfo));
 }
 
 /*
@@ -328,15 +330,20 @@ find_left(SbBuffer *buffer, uint64 *nkeys, int64 *sum)
 	return *nkeys > 0;
 }
 
-/* Send the client a NOTICE of what sb_stop() leaves in the buffer. */
-static void
+/*
+ * Send the client a NOTICE of what sb_stop() leaves in the buffer.  Returns
+ * whether it leaves anything.
+ */
+static bool
 report_left(SbBuffer *buffer)
 {
 	int			shutdown = buffer->options.shutdown;
+	bool		left;
 	uint64		nkeys;
 	int64		sum;
 
-	if (find_left(buffer, &nkeys, &sum))
+	left = find_left(buffer, &nkeys, &sum);
+	if (left)
 		ereport(NOTICE,
 				(shutdown > 0 ?
 				 errmsg("not everything in buffer \"%s\" could be flushed within %d ms",
@@ -348,6 +355,8 @@ report_left(SbBuffer *buffer)
 								  (unsigned long) nkeys,
 								  sum, (unsigned long long) nkeys)));
 	if (pending_sum(buffer, &nkeys, &sum))
+	{
+		left = true;
 		ereport(NOTICE,
 				(errmsg("increments of this transaction are not flushed before buffer \"%s\" is started",
 						NameStr(buffer->name)),
@@ -355,18 +364,32 @@ report_left(SbBuffer *buffer)
 								  "It has counted " INT64_FORMAT " in %llu keys, and publishes that when it commits.",
 								  (unsigned long) nkeys,
 								  sum, (unsigned long long) nkeys)));
+	}
+	return left;
+}
+
+/* Is nothing counted in a stopped buffer, nor by this transaction? */
+static bool
+is_empty(SbBuffer *buffer)
+{
+	uint64		nkeys;
+	int64		sum;
+
+	return !find_left(buffer, &nkeys, &sum) &&
+		!pending_sum(buffer, &nkeys, &sum);
 }
 
 /*
- * Flush a buffer and stop it.  doc/internals.md explains the steps, and why
- * nothing is left behind.
+ * Flush a buffer and stop it.  Returns whether nothing is left.
+ * doc/internals.md explains the steps, and why nothing is left behind.
  */
-static void
+static bool
 stop_buffer(FunctionCallInfo fcinfo)
 {
 	Oid			relid = function_buffer_argument(fcinfo, 0);
 	SbBuffer   *buffer;
 	int64		spent = 0;		/* milliseconds of flushing */
+	bool		left_behind;
 	uint64		nkeys;
 	int64		sum;
 
@@ -374,7 +397,7 @@ stop_buffer(FunctionCallInfo fcinfo)
 	function_check_not_standby();
 	buffer = buffer_open(relid, RowShareLock);
 	if (buffer->options.stopped)
-		return;
+		return is_empty(buffer);
 
 	/* flush most keys while increments continue, in up to half of the time */
 	if (!drain_is_locked_out_by_us(buffer))
@@ -397,7 +420,7 @@ stop_buffer(FunctionCallInfo fcinfo)
 		buffer_check_owner(relid);
 		buffer = buffer_open(relid, NoLock);
 		if (buffer->options.stopped)
-			return;
+			return is_empty(buffer);
 		left = buffer->options.shutdown - spent;
 		if (left <= 0 || drain_is_locked_out_by_us(buffer) ||
 			!find_left(buffer, &nkeys, &sum))
@@ -417,13 +440,15 @@ stop_buffer(FunctionCallInfo fcinfo)
 
 	if (buffer_attach(buffer, false))
 		shut_gate(buffer->shared);
-	report_left(buffer);
+	left_behind = report_left(buffer);
 	set_stopped(buffer, true);
+	return !left_behind;
 }
 
 /*
  * sb_stop(buffer regclass): flush a buffer, for as long as its option
- * "shutdown" allows, and stop it.  Reports what could not be flushed.
+ * "shutdown" allows, and stop it.  Reports what could not be flushed, and returns
+ * whether all was.
  *
  * The caller must own the buffer.  Takes STOP_LOCK on it, and its gate, both to
  * the end of the (sub)transaction, as in sb_start().  Waits for transactions
@@ -432,6 +457,5 @@ stop_buffer(FunctionCallInfo fcinfo)
 Datum
 sb_stop(PG_FUNCTION_ARGS)
 {
-	do_for_transaction(stop_buffer, fcinfo);
-	PG_RETURN_VOID();
+	PG_RETURN_BOOL(do_for_transaction(stop_buffer, fcinfo));
 }

@@ -479,25 +479,40 @@ begin_modify(ModifyTableState *mtstate, ResultRelInfo *rinfo,
 }
 
 /*
- * Raise the error that the count is null.
+ * Get the hint for a null count in a row that was inserted into a relation: the
+ * buffer, or a partitioned table from which the row was routed to it.  If that
+ * relation's column has no default, the statement may have omitted it.
  *
- * If the statement has left out the count column, the default comes from the
- * relation that the statement names.  If that is a foreign table of another
- * server or a partitioned table, it may have none even though the buffer has
- * one.
+ * Otherwise it may have been omitted from a foreign table of another server,
+ * which has a default of its own, or none.
  */
-static void
-report_null_count(TupleDesc desc, SbBuffer *buffer)
+static int
+null_count_hint(Relation rel, const char *column)
 {
-	Form_pg_attribute att = TupleDescAttr(desc, buffer->shape->count_attno - 1);
+	AttrNumber	attno = get_attnum(RelationGetRelid(rel), column);
+
+	if (attno != InvalidAttrNumber &&
+		!TupleDescAttr(RelationGetDescr(rel), attno - 1)->atthasdef)
+		return errhint("Define column \"%s\" of \"%s\" with DEFAULT 1, or specify a count.",
+					   column, RelationGetRelationName(rel));
+	return errhint("Omit the column to count its default. If it was omitted from a foreign table of another server that leads to this buffer, define the column with DEFAULT 1 there.");
+}
+
+/* Raise the error that the count is null. */
+static void
+report_null_count(ResultRelInfo *rinfo, SbBuffer *buffer)
+{
+	Form_pg_attribute att = TupleDescAttr(RelationGetDescr(rinfo->ri_RelationDesc),
+										  buffer->shape->count_attno - 1);
 
 	ereport(ERROR,
 			(errcode(ERRCODE_NOT_NULL_VIOLATION),
 			 errmsg("null value in count column \"%s\" of buffer \"%s\"",
 					NameStr(att->attname), NameStr(buffer->name)),
-			 att->atthasdef ?
-			 errhint("Omit the column to count its default. If it was omitted from a foreign table or partitioned table that leads to this buffer, define the column with DEFAULT 1 there.") :
-			 errhint("Specify a count, or define the column with DEFAULT 1.")));
+			 null_count_hint(rinfo->ri_RootResultRelInfo ?
+							 rinfo->ri_RootResultRelInfo->ri_RelationDesc :
+							 rinfo->ri_RelationDesc,
+							 NameStr(att->attname))));
 }
 
 /*
@@ -520,12 +535,13 @@ insert_row(EState *estate, ResultRelInfo *rinfo, TupleTableSlot *slot,
 		open_for_insert(state, RelationGetRelid(rinfo->ri_RelationDesc));
 	if (!OidIsValid(state->userid))
 		state->userid = compat_result_user(rinfo, estate);
+	state->target.userid = state->userid;
 	buffer = state->target.buffer;
 	shape = state->shape;
 
 	count = slot_getattr(slot, shape->count_attno, &isnull);
 	if (isnull)
-		report_null_count(RelationGetDescr(rinfo->ri_RelationDesc), buffer);
+		report_null_count(rinfo, buffer);
 	for (int i = 0; i < shape->desc->natts; i++)
 		state->values[i] = slot_getattr(slot, shape->key_attnos[i],
 										&state->isnull[i]);
@@ -534,8 +550,7 @@ insert_row(EState *estate, ResultRelInfo *rinfo, TupleTableSlot *slot,
 	oldcontext = MemoryContextSwitchTo(state->row_context);
 	key_form(shape->desc, NameStr(buffer->name), state->values,
 			 state->isnull, &state->space, &key);
-	(void) pending_add(buffer, shape, &key, DatumGetInt64(count),
-					   state->userid);
+	(void) pending_add(&state->target, shape, &key, DatumGetInt64(count));
 	MemoryContextSwitchTo(oldcontext);
 	return slot;
 }
@@ -546,6 +561,29 @@ explain_modify(ModifyTableState *mtstate, ResultRelInfo *rinfo,
 			   List *fdw_private, int subplan_index, ExplainState *es)
 {
 	ExplainPropertyText("Statbuffer", "increments, published at commit", es);
+}
+
+/*
+ * AddForeignUpdateTargets: raise the error that a buffer cannot be updated or
+ * deleted from, in place of core's, which has no hint.  The planner calls this.
+ *
+ * If the statement names a table of which the buffer is a partition, it is left
+ * to the executor: it may not get to this partition.
+ */
+static void
+refuse_change(PlannerInfo *root, Index rtindex, RangeTblEntry *target_rte,
+			  Relation rel)
+{
+	if ((int) rtindex != root->parse->resultRelation)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 root->parse->commandType == CMD_DELETE ?
+			 errmsg("cannot delete from buffer \"%s\"",
+					RelationGetRelationName(rel)) :
+			 errmsg("cannot update buffer \"%s\"",
+					RelationGetRelationName(rel)),
+			 errhint("Use INSERT to increment keys, with a negative count to decrease them, and TRUNCATE to discard all counts.")));
 }
 
 /*
@@ -585,6 +623,7 @@ statbuffer_fdw_handler(PG_FUNCTION_ARGS)
 	routine->EndForeignScan = end_scan;
 	routine->ExplainForeignScan = explain_scan;
 
+	routine->AddForeignUpdateTargets = refuse_change;
 	routine->BeginForeignModify = begin_modify;
 	routine->ExecForeignInsert = insert_row;
 	routine->BeginForeignInsert = begin_insert;

@@ -46,7 +46,7 @@ COMPAT_FUNCTION_INFO_V1(sb_flush_all);
 typedef struct CallCache
 {
 	PendingTarget target;		/* `last' is only set for keys of type text */
-	bool		by_default;		/* the buffer argument was null */
+	Oid			relid;			/* the buffer argument for which it was opened */
 	bool		is_text;		/* takes_text() for the target */
 
 	Oid			argtype;		/* type of the key argument; constant */
@@ -87,18 +87,35 @@ function_default_buffer(FunctionCallInfo fcinfo)
 }
 
 /*
- * Get the OID of the buffer that an argument names: the default buffer if it
- * is null.  Raises an error if it is null and there is no default buffer.
- * Does not check that the relation exists or is a buffer, and takes no lock.
+ * Get the OID of the buffer that an argument names: the default buffer if the
+ * argument is left out, which is InvalidOid.  Returns InvalidOid if there is no
+ * default buffer.
+ *
+ * Raises an error if the argument is null: a variable that was never set must
+ * not count in another buffer.
+ */
+Oid
+function_find_buffer(FunctionCallInfo fcinfo, int argno)
+{
+	if (PG_ARGISNULL(argno))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("buffer must not be null"),
+				 errhint("Omit the argument \"buffer\" to use the default buffer.")));
+	if (OidIsValid(PG_GETARG_OID(argno)))
+		return PG_GETARG_OID(argno);
+	return function_default_buffer(fcinfo);
+}
+
+/*
+ * Likewise, but raises an error if there is no default buffer.  Does not check
+ * that the relation exists or is a buffer, and takes no lock.
  */
 Oid
 function_buffer_argument(FunctionCallInfo fcinfo, int argno)
 {
-	Oid			relid;
+	Oid			relid = function_find_buffer(fcinfo, argno);
 
-	if (!PG_ARGISNULL(argno))
-		return PG_GETARG_OID(argno);
-	relid = function_default_buffer(fcinfo);
 	if (!OidIsValid(relid))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
@@ -206,8 +223,7 @@ static inline bool
 cache_is_good(FunctionCallInfo fcinfo, CallCache *cache)
 {
 	return pending_is_open(&cache->target) &&
-		(PG_ARGISNULL(2) ? cache->by_default :
-		 cache->target.buffer->relid == PG_GETARG_OID(2));
+		!PG_ARGISNULL(2) && cache->relid == PG_GETARG_OID(2);
 }
 
 /* Keep the target that was opened in the cache. */
@@ -216,7 +232,7 @@ keep_target(FunctionCallInfo fcinfo, CallCache *cache,
 			const PendingTarget *target)
 {
 	cache->target = *target;
-	cache->by_default = PG_ARGISNULL(2);
+	cache->relid = PG_GETARG_OID(2);
 	cache->is_text = takes_text(cache, target->buffer->shape);
 }
 
@@ -231,18 +247,18 @@ open_for_increment(FunctionCallInfo fcinfo, CallCache *cache)
 }
 
 /*
- * Count what the fast path in increment() does not handle.  `is_open' is the
- * result of cache_is_good().
+ * Count what the fast path in increment() does not handle, and return what the
+ * function returns.  `is_open' is the result of cache_is_good().
  */
-static pg_noinline void
+static pg_noinline int64
 increment_key(FunctionCallInfo fcinfo, bool async, bool is_open)
 {
 	CallCache  *cache = get_cache(fcinfo);
 	const BufferShape *shape;
 	KeySpace	space;
 	KeyBytes	key;
-	PendingKey *last;
 	int64		count;
+	int64		sum;
 
 	if (PG_ARGISNULL(1))
 		ereport(ERROR,
@@ -254,23 +270,22 @@ increment_key(FunctionCallInfo fcinfo, bool async, bool is_open)
 		open_for_increment(fcinfo, cache);
 	shape = read_key(fcinfo, cache, cache->target.buffer, &space, &key);
 	if (async)
-	{
-		pending_add_now(cache->target.buffer, shape, &key, count, cache->target.userid);
-		return;
-	}
+		return pending_add_now(&cache->target, shape, &key, count) ? count : 0;
 
 	/* reopen it if code that ran has rolled back what had locked it */
 	if (cache->target.generation != buffer_generation)
 		open_for_increment(fcinfo, cache);
-	last = pending_add(cache->target.buffer, shape, &key, count, cache->target.userid);
-	cache->target.last = takes_text(cache, shape) && !PG_ARGISNULL(0) ? last : NULL;
+	sum = pending_add(&cache->target, shape, &key, count);
+	if (!takes_text(cache, shape) || PG_ARGISNULL(0))
+		cache->target.last = NULL;
+	return sum;
 }
 
 /*
  * Count in the first call of a statement, for a key argument of type text.
  * Without a cache, if possible: see CALLED_ONCE.
  */
-static pg_noinline void
+static pg_noinline int64
 increment_text_once(FunctionCallInfo fcinfo)
 {
 	PendingTarget target;
@@ -285,24 +300,25 @@ increment_text_once(FunctionCallInfo fcinfo)
 
 		if (likely(len <= KEY_SHORT_TEXT))
 		{
-			(void) pending_add_text(target.buffer, text, len,
-									PG_GETARG_INT64(1), target.userid);
+			int64		sum;
+
+			sum = pending_add_text(&target, text, len, PG_GETARG_INT64(1));
 			fcinfo->flinfo->fn_extra = CALLED_ONCE;
-			return;
+			return sum;
 		}
 	}
 
 	cache = get_cache(fcinfo);
 	keep_target(fcinfo, cache, &target);
-	increment_key(fcinfo, false, true);
+	return increment_key(fcinfo, false, true);
 }
 
 /*
- * Count a text in the target, if the stored form has a short header.  Returns
- * false if not.
+ * Count a text in the target, if the stored form has a short header, and set
+ * `sum' to what the function returns.  Returns false if not.
  */
 static pg_attribute_always_inline bool
-increment_text(FunctionCallInfo fcinfo, CallCache *cache)
+increment_text(FunctionCallInfo fcinfo, CallCache *cache, int64 *sum)
 {
 	PendingTarget *target = &cache->target;
 	Size		len;
@@ -311,10 +327,9 @@ increment_text(FunctionCallInfo fcinfo, CallCache *cache)
 
 	if (target->last != NULL &&
 		key_is_text(pending_key_data(target->last), text, len))
-		pending_add_again(target->last, count, target->userid);
+		*sum = pending_add_again(target, count);
 	else if (likely(len <= KEY_SHORT_TEXT))
-		target->last = pending_add_text(target->buffer, text, len, count,
-										target->userid);
+		*sum = pending_add_text(target, text, len, count);
 	else
 		return false;
 	return true;
@@ -324,11 +339,12 @@ increment_text(FunctionCallInfo fcinfo, CallCache *cache)
  * Count.  Checks first for the most common case: nothing has changed since the
  * last call, and the key is a text.
  */
-static pg_attribute_always_inline void
+static pg_attribute_always_inline int64
 increment(FunctionCallInfo fcinfo, bool async)
 {
 	CallCache  *cache = fcinfo->flinfo->fn_extra;
 	bool		is_open = false;
+	int64		sum;
 
 	/* opening the buffer accepts changes, too */
 	if (cache != NULL && cache != CALLED_ONCE)
@@ -337,17 +353,19 @@ increment(FunctionCallInfo fcinfo, bool async)
 		is_open = cache_is_good(fcinfo, cache);
 		if (is_open && !async && cache->is_text &&
 			!PG_ARGISNULL(0) && !PG_ARGISNULL(1) &&
-			increment_text(fcinfo, cache))
-			return;
+			increment_text(fcinfo, cache, &sum))
+			return sum;
 	}
-	increment_key(fcinfo, async, is_open);
+	return increment_key(fcinfo, async, is_open);
 }
 
 /*
  * sb_increment(key, count bigint, buffer regclass): add to a key, as part of
- * the transaction.  There is one SQL function for keys of type text and one
- * for all other types; the same is true of the other functions that have a
- * key.  This one takes either.
+ * the transaction.  Returns the sum of what the transaction has added to it.
+ *
+ * There is one SQL function for keys of type text and one for all other types;
+ * the same is true of the other functions that have a key.  ("char", which
+ * matches both, has another one.)  This one takes any.
  *
  * Requires the INSERT privilege, and SELECT as well to add more than
  * MODERATE_DELTA.  Takes RowExclusiveLock on the buffer, to the end of the
@@ -358,8 +376,7 @@ increment(FunctionCallInfo fcinfo, bool async)
 Datum
 sb_increment(PG_FUNCTION_ARGS)
 {
-	increment(fcinfo, false);
-	PG_RETURN_VOID();
+	PG_RETURN_INT64(increment(fcinfo, false));
 }
 
 /* The same for keys of type text, which need not be looked up. */
@@ -367,15 +384,14 @@ Datum
 sb_increment_text(PG_FUNCTION_ARGS)
 {
 	if (likely(fcinfo->flinfo->fn_extra == NULL))
-		increment_text_once(fcinfo);
-	else
-		increment(fcinfo, false);
-	PG_RETURN_VOID();
+		PG_RETURN_INT64(increment_text_once(fcinfo));
+	PG_RETURN_INT64(increment(fcinfo, false));
 }
 
 /*
  * sb_async_increment(key, count bigint, buffer regclass): add to a key
- * immediately, whatever becomes of the transaction.
+ * immediately, whatever becomes of the transaction.  Returns what it has added:
+ * the count, or 0 if it was discarded.
  *
  * Privileges and locks are those of sb_increment().  Raises all errors
  * immediately, and also if the transaction has altered the buffer's columns.
@@ -383,8 +399,7 @@ sb_increment_text(PG_FUNCTION_ARGS)
 Datum
 sb_async_increment(PG_FUNCTION_ARGS)
 {
-	increment(fcinfo, true);
-	PG_RETURN_VOID();
+	PG_RETURN_INT64(increment(fcinfo, true));
 }
 
 /* ------------------------------------------------------------------------
@@ -481,10 +496,22 @@ function_check_not_standby(void)
 				 errhint("Connect to the primary server.")));
 }
 
+/* Does the buffer hold a count, other than 0, for a key? */
+static bool
+has_count(const CounterTable *table, const KeyBytes *key)
+{
+	int64		count;
+	int64		in_flight;
+
+	return table_read(table, key, &count, &in_flight) &&
+		(count != 0 || in_flight != 0);
+}
+
 /*
  * sb_flush(key, buffer regclass): ask the worker to flush a key at once,
  * without waiting for it.  What the transaction itself has added is flushed
- * when it commits.
+ * when it commits.  Returns whether there is anything to flush: a count that is
+ * not 0, of the transaction or not.
  *
  * The caller must own the buffer.  Takes RowShareLock on it.  Raises an error
  * if the buffer is stopped.
@@ -498,6 +525,7 @@ sb_flush(PG_FUNCTION_ARGS)
 	SbBuffer   *buffer;
 	KeySpace	space;
 	KeyBytes	key;
+	bool		any;
 
 	buffer_check_owner(relid);
 	function_check_not_standby();
@@ -505,34 +533,81 @@ sb_flush(PG_FUNCTION_ARGS)
 	buffer_check_running(buffer);
 	shape = read_key(fcinfo, cache, buffer, &space, &key);
 	if (!key_is_current(buffer, shape))
-		PG_RETURN_VOID();
-	pending_request_flush(buffer, &key);
+		PG_RETURN_BOOL(false);
+	any = pending_request_flush(buffer, &key);
 	if (buffer_attach(buffer, false))
 	{
+		any |= has_count(&buffer->table, &key);
 		launch_ensure();
 		counters_request_flush(buffer->shared, &buffer->table, &key);
 		registry_call_worker(buffer->shared);
 	}
-	PG_RETURN_VOID();
+	PG_RETURN_BOOL(any);
 }
 
-/* sb_flush_all(buffer regclass): like sb_flush(), for all keys of a buffer. */
+/* Keys of the transaction that a buffer does not hold. */
+typedef struct NewKeys
+{
+	const CounterTable *table;	/* NULL if it holds none */
+	uint64		n;
+} NewKeys;
+
+/* Count a key of the transaction: a PendingVisitor. */
+static void
+visit_pending(const KeyBytes *key, int64 delta, void *arg)
+{
+	NewKeys    *new_keys = arg;
+
+	if (delta != 0 &&
+		(new_keys->table == NULL || !has_count(new_keys->table, key)))
+		new_keys->n++;
+}
+
+/*
+ * Get the number of keys that have a count: in the buffer, or in the
+ * transaction.
+ */
+static uint64
+count_keys(SbBuffer *buffer, bool attached)
+{
+	NewKeys		new_keys = {attached ? &buffer->table : NULL, 0};
+	uint64		nkeys = 0;
+	int64		sum;
+
+	if (attached)
+		table_sum(&buffer->table, &nkeys, &sum);
+	if (buffer->pending != NULL)
+	{
+		pending_begin_scan(buffer);
+		pending_scan_rest(buffer, visit_pending, &new_keys);
+	}
+	return nkeys + new_keys.n;
+}
+
+/*
+ * sb_flush_all(buffer regclass): like sb_flush(), for all keys of a buffer.
+ * Returns their number, for which it reads all that the buffer holds.
+ */
 Datum
 sb_flush_all(PG_FUNCTION_ARGS)
 {
 	Oid			relid = function_buffer_argument(fcinfo, 0);
 	SbBuffer   *buffer;
+	bool		attached;
+	uint64		nkeys;
 
 	buffer_check_owner(relid);
 	function_check_not_standby();
 	buffer = buffer_open(relid, RowShareLock);
 	buffer_check_running(buffer);
+	attached = buffer_attach(buffer, false);
+	nkeys = count_keys(buffer, attached);
 	pending_request_flush_all(buffer);
-	if (buffer_attach(buffer, false))
+	if (attached)
 	{
 		launch_ensure();
 		requests_ask(&buffer->shared->requests, REQUEST_FLUSH_ALL);
 		registry_call_worker(buffer->shared);
 	}
-	PG_RETURN_VOID();
+	PG_RETURN_INT64((int64) nkeys);
 }

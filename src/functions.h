@@ -16,6 +16,7 @@
 #define DEFAULT_BUFFER		"sb_default"
 
 extern Oid	function_default_buffer(FunctionCallInfo fcinfo);
+extern Oid	function_find_buffer(FunctionCallInfo fcinfo, int argno);
 extern Oid	function_buffer_argument(FunctionCallInfo fcinfo, int argno);
 extern void function_check_not_standby(void);
 

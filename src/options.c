@@ -11,6 +11,8 @@
  */
 #include "postgres.h"
 
+#include <math.h>
+
 #include "access/reloptions.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_foreign_table.h"
@@ -18,6 +20,7 @@
 #include "compat.h"
 #include "options.h"
 #include "utils/builtins.h"
+#include "utils/datetime.h"
 #include "utils/guc.h"
 
 COMPAT_FUNCTION_INFO_V1(statbuffer_fdw_validator);
@@ -91,6 +94,78 @@ set_memory(const OptionDef *def, const char *value, int *field)
 						 def->min, def->max)));
 }
 
+/*
+ * Parse a time that is written as an interval, such as "5 seconds", "00:00:05"
+ * or "PT5S", into milliseconds.  Returns false if it is none.
+ *
+ * What a minus sign belongs to may depend on IntervalStyle, and negative times
+ * are out of range anyway, so a value with one is refused.
+ */
+static bool
+parse_interval(const char *value, double *msecs)
+{
+	char		buffer[256];
+	char	   *fields[MAXDATEFIELDS];
+	int			types[MAXDATEFIELDS];
+	int			nfields;
+	int			kind;
+	struct pg_itm_in interval;
+
+	if (strchr(value, '-') != NULL)
+		return false;
+	if (DecodeISO8601Interval(pstrdup(value), &kind, &interval) != 0 &&
+		(ParseDateTime(value, buffer, sizeof(buffer), fields, types,
+					   MAXDATEFIELDS, &nfields) != 0 ||
+		 DecodeInterval(fields, types, nfields, INTERVAL_FULL_RANGE, &kind,
+						&interval) != 0))
+		return false;
+	if (kind != DTK_DELTA)
+		return false;
+	*msecs = interval.tm_usec / 1000.0 +
+		interval.tm_mday * (double) SECS_PER_DAY * 1000.0 +
+		(interval.tm_mon + interval.tm_year * (double) MONTHS_PER_YEAR) *
+		DAYS_PER_MONTH * SECS_PER_DAY * 1000.0;
+	return true;
+}
+
+/* Raise the error that a number is out of an option's range. */
+static void
+report_range(const OptionDef *def, const char *value)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("value \"%s\" is out of range for option \"%s\"",
+					value, def->name),
+			 def->kind == OPTION_TIME ?
+			 errhint("The valid range is %d ms to %d ms.",
+					 def->min, def->max) :
+			 errhint("The valid range is %d to %d.",
+					 def->min, def->max)));
+}
+
+/*
+ * Parse an option that is a time, in milliseconds: as settings are written, or as
+ * an interval.
+ */
+static void
+set_time(const OptionDef *def, const char *value, int *field)
+{
+	double		msecs;
+
+	if (parse_int(value, field, GUC_UNIT_MS, NULL))
+		msecs = *field;
+	else if (!parse_interval(value, &msecs))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid value for option \"%s\": \"%s\"",
+						def->name, value),
+				 errhint("Specify a number of milliseconds, a time with a unit such as \"500ms\", \"5s\" or \"1min\", or an interval such as \"5 seconds\".")));
+	msecs = rint(msecs);
+	if (!(msecs >= def->min && msecs <= def->max))
+		report_range(def, value);
+	*field = (int) msecs;
+}
+
 /* Parse an option that is one of two words; the field is for the second. */
 static void
 set_word(const OptionDef *def, const char *value, const char *first,
@@ -115,7 +190,6 @@ set_option(BufferOptions *result, const OptionDef *def, const char *value)
 	void	   *field = (char *) result + def->offset;
 	const char *hint = NULL;
 	List	   *names;
-	bool		parsed;
 
 	switch (def->kind)
 	{
@@ -130,29 +204,18 @@ set_option(BufferOptions *result, const OptionDef *def, const char *value)
 			*(char **) field = pstrdup(value);
 			break;
 		case OPTION_TIME:
+			set_time(def, value, field);
+			break;
 		case OPTION_INT:
-			parsed = parse_int(value, (int *) field,
-							   def->kind == OPTION_TIME ? GUC_UNIT_MS : 0,
-							   &hint);
-			if (!parsed)
+			if (!parse_int(value, (int *) field, 0, &hint))
 				ereport(ERROR,
 						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						 errmsg("invalid value for option \"%s\": \"%s\"",
 								def->name, value),
 						 hint ? errhint("%s", _(hint)) :
-						 def->kind == OPTION_TIME ?
-						 errhint("Specify a number of milliseconds, or a time with a unit such as \"500ms\", \"5s\" or \"1min\".") :
 						 errhint("Specify a whole number.")));
 			if (*(int *) field < def->min || *(int *) field > def->max)
-				ereport(ERROR,
-						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						 errmsg("value \"%s\" is out of range for option \"%s\"",
-								value, def->name),
-						 def->kind == OPTION_TIME ?
-						 errhint("The valid range is %d ms to %d ms.",
-								 def->min, def->max) :
-						 errhint("The valid range is %d to %d.",
-								 def->min, def->max)));
+				report_range(def, value);
 			break;
 		case OPTION_MEMORY:
 			set_memory(def, value, field);

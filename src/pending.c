@@ -701,7 +701,8 @@ report_overflow(const PendingKey *key, int64 count)
 					   key->delta, count)));
 }
 
-static inline void
+/* Add to a key.  Returns the sum of what the transaction has added to it. */
+static inline int64
 add(PendingKey *key, int64 count, Oid userid)
 {
 	int64		delta;
@@ -713,24 +714,25 @@ add(PendingKey *key, int64 count, Oid userid)
 	save_key(key);
 	key->delta = delta;
 	key->nincrements++;
+	return delta;
 }
 
 /*
- * Add to a key that pending_add() has returned, if buffer_generation has not
- * changed since.  `userid' is the user whose privileges count.
+ * Add to the key that pending_add() has left in the target, if
+ * buffer_generation has not changed since.  Returns what pending_add() does.
  *
  * Raises an error if the sum leaves bigint's range, or is more than the user
  * may add.
  */
-void
-pending_add_again(PendingKey *key, int64 count, Oid userid)
+int64
+pending_add_again(const PendingTarget *target, int64 count)
 {
-	add(key, count, userid);
+	return add(target->last, count, target->userid);
 }
 
 /*
- * The stored form of a key that pending_add() has returned, under the same
- * condition as pending_add_again().
+ * The stored form of the key that pending_add() has left in a target, under the
+ * same condition as pending_add_again().
  */
 const char *
 pending_key_data(const PendingKey *key)
@@ -780,17 +782,19 @@ check_room(void)
 		check_full(buffer);
 }
 
-static inline PendingKey *
-add_searched(int64 count, Oid userid)
+static inline int64
+add_searched(PendingTarget *target, int64 count)
 {
 	PendingKey *key = find_searched();
+	int64		sum;
 
 	if ((key == NULL || key->delta == 0) && count != 0)
 		check_room();
 	if (key == NULL)
 		key = make_searched();
-	add(key, count, userid);
-	return key;
+	sum = add(key, count, target->userid);
+	target->last = key;
+	return sum;
 }
 
 /*
@@ -798,28 +802,31 @@ add_searched(int64 count, Oid userid)
  * one under which the key was formed.  It may no longer be the buffer's; then
  * the transaction fails at commit.
  *
- * Returns the key, for pending_add_again().  Raises the errors of
+ * Returns the sum of what the transaction has added to the key, and leaves the
+ * key in the target, for pending_add_again().  Raises the errors of
  * pending_add_again(), and an error if the transaction is already committing or
  * if memory is out, unless the buffer is to discard what finds no room.
  */
-PendingKey *
-pending_add(SbBuffer *buffer, const BufferShape *shape, const KeyBytes *bytes,
-			int64 count, Oid userid)
+int64
+pending_add(PendingTarget *target, const BufferShape *shape,
+			const KeyBytes *bytes, int64 count)
 {
 	if (unlikely(closed))
-		report_closed(buffer);
-	set_searched(buffer, shape, bytes);
-	return add_searched(count, userid);
+		report_closed(target->buffer);
+	set_searched(target->buffer, shape, bytes);
+	return add_searched(target, count);
 }
 
 /*
  * Likewise, for a buffer whose key is one text, of which the stored form has a
  * short header.
  */
-PendingKey *
-pending_add_text(SbBuffer *buffer, const char *text, Size len, int64 count,
-				 Oid userid)
+int64
+pending_add_text(PendingTarget *target, const char *text, Size len,
+				 int64 count)
 {
+	SbBuffer   *buffer = target->buffer;
+
 	Assert(buffer->shape->is_text && len <= KEY_SHORT_TEXT);
 	if (unlikely(closed))
 		report_closed(buffer);
@@ -830,30 +837,32 @@ pending_add_text(SbBuffer *buffer, const char *text, Size len, int64 count,
 
 	searched.len = len + VARHDRSZ_SHORT;
 	searched.hash = key_hash_parts(searched.first, text, len);
-	return add_searched(count, userid);
+	return add_searched(target, count);
 }
 
 /*
  * Add to a key of an open buffer immediately, outside of the transaction.
- * `shape' is the one under which the key was formed.
+ * `shape' is the one under which the key was formed.  Returns false if nothing
+ * was added: it was discarded, or the buffer is gone.
  *
  * Raises an error if the user may not add that much, if the transaction has
  * altered the key columns, if the sum leaves bigint's range, if memory is out,
  * or if the server is stopping.  If memory is out and the buffer is to discard
  * what finds no room, warns once in the transaction.
  */
-void
-pending_add_now(SbBuffer *buffer, const BufferShape *shape,
-				const KeyBytes *key, int64 count, Oid userid)
+bool
+pending_add_now(const PendingTarget *target, const BufferShape *shape,
+				const KeyBytes *key, int64 count)
 {
+	SbBuffer   *buffer = target->buffer;
 	SharedBuffer *shared;
 	TableResult result = TABLE_FOUND;
 	bool		full = false;
 
 	if (!count_is_within(count, MODERATE_DELTA))
-		check_large(buffer, userid);
+		check_large(buffer, target->userid);
 	if (!buffer_revalidate(buffer))
-		return;
+		return false;
 	buffer_check_shape(buffer, shape);
 	buffer_check_settled(buffer);
 	buffer_attach(buffer, true);
@@ -886,6 +895,7 @@ pending_add_now(SbBuffer *buffer, const BufferShape *shape,
 			publish_warn_full(buffer, shared, result, 1);
 		}
 	}
+	return !full;
 }
 
 /*
@@ -938,18 +948,22 @@ look_up(SbBuffer *buffer, const KeyBytes *bytes)
 /*
  * Request that what the transaction has added to a key is flushed as soon as
  * it is published.  Like increments, the request is undone with the
- * subtransaction.
+ * subtransaction.  Returns false if the transaction has added nothing.
  */
-void
+bool
 pending_request_flush(SbBuffer *buffer, const KeyBytes *bytes)
 {
 	PendingKey *key = look_up(buffer, bytes);
 
-	if (key == NULL || key->flush)
-		return;
-	save_key(key);
-	key->flush = true;
-	counted.flush_requested = true;
+	if (key == NULL)
+		return false;
+	if (!key->flush)
+	{
+		save_key(key);
+		key->flush = true;
+		counted.flush_requested = true;
+	}
+	return key->delta != 0;
 }
 
 /*

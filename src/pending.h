@@ -27,7 +27,8 @@ typedef struct PendingTarget
 	SbBuffer   *buffer;			/* open for counting, or NULL */
 	Oid			userid;			/* whose privileges count */
 	uint64		generation;		/* buffer_generation when it was opened */
-	PendingKey *last;			/* the key last counted, or NULL */
+	PendingKey *last;			/* the key last counted, or NULL; set by
+								 * pending_add() */
 } PendingTarget;
 
 /* Is the target still open, for the current user? */
@@ -46,17 +47,18 @@ extern void pending_open(PendingTarget *target, Oid relid,
 						 bool check_privilege);
 extern bool pending_any(void);
 extern void pending_come_first(bool committing);
-extern PendingKey *pending_add(SbBuffer *buffer, const BufferShape *shape,
-							   const KeyBytes *key, int64 count, Oid userid);
-extern PendingKey *pending_add_text(SbBuffer *buffer, const char *text,
-									Size len, int64 count, Oid userid);
+extern int64 pending_add(PendingTarget *target, const BufferShape *shape,
+						 const KeyBytes *key, int64 count);
+extern int64 pending_add_text(PendingTarget *target, const char *text,
+							  Size len, int64 count);
 extern const char *pending_key_data(const PendingKey *key);
-extern void pending_add_again(PendingKey *key, int64 count, Oid userid);
-extern void pending_add_now(SbBuffer *buffer, const BufferShape *shape,
-							const KeyBytes *key, int64 count, Oid userid);
+extern int64 pending_add_again(const PendingTarget *target, int64 count);
+extern bool pending_add_now(const PendingTarget *target,
+							const BufferShape *shape, const KeyBytes *key,
+							int64 count);
 extern void pending_truncate(SbBuffer *buffer);
 extern bool pending_truncated(SbBuffer *buffer);
-extern void pending_request_flush(SbBuffer *buffer, const KeyBytes *key);
+extern bool pending_request_flush(SbBuffer *buffer, const KeyBytes *key);
 extern void pending_request_flush_all(SbBuffer *buffer);
 extern bool pending_lookup(SbBuffer *buffer, const KeyBytes *key,
 						   int64 *delta);

@@ -480,7 +480,8 @@ sb_get_totals(PG_FUNCTION_ARGS)
 }
 
 /*
- * sb_reset_stats(buffer regclass): reset the statistics of a buffer.
+ * sb_reset_stats(buffer regclass): reset the statistics of a buffer.  Returns
+ * true.
  *
  * The caller must own the buffer.  Takes RowShareLock on it.
  */
@@ -492,9 +493,7 @@ sb_reset_stats(PG_FUNCTION_ARGS)
 
 	buffer_check_owner(relid);
 	buffer = buffer_open(relid, RowShareLock);
-	if (!buffer_attach(buffer, false))
-		PG_RETURN_VOID();
-
-	registry_reset_stats(buffer->shared);
-	PG_RETURN_VOID();
+	if (buffer_attach(buffer, false))
+		registry_reset_stats(buffer->shared);
+	PG_RETURN_BOOL(true);
 }

@@ -407,12 +407,12 @@ ensure_open(TriggerCache *cache)
 		pending_open(&cache->target, cache->target.buffer->relid, true);
 }
 
-/* Add to a key that was formed. */
-static PendingKey *
+/* Add to a key that was formed, which is not to be compared by is_last(). */
+static void
 add_key(TriggerCache *cache, const KeyBytes *key, int64 count)
 {
-	return pending_add(cache->target.buffer, cache->shape, key, count,
-					   cache->target.userid);
+	(void) pending_add(&cache->target, cache->shape, key, count);
+	cache->target.last = NULL;
 }
 
 /* Is the value the key that was counted last? */
@@ -444,18 +444,18 @@ count_key(TriggerCache *cache, RowKey *row, int64 count)
 
 		if (is_last(cache, value))
 		{
-			pending_add_again(cache->target.last, count, cache->target.userid);
+			(void) pending_add_again(&cache->target, count);
 			return;
 		}
 		form_key(cache, row, &space, &key);
-		cache->target.last = add_key(cache, &key, count);
+		(void) pending_add(&cache->target, cache->shape, &key, count);
 		cache->last_value = value;
 	}
 	else
 	{
 		form_key(cache, row, &space, &key);
 		ensure_open(cache);
-		(void) add_key(cache, &key, count);
+		add_key(cache, &key, count);
 	}
 }
 
@@ -480,8 +480,8 @@ count_change(TriggerCache *cache, TupleDesc desc)
 		memcmp(old_key.data, new_key.data, KEY_LENGTH(old_key.len)) == 0)
 		return;
 	ensure_open(cache);
-	(void) add_key(cache, &old_key, -1);
-	(void) add_key(cache, &new_key, 1);
+	add_key(cache, &old_key, -1);
+	add_key(cache, &new_key, 1);
 }
 
 /*

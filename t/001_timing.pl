@@ -102,7 +102,7 @@ $node->safe_psql($db, q{
 is($node->safe_psql($db, q{SELECT sb_drain('busy')}), 't', 'drained');
 is($node->safe_psql($db, q{
 		SELECT (SELECT sum(counter) FROM busy_calls) = s.increments AND s.increments > 3
-		FROM sb_stat_buffers s WHERE buffer = 'busy'::regclass}),
+		FROM sb_stat_buffers s WHERE buffer = 'busy'}),
 	't', 'a key that is never left in peace: stored to the last one');
 is($node->safe_psql($db, q{
 		SELECT bool_and(at >= before + round * interval '500 ms')
@@ -186,7 +186,7 @@ wait_for($node, $db, q{
 make_buffer($node, $db, 'asleep', q{interval '1h', timeout '100ms'});
 increment($node, $db, 'asleep', 'a');
 wait_for($node, $db, q{
-		SELECT pid IS NULL AND pending = 1 FROM sb_stat_buffers WHERE buffer = 'asleep'::regclass},
+		SELECT pid IS NULL AND pending = 1 FROM sb_stat_buffers WHERE buffer = 'asleep'},
 	'a buffer whose worker has left, with a key in it');
 $node->safe_psql($db, q{ALTER FOREIGN TABLE asleep OPTIONS (SET interval '100ms')});
 wait_for_stored($node, $db, 'asleep', 1, 'from 1h to 100ms while the worker is away: the key is flushed');
@@ -213,7 +213,7 @@ for my $case (
 		is($node->safe_psql($db, qq{
 				SELECT 10 * round(extract(epoch FROM due_at - s.last_error_at) / 10)
 				FROM sb_keys('$buffer') k, sb_stat_buffers s
-				WHERE s.buffer = '$buffer'::regclass}),
+				WHERE s.relid = '$buffer'::regclass}),
 			$expected[$i], "backoff $backoff: next attempt $expected[$i] s after it");
 	}
 	is($node->safe_psql($db, "SELECT last_error FROM sb_keys('$buffer')"), 'bad key bad', 'the error is told');

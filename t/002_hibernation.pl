@@ -20,7 +20,7 @@ sub stat_buffer
 {
 	my ($buffer, $columns) = @_;
 
-	return $node->safe_psql($db, "SELECT $columns FROM sb_stat_buffers WHERE buffer = '$buffer'::regclass");
+	return $node->safe_psql($db, "SELECT $columns FROM sb_stat_buffers WHERE relid = '$buffer'::regclass");
 }
 
 # --- going to sleep, and waking up ------------------------------------------
@@ -50,7 +50,7 @@ $node->safe_psql($db, q{
 	SELECT sb_flush_all('lazy');
 });
 wait_for_stored($node, $db, 'lazy', 20003, 'many keys are flushed');
-wait_for($node, $db, q{SELECT keys = 0 AND pid IS NULL FROM sb_stat_buffers WHERE buffer = 'lazy'::regclass},
+wait_for($node, $db, q{SELECT keys = 0 AND pid IS NULL FROM sb_stat_buffers WHERE buffer = 'lazy'},
 	'they are gone, and the worker too');
 cmp_ok(stat_buffer('lazy', 'memory'), '<=', $empty, 'so is their memory');
 note "memory: empty $empty, with 20000 keys $full, afterwards " . stat_buffer('lazy', 'memory') . ' bytes';
@@ -81,7 +81,7 @@ wait_for_no_worker($node, 'and then the worker has left');
 make_buffer($node, $db, 'later', q{interval '12s', timeout '100ms'});
 my $before = Time::HiRes::time();
 increment($node, $db, 'later', 'k', 7);
-wait_for($node, $db, q{SELECT pid IS NULL FROM sb_stat_buffers WHERE buffer = 'later'::regclass},
+wait_for($node, $db, q{SELECT pid IS NULL FROM sb_stat_buffers WHERE buffer = 'later'},
 	'a buffer with a key that is due much later gives up its worker');
 wait_for_no_worker($node, 'there is no worker at all');
 is($node->safe_psql($db, q{SELECT sb_count('k', 'later')}), '7', 'its key is still held');

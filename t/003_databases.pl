@@ -130,11 +130,11 @@ $node->safe_psql('postgres', 'CREATE ROLE nobody LOGIN');
 make_buffer($node, 'red', 'resting', q{interval '1h', timeout '1h'});
 increment($node, 'red', 'resting', 'a');
 is($node->safe_psql('red', q{SELECT sb_drain('resting')}), 't', 'a worker rests');
-my $pid = $node->safe_psql('red', q{SELECT pid FROM sb_stat_buffers WHERE buffer = 'resting'::regclass});
+my $pid = $node->safe_psql('red', q{SELECT pid FROM sb_stat_buffers WHERE buffer = 'resting'});
 ($result, $stdout, $stderr) = $node->psql('postgres', 'DROP DATABASE red',
 	extra_params => [ '-U', 'nobody' ]);
 like($stderr, qr/must be owner of database/, 'DROP DATABASE by a stranger fails');
-is($node->safe_psql('red', q{SELECT pid FROM sb_stat_buffers WHERE buffer = 'resting'::regclass}), $pid,
+is($node->safe_psql('red', q{SELECT pid FROM sb_stat_buffers WHERE buffer = 'resting'}), $pid,
 	'and its worker stays');
 
 # --- RENAME and TEMPLATE ----------------------------------------------------

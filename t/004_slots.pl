@@ -76,7 +76,7 @@ is($node->safe_psql($db, 'SELECT sum(keys), sum(pending), sum(in_flight) FROM sb
 
 # What is asked for has its turn, too.
 increment($node, $db, $_, 'asked', 5) for @buffers;
-is($node->safe_psql($db, 'SELECT count(*) FROM sb_stat_buffers WHERE sb_drain(buffer)'), '12', 'with one worker: all can be drained');
+is($node->safe_psql($db, 'SELECT count(*) FROM sb_stat_buffers WHERE sb_drain(relid)'), '12', 'with one worker: all can be drained');
 is($node->safe_psql($db, join ' UNION ALL ', map { "SELECT sum(counter) FROM ${_}_calls WHERE key = 'asked'" } @buffers),
 	join("\n", (5) x 12), 'and that stores them');
 is(lines_in_log($node, qr/out of statbuffer worker slots/), 1, 'the log has told once that there were not enough');

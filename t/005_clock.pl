@@ -76,7 +76,7 @@ sub value
 {
 	my ($columns, $buffer) = @_;
 
-	return $node->safe_psql($db, "SELECT $columns FROM sb_stat_buffers WHERE buffer = '$buffer'::regclass");
+	return $node->safe_psql($db, "SELECT $columns FROM sb_stat_buffers WHERE relid = '$buffer'::regclass");
 }
 
 # A statement that takes its time: once it waits, others do what they do.
@@ -140,7 +140,7 @@ sub hold
 	$holder->query_safe('SELECT pg_advisory_lock(4714)');
 	increment($node, $db, 'held', 'k');
 	$held++;
-	wait_for($node, $db, q{SELECT in_flight > 0 FROM sb_stat_buffers WHERE buffer = 'held'::regclass}, $what);
+	wait_for($node, $db, q{SELECT in_flight > 0 FROM sb_stat_buffers WHERE buffer = 'held'}, $what);
 }
 
 sub let_go
@@ -173,7 +173,7 @@ for my $case ([ 'set back', 0, -$day ], [ 'set forward', -$day, 0 ])
 	increment($node, $db, $_, $how) for qw(failing missing);
 	wait_for($node, $db, qq{
 			SELECT count(*) = 2 FROM sb_stat_buffers
-			WHERE buffer IN ('failing'::regclass, 'missing'::regclass) AND state = 'failing'},
+			WHERE buffer IN ('failing', 'missing') AND state = 'failing'},
 		"to be $how: one handler fails, and one is missing");
 	wait_for_no_worker($node, "to be $how: no buffer has a worker");
 
@@ -257,7 +257,7 @@ wait_for_stored($node, $db, 'held', $held, 'set back: started again, all is flus
 # The time of a handler.
 set_clock(0);
 increment($node, $db, 'slow', 'k');
-wait_for($node, $db, q{SELECT in_flight > 0 FROM sb_stat_buffers WHERE buffer = 'slow'::regclass}, 'a handler sleeps');
+wait_for($node, $db, q{SELECT in_flight > 0 FROM sb_stat_buffers WHERE buffer = 'slow'}, 'a handler sleeps');
 set_clock(-$day);
 wait_for($node, $db, q{SELECT last_error = 'handler did not return within 2000 ms' FROM sb_keys('slow')},
 	'set back: a handler is cut off when its time is up');
@@ -285,7 +285,7 @@ sub told
 	$node->safe_psql($db, "DELETE FROM errors; INSERT INTO errors VALUES ('$state')");
 	$node->safe_psql($db, q{SELECT sb_increment('k', 1, 'noisy')});
 	$node->safe_psql($db, q{SELECT sb_flush('k', 'noisy')});
-	$node->poll_query_until($db, "SELECT failures > $failures FROM sb_stat_buffers WHERE buffer = 'noisy'::regclass");
+	$node->poll_query_until($db, "SELECT failures > $failures FROM sb_stat_buffers WHERE buffer = 'noisy'");
 	return lines_in_log($node, qr/LOG:  $state: could not flush 1 key of buffer "noisy"/);
 }
 
@@ -311,7 +311,7 @@ cmp_ok(told('ABC02'), '>', 0, 'set back: another one is');
 $node->safe_psql($db, q{
 	ALTER FOREIGN TABLE slow OPTIONS (SET handler_timeout '0');
 	SELECT sb_flush('k', 'slow')});
-wait_for($node, $db, q{SELECT in_flight > 0 FROM sb_stat_buffers WHERE buffer = 'slow'::regclass}, 'a handler sleeps');
+wait_for($node, $db, q{SELECT in_flight > 0 FROM sb_stat_buffers WHERE buffer = 'slow'}, 'a handler sleeps');
 my $offset = -s $node->logfile;
 $begin = now();
 kill 'INT', $node->{_pid};

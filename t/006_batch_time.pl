@@ -108,7 +108,7 @@ sub is_told
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	is(sql(qq{
 			SELECT handler_calls, flushed_keys, flushed_count, failures, discarded, pending, in_flight
-			FROM sb_stat_buffers WHERE buffer = '$name'::regclass}),
+			FROM sb_stat_buffers WHERE relid = '$name'::regclass}),
 		$expected, $what);
 	return;
 }
@@ -156,7 +156,7 @@ wait_at_gate($node, $db, 'a call waits');
 is(sql(q{SELECT count(*) > 0 FROM calls WHERE buffer = 'gated'}), 't', 'something is stored by then');
 is(sql(q{
 		SELECT in_flight, pending + in_flight + (SELECT sum(counter) FROM calls WHERE buffer = 'gated')
-		FROM sb_stat_buffers WHERE buffer = 'gated'::regclass}),
+		FROM sb_stat_buffers WHERE buffer = 'gated'}),
 	'1000|1120', 'one count is in flight, and none is missing');
 is(sql(q{SELECT count(*) FROM sb_keys('gated') k JOIN calls USING (key) WHERE buffer = 'gated' AND k.count <> 0}),
 	'0', 'what is stored is not held any more');
@@ -171,7 +171,7 @@ is(sql(q{SELECT count(DISTINCT key), sum(counter), count(*) = count(DISTINCT xac
 is(sql(q{
 		SELECT flushed_keys = handler_calls AND handler_calls = (SELECT count(*) FROM calls WHERE buffer = 'gated'),
 			flushed_count, failures, pending, in_flight
-		FROM sb_stat_buffers WHERE buffer = 'gated'::regclass}),
+		FROM sb_stat_buffers WHERE buffer = 'gated'}),
 	't|1126|0|0|0', 'the view tells the same');
 
 # Keys that their type calls equal are handed over as one, or left as one.
@@ -183,7 +183,7 @@ is(sql(q{SELECT key::numeric::int, sum(counter) FROM calls WHERE buffer = 'merge
 	"1|20\n2|30\n3|20", 'equal keys: all are stored');
 is(sql(q{SELECT counter FROM calls WHERE buffer = 'merged' ORDER BY call LIMIT 1}),
 	'20', 'equal keys: the first call had both of its');
-is(sql(q{SELECT flushed_keys, flushed_count, pending, in_flight FROM sb_stat_buffers WHERE buffer = 'merged'::regclass}),
+is(sql(q{SELECT flushed_keys, flushed_count, pending, in_flight FROM sb_stat_buffers WHERE buffer = 'merged'}),
 	'7|70|0|0', 'equal keys: the view tells the same');
 
 # --- a key that fails -------------------------------------------------------
@@ -207,7 +207,7 @@ for my $restart (qw(transient temporary))
 			INSERT INTO failing VALUES ('$bad', 100);
 			SELECT sb_flush_all('failing')});
 		wait_for($node, $db, q{SELECT count(*) = 8 FROM calls}, "$how: the others are stored");
-		wait_for($node, $db, q{SELECT failures = 1 FROM sb_stat_buffers WHERE buffer = 'failing'::regclass}, "$how: it fails");
+		wait_for($node, $db, q{SELECT failures = 1 FROM sb_stat_buffers WHERE buffer = 'failing'}, "$how: it fails");
 		is_stored('failing', '8|8|80|8', "$how: each once");
 		is_told('failing', "9|8|80|1|$discarded|$rest|0", "$how: in one call each");
 		is(sql(q{SELECT count(*) FROM sb_keys('failing') WHERE failures > 0}), $failing,
@@ -234,7 +234,7 @@ sub fill_and_drain
 	sql(qq{TRUNCATE calls; INSERT INTO $name SELECT 'k' || i, i FROM generate_series(1, $keys) i});
 	is(sql(qq{SELECT sb_drain('$name')}), 't', "$name: drained");
 	is(sql(qq{
-			SELECT count(*), count(DISTINCT key), sum(counter), (SELECT pending + in_flight FROM sb_stat_buffers WHERE buffer = '$name'::regclass)
+			SELECT count(*), count(DISTINCT key), sum(counter), (SELECT pending + in_flight FROM sb_stat_buffers WHERE relid = '$name'::regclass)
 			FROM calls WHERE buffer = '$name'}),
 		join('|', $keys, $keys, $keys * ($keys + 1) / 2, 0), "$name: each key is stored once");
 	return;
@@ -300,7 +300,7 @@ sql(q{
 	INSERT INTO suspects SELECT 'k' || i, 10 FROM generate_series(1, 16) i;
 	SELECT sb_flush_all('suspects')});
 wait_for($node, $db, q{SELECT count(*) = 15 FROM calls}, 'arrays: the others are stored');
-wait_for($node, $db, q{SELECT failures = 1 FROM sb_stat_buffers WHERE buffer = 'suspects'::regclass}, 'arrays: one fails');
+wait_for($node, $db, q{SELECT failures = 1 FROM sb_stat_buffers WHERE buffer = 'suspects'}, 'arrays: one fails');
 is(sql(q{SELECT count(*), count(DISTINCT key), sum(counter) FROM calls}), '15|15|150', 'arrays: each of the others once');
 is(sql(q{SELECT key, count, failures FROM sb_keys('suspects') WHERE count > 0}), 'k7|10|1', 'arrays: the bad one is known');
 sql('TRUNCATE bad');
@@ -315,7 +315,7 @@ for my $batch_time (qw(1ms 1h))
 
 	make_slow($name, 'one key', qq{batch_time '$batch_time', shutdown '3s'});
 	takes($name, 0, 0.05);
-	is(sql(qq{SELECT sb_start('$name'); INSERT INTO $name VALUES ('first'); SELECT sb_drain('$name')}) =~ s/^\n//r, 't',
+	is(sql(qq{SELECT sb_start('$name'); INSERT INTO $name VALUES ('first'); SELECT sb_drain('$name')}) =~ s/^t\n//r, 't',
 		"$batch_time: a worker is there");
 	sql(qq{INSERT INTO $name SELECT 'k' || i, 10 FROM generate_series(1, 200) i});
 }
@@ -340,10 +340,10 @@ my ($result, $stdout, $stderr) = $node->psql($db, q{SELECT sb_stop('stopped')});
 like($stderr, qr/NOTICE:  not everything .* could be flushed/, 'sb_stop(): something is left');
 is(sql(q{
 		SELECT pending + (SELECT sum(counter) FROM calls WHERE buffer = 'stopped'), in_flight, failures
-		FROM sb_stat_buffers WHERE buffer = 'stopped'::regclass}),
+		FROM sb_stat_buffers WHERE buffer = 'stopped'}),
 	'1000|0|0', 'sb_stop(): which is kept');
 takes('stopped', 0, 0);
-is(sql(q{SELECT sb_start('stopped'); SELECT sb_drain('stopped')}) =~ s/^\n//r, 't', 'sb_stop(): and stored when it starts again');
+is(sql(q{SELECT sb_start('stopped'); SELECT sb_drain('stopped')}) =~ s/^t\n//r, 't', 'sb_stop(): and stored when it starts again');
 is(sql(q{SELECT count(*), count(DISTINCT key), sum(counter) FROM calls WHERE buffer = 'stopped'}), '100|100|1000',
 	'sb_stop(): each key once');
 $node->stop;

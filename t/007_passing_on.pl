@@ -216,7 +216,7 @@ foreach my $what (sort keys %deeds)
 {
 	sql(qq{TRUNCATE first, deeds; INSERT INTO deeds VALUES ('first', \$deed\$$deeds{$what}\$deed\$)});
 	my $gate = begin_with('first', "left: $what");
-	my ($pid) = sql(q{SELECT pid FROM sb_stat_buffers WHERE buffer = 'first'::regclass});
+	my ($pid) = sql(q{SELECT pid FROM sb_stat_buffers WHERE buffer = 'first'});
 	sql(q{SELECT sb_increment('k', 1, 'second'), sb_flush_all('second')});
 	open_gate($gate);
 	is(sql(q{SELECT sb_drain('second', '60s')}), 't', "left: $what: the other buffer is flushed");
@@ -246,10 +246,10 @@ $gate = begin_with('first', 'terminated');
 sql(q{INSERT INTO gates VALUES ('second'); SELECT sb_increment('k', 7, 'second'), sb_flush_all('second')});
 my $other_gate = close_gate_after('terminated');
 open_gate($gate);
-wait_for($node, $db, q{SELECT in_flight = 7 FROM sb_stat_buffers WHERE buffer = 'second'::regclass},
+wait_for($node, $db, q{SELECT in_flight = 7 FROM sb_stat_buffers WHERE buffer = 'second'},
 	'terminated: the worker has passed on');
 is(sql(q{SELECT count(*) FROM sb_stat_buffers WHERE pid IS NOT NULL}), '1', 'terminated: it has one buffer');
-sql(q{SELECT pg_terminate_backend(pid) FROM sb_stat_buffers WHERE buffer = 'second'::regclass});
+sql(q{SELECT pg_terminate_backend(pid) FROM sb_stat_buffers WHERE buffer = 'second'});
 $other_gate->quit;
 is(sql(q{SELECT bool_and(sb_drain(buffer, '60s')) FROM (VALUES ('first'::regclass), ('second')) b (buffer)}), 't',
 	'terminated: both are drained by the next worker');
@@ -261,12 +261,12 @@ $before = given($db, 'second');
 $gate = begin_with('first', 'sb_stop');
 sql(q{SELECT sb_increment('k', 5, 'second'), sb_flush_all('second')});
 my $stopper = start_session($node, $db, q{SELECT pending, in_flight FROM (SELECT sb_stop('second')) s, sb_stat_buffers
-	WHERE buffer = 'second'::regclass});
+	WHERE buffer = 'second'});
 wait_for_session($stopper, q{wait_event_type IN ('IPC', 'Extension')}, 'sb_stop: it waits for the buffer that is next');
 open_gate($gate);
 finish_session($stopper, 'sb_stop: done');
 is(given($db, 'second'), $before + 5, 'sb_stop: what was counted is stored');
-is(sql(q{SELECT state, pid IS NULL FROM sb_stat_buffers WHERE buffer = 'second'::regclass}), 'stopped|t',
+is(sql(q{SELECT state, pid IS NULL FROM sb_stat_buffers WHERE buffer = 'second'}), 'stopped|t',
 	'sb_stop: it is stopped and has no worker');
 sql(q{SELECT sb_start('second')});
 is(sql(q{SELECT sb_drain('first', '60s')}), 't', 'sb_stop: all goes on');
@@ -288,7 +288,7 @@ $gate = begin_with('third', 'DROP in a call');
 sql(q{INSERT INTO gates VALUES ('fourth'); SELECT sb_increment('k', 13, 'fourth'), sb_flush_all('fourth')});
 $other_gate = close_gate_after('DROP in a call');
 open_gate($gate);
-wait_for($node, $db, q{SELECT in_flight = 13 FROM sb_stat_buffers WHERE buffer = 'fourth'::regclass},
+wait_for($node, $db, q{SELECT in_flight = 13 FROM sb_stat_buffers WHERE buffer = 'fourth'},
 	'DROP in a call: the worker has passed on');
 my $dropper = start_session($node, $db, 'DROP FOREIGN TABLE fourth');
 wait_for_session($dropper, q{wait_event_type = 'Lock'}, 'DROP in a call: it waits');
@@ -310,7 +310,7 @@ $gate = begin_with('third', 'stop');
 my $started_at = sql('SELECT clock_timestamp()');
 sql(q{SELECT sb_increment('k', 17, 'fifth'), sb_increment('k', 19, 'sixth')});
 $node->wait_for_log(qr/out of statbuffer worker slots\n.*buffers with due keys wait/, $offset);
-my ($pid) = sql(q{SELECT pid FROM sb_stat_buffers WHERE buffer = 'third'::regclass});
+my ($pid) = sql(q{SELECT pid FROM sb_stat_buffers WHERE buffer = 'third'});
 $node->stop('fast');
 eval { $gate->quit };
 $node->start;

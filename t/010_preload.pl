@@ -32,14 +32,14 @@ sub test_processes
 
 	# Its statistics are those of its process.
 	my ($worker) = processes($node, 'statbuffer worker');
-	is($node->safe_psql($db, q{SELECT pid, state, in_flight FROM sb_stat_buffers WHERE buffer = 'views'::regclass}),
+	is($node->safe_psql($db, q{SELECT pid, state, in_flight FROM sb_stat_buffers WHERE buffer = 'views'}),
 		"$worker|running|1000", "$how: and so does sb_stat_buffers");
 
 	# It is terminated with a flush under way: the next one stores it.
 	$node->safe_psql($db, "SELECT pg_terminate_backend($worker)");
 	increment($node, $db, 'views', 'k', 1);
 	wait_for($node, $db, qq{
-			SELECT pid <> $worker AND in_flight = 1001 FROM sb_stat_buffers WHERE buffer = 'views'::regclass},
+			SELECT pid <> $worker AND in_flight = 1001 FROM sb_stat_buffers WHERE buffer = 'views'},
 		"$how: another worker takes over when one is terminated");
 	open_gate($gate);
 	wait_for_stored($node, $db, 'views', 1001, "$how: and stores what that one had in flight");

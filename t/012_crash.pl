@@ -193,7 +193,7 @@ sub goes_on
 	is(sql(q{
 			SELECT buffer, state, pid, keys, pending, in_flight, memory, oldest_due, increments,
 				flushed_keys, flushed_count, handler_calls, failures, discarded, last_flush, last_error
-			FROM sb_stat_buffers ORDER BY buffer::text}),
+			FROM sb_stat_buffers ORDER BY buffer}),
 		join("\n", map { "$_|idle||0|0|0|0||0|0|0|0|0|0||" } qw(gated quick sb_default slow)),
 		"$what: the statistics start from zero");
 	is(sql('SELECT count(*) FROM held'), '0', "$what: nothing is held");

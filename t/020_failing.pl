@@ -129,11 +129,11 @@ OPTIONS (handler '${name}_handler', interval '1h', backoff '1h', batch_size '100
 		"$name: no other key is blamed");
 	like(
 		sql("SELECT state || ' ' || last_error FROM sb_stat_buffers
-			 WHERE buffer = '$name'::regclass"),
+			 WHERE relid = '$name'::regclass"),
 		qr/^failing .*$error/,
 		"$name: the view tells that the buffer fails");
 	is(sql("SELECT failures, flushed_keys, flushed_count, discarded, pending, in_flight
-			 FROM sb_stat_buffers WHERE buffer = '$name'::regclass"),
+			 FROM sb_stat_buffers WHERE relid = '$name'::regclass"),
 		'2|998|499000|0|1500|0',
 		"$name: the statistics agree");
 
@@ -163,7 +163,7 @@ OPTIONS (handler '${name}_handler', interval '1h', backoff '1h', batch_size '100
 		"$name: everything is stored exactly once");
 	wait_for($node, $db,
 	"SELECT state IN ('running', 'idle') AND pending = 0
-		 FROM sb_stat_buffers WHERE buffer = '$name'::regclass",
+		 FROM sb_stat_buffers WHERE relid = '$name'::regclass",
 		"$name: the buffer does not fail any more");
 	is(sql("SELECT count(*) FROM sb_keys('$name')
 			 WHERE failures > 0 OR last_error IS NOT NULL"),
@@ -173,7 +173,7 @@ OPTIONS (handler '${name}_handler', interval '1h', backoff '1h', batch_size '100
 		"$name: "
 		  . sql(
 			"SELECT handler_calls || ' calls, ' || failures || ' failures'
-			 FROM sb_stat_buffers WHERE buffer = '$name'::regclass"));
+			 FROM sb_stat_buffers WHERE relid = '$name'::regclass"));
 	sql("DROP FOREIGN TABLE $name");
 }
 
@@ -204,7 +204,7 @@ SELECT sb_increment(k, 5, 'broken') FROM generate_series(1, 10) AS k;
 });
 wait_for($node, $db,
 	"SELECT state = 'failing' AND last_error LIKE '%broken_handler%does not exist%'
-	 FROM sb_stat_buffers WHERE buffer = 'broken'::regclass",
+	 FROM sb_stat_buffers WHERE buffer = 'broken'",
 	'the view tells that the handler is gone');
 is(sql("SELECT count(*), sum(n) FROM broken"),
 	'10|50', 'the counts are kept meanwhile');
@@ -218,7 +218,7 @@ wait_for($node, $db, "SELECT count(*) FROM broken",
 	'with a new handler, be it of the other form, they are stored', '0');
 is(sum_stored('broken'), '80', 'all of them, once');
 wait_for($node, $db,
-	"SELECT state IN ('running', 'idle') FROM sb_stat_buffers WHERE buffer = 'broken'::regclass",
+	"SELECT state IN ('running', 'idle') FROM sb_stat_buffers WHERE buffer = 'broken'",
 	'the buffer works again');
 sql("DROP FOREIGN TABLE broken");
 
@@ -246,7 +246,7 @@ is(sql("SELECT count(*), sum(n), max(calls) FROM stored WHERE buffer = 'once'"),
 	'only the keys that fail are discarded');
 wait_for($node, $db,
 	"SELECT discarded, flushed_count, pending, in_flight
-	 FROM sb_stat_buffers WHERE buffer = 'once'::regclass",
+	 FROM sb_stat_buffers WHERE buffer = 'once'",
 	'what was discarded is added up in the view',
 	'80|4970|0|0');
 like(slurp_file($node->logfile, $log_start),

@@ -91,7 +91,7 @@ ALTER FOREIGN TABLE guest OWNER TO locked_out;
 	sql("SELECT sb_increment(1, 4, 'guest')");
 	wait_for($node, $db,
 		"SELECT state = 'failing' AND last_error LIKE '%LOGIN%'
-		 FROM sb_stat_buffers WHERE buffer = 'guest'::regclass",
+		 FROM sb_stat_buffers WHERE buffer = 'guest'",
 		'increments are kept, and the view tells why they wait');
 	is(sql("SELECT sb_count(1, 'guest')"), '4', 'nothing is lost');
 	sql("ALTER ROLE locked_out LOGIN");
@@ -99,7 +99,7 @@ ALTER FOREIGN TABLE guest OWNER TO locked_out;
 		'once the role may log in they are stored by themselves', '0');
 	is(sum_stored('guest'), '4', 'exactly');
 	wait_for($node, $db,
-		"SELECT state <> 'failing' FROM sb_stat_buffers WHERE buffer = 'guest'::regclass",
+		"SELECT state <> 'failing' FROM sb_stat_buffers WHERE buffer = 'guest'",
 		'the buffer does not fail any more');
 	sql("DROP FOREIGN TABLE guest");
 }
@@ -126,7 +126,7 @@ like(error_of("SELECT sb_start('lured')"),
 sql("SELECT sb_increment(1, 4, 'lured')");
 wait_for($node, $db,
 	"SELECT state = 'failing' AND last_error LIKE '%does not belong%'
-	 FROM sb_stat_buffers WHERE buffer = 'lured'::regclass",
+	 FROM sb_stat_buffers WHERE buffer = 'lured'",
 	'so does the worker, and the view tells it');
 is(sql("SELECT sb_count(1, 'lured'), (SELECT count(*) FROM loot)"),
 	'4|0', "the stranger's function did not run, and the count is kept");

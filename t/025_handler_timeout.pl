@@ -40,7 +40,7 @@ for my $form ('one key', 'arrays')
 		is($node->safe_psql($db, "SELECT key, count, in_flight, failures, last_error, due_at > now() + '50min' FROM sb_keys('$name') WHERE failures > 0"),
 			'bad|10|0|1|handler did not return within 200 ms|t', "$how: the key keeps its count, and backs off");
 		is_stored($node, $db, $name, '9|9|90', "$how: and nothing of it is stored");
-		is($node->safe_psql($db, "SELECT state, failures, pending, in_flight FROM sb_stat_buffers WHERE buffer = '$name'::regclass"),
+		is($node->safe_psql($db, "SELECT state, failures, pending, in_flight FROM sb_stat_buffers WHERE relid = '$name'::regclass"),
 			'failing|1|10|0', "$how: the view tells");
 
 		# What is counted afterwards is stored, and counted for the bad key is kept.
@@ -61,7 +61,7 @@ $node->safe_psql($db, q{
 	INSERT INTO manners SELECT 'key ' || i, 'doze' FROM generate_series(1, 10) i;
 	INSERT INTO dozes SELECT 'key ' || i, 1 FROM generate_series(1, 10) i});
 wait_for_sum($node, $db, 'dozes', 10, 'ten calls, none of which takes long, take long together');
-is($node->safe_psql($db, q{SELECT failures, handler_calls FROM sb_stat_buffers WHERE buffer = 'dozes'::regclass}),
+is($node->safe_psql($db, q{SELECT failures, handler_calls FROM sb_stat_buffers WHERE buffer = 'dozes'}),
 	'0|10', 'and none is cut off');
 $node->safe_psql($db, 'DELETE FROM manners; DROP FOREIGN TABLE dozes');
 
@@ -77,7 +77,7 @@ for my $times (1, 3)
 	wait_for_sum($node, $db, "catches_$times", 3, "a handler that catches the error $times times, and comes back then, has done its work");
 	is($node->safe_psql($db, qq{
 			SELECT failures, handler_calls, (SELECT last_value FROM caught)
-			FROM sb_stat_buffers WHERE buffer = 'catches_$times'::regclass}),
+			FROM sb_stat_buffers WHERE relid = 'catches_$times'::regclass}),
 		"0|3|$times", 'that is not a failure');
 	$node->safe_psql($db, "DELETE FROM manners; DROP FOREIGN TABLE catches_$times");
 }
@@ -109,7 +109,7 @@ for my $function (qw(pg_cancel_backend pg_terminate_backend))
 
 	$node->safe_psql($db, q{TRUNCATE calls; SELECT sb_stat_reset('nudged')});
 	get_stuck($node, $db, 'nudged', 7);
-	($pid, $calls) = split /\|/, $node->safe_psql($db, q{SELECT pid, (SELECT last_value FROM begun) FROM sb_stat_buffers WHERE buffer = 'nudged'::regclass});
+	($pid, $calls) = split /\|/, $node->safe_psql($db, q{SELECT pid, (SELECT last_value FROM begun) FROM sb_stat_buffers WHERE buffer = 'nudged'});
 
 	# What is stuck stays so; what comes next finds better manners.
 	$node->safe_psql($db, qq{
@@ -118,7 +118,7 @@ for my $function (qw(pg_cancel_backend pg_terminate_backend))
 		SELECT $function($pid)});
 	wait_for_sum($node, $db, 'nudged', 9, "$function(): the call has ended, and the next one stores all");
 	is_stored($node, $db, 'nudged', '2|2|9', "$function(): each key once");
-	is($node->safe_psql($db, q{SELECT failures, pending, in_flight, last_error FROM sb_stat_buffers WHERE buffer = 'nudged'::regclass}),
+	is($node->safe_psql($db, q{SELECT failures, pending, in_flight, last_error FROM sb_stat_buffers WHERE buffer = 'nudged'}),
 		'0|0|0|', "$function(): that is no failure");
 	is($node->safe_psql($db, "SELECT last_value - $calls FROM begun"), '2',
 		"$function(): and two calls were made after it");
@@ -138,7 +138,7 @@ for my $form ('one key', 'arrays')
 		INSERT INTO twice VALUES ('good', 1), ('bad', 10)});
 	wait_for_sum($node, $db, 'twice', 11, "$form: a call whose time was up is cancelled, and comes again");
 	is_stored($node, $db, 'twice', '2|2|11', "$form: each key is stored once");
-	is($node->safe_psql($db, q{SELECT failures, pending, in_flight, last_error FROM sb_stat_buffers WHERE buffer = 'twice'::regclass}),
+	is($node->safe_psql($db, q{SELECT failures, pending, in_flight, last_error FROM sb_stat_buffers WHERE buffer = 'twice'}),
 		'0|0|0|', "$form: that is no failure");
 	$node->safe_psql($db, 'DELETE FROM manners; TRUNCATE calls; DROP FOREIGN TABLE twice; DROP FUNCTION twice_store');
 }
@@ -146,11 +146,11 @@ for my $form ('one key', 'arrays')
 # While a worker comes up, nothing of the user's runs that could be cancelled.
 # Nobody can connect while the session has the lock, so it does it all.
 $node->safe_psql($db, q{DELETE FROM manners; TRUNCATE calls; ALTER FOREIGN TABLE nudged OPTIONS (ADD timeout '0')});
-my $no_worker = q{SELECT pid IS NULL FROM sb_stat_buffers WHERE buffer = 'nudged'::regclass};
+my $no_worker = q{SELECT pid IS NULL FROM sb_stat_buffers WHERE buffer = 'nudged'};
 my $offset = -s $node->logfile;
 my $locker = $node->background_psql($db);
 my $coming_up = q{SELECT pid FROM sb_stat_buffers JOIN pg_locks USING (pid)
-	WHERE buffer = 'nudged'::regclass AND relation = 'pg_db_role_setting'::regclass AND NOT granted;};
+	WHERE buffer = 'nudged' AND relation = 'pg_db_role_setting'::regclass AND NOT granted;};
 $locker->query_safe("INSERT INTO nudged VALUES ('first', 1); SELECT sb_drain('nudged'); $coming_up");
 wait_for($node, $db, $no_worker, 'there is no worker');
 $locker->query_safe(q{BEGIN; LOCK pg_db_role_setting IN ACCESS EXCLUSIVE MODE; SELECT sb_async_increment('second', 10, 'nudged')});

@@ -42,7 +42,7 @@ for my $preloaded (0, 1)
 					INSERT INTO b_$manner VALUES ('good', 1);
 					SELECT sb_drain('b_$manner');
 					INSERT INTO b_$manner VALUES ('$manner', 10)});
-				wait_for($node, $db, "SELECT in_flight = 10 FROM sb_stat_buffers WHERE buffer = 'b_$manner'::regclass", "$how: a handler is at work ($manner)");
+				wait_for($node, $db, "SELECT in_flight = 10 FROM sb_stat_buffers WHERE relid = 'b_$manner'::regclass", "$how: a handler is at work ($manner)");
 				$node->safe_psql($db, "INSERT INTO b_$manner VALUES ('waits', 100)");
 			}
 

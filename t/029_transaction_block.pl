@@ -162,12 +162,12 @@ foreach my $handler (@handlers)
 
 		sql(qq{INSERT INTO $handler VALUES ('$how', 5), ('too', 6); SELECT sb_flush_all('$handler')});
 		wait_for($node, $db, qq{SELECT in_flight = 11 FROM sb_stat_buffers
-				WHERE buffer = '$handler'::regclass AND EXISTS (SELECT FROM pg_locks WHERE objid = 4713 AND NOT granted)},
+				WHERE relid = '$handler'::regclass AND EXISTS (SELECT FROM pg_locks WHERE objid = 4713 AND NOT granted)},
 			"$handler, $how: under way");
-		my $pid = sql(qq{SELECT pid FROM sb_stat_buffers WHERE buffer = '$handler'::regclass});
+		my $pid = sql(qq{SELECT pid FROM sb_stat_buffers WHERE relid = '$handler'::regclass});
 		sql("SELECT pg_${how}_backend($pid)");
 		wait_for($node, $db, qq{SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $pid AND backend_type = 'statbuffer worker')
-				OR (SELECT in_flight = 0 FROM sb_stat_buffers WHERE buffer = '$handler'::regclass)},
+				OR (SELECT in_flight = 0 FROM sb_stat_buffers WHERE relid = '$handler'::regclass)},
 			"$handler, $how: rolled back");
 		open_gate($gate);
 		is(sql(qq{SELECT sb_drain('$handler')}), 't', "$handler, $how: and stored later");

@@ -97,7 +97,7 @@ sub test_drop_while_locked
 	sql('CREATE TABLE locked ()');
 	increment($node, $db, 'wanted', 'k', 1);
 	sql(q{SELECT sb_drain('wanted')});
-	wait_for($node, $db, q{SELECT pid IS NOT NULL FROM sb_stat_buffers WHERE buffer = 'wanted'::regclass},
+	wait_for($node, $db, q{SELECT pid IS NOT NULL FROM sb_stat_buffers WHERE buffer = 'wanted'},
 		"$how, DROP of what others wait for: it has a worker");
 	my $buffers = sql('SELECT buffers FROM sb_stat_memory');
 
@@ -223,10 +223,10 @@ CREATE FOREIGN TABLE gone (k text NOT NULL, n bigint NOT NULL)
 SERVER statbuffer OPTIONS (handler 'gone_handler', interval '1h', timeout '1h');
 SELECT sb_start('gone')});
 	$node->poll_query_until($db,
-		"SELECT pid IS NOT NULL FROM sb_stat_buffers WHERE buffer = 'gone'::regclass") or last;
+		"SELECT pid IS NOT NULL FROM sb_stat_buffers WHERE buffer = 'gone'") or last;
 	sql("INSERT INTO gone SELECT repeat('x', 1000) || k, 1 FROM generate_series(1, 20000) AS k");
 	$filled += sql(
-		"SELECT memory FROM sb_stat_buffers WHERE buffer = 'gone'::regclass");
+		"SELECT memory FROM sb_stat_buffers WHERE buffer = 'gone'");
 	# the session has to have loaded the module for the worker to be told at once
 	sql("LOAD 'statbuffer'; DROP FOREIGN TABLE gone");
 	$node->poll_query_until($db,
@@ -291,7 +291,7 @@ sub drop_halfway
 		SERVER statbuffer OPTIONS (handler 'great_handler', interval '1h', timeout '1h');
 		SELECT sb_start('great');
 	});
-	wait_for($node, $db, q{SELECT pid IS NOT NULL FROM sb_stat_buffers WHERE buffer = 'great'::regclass},
+	wait_for($node, $db, q{SELECT pid IS NOT NULL FROM sb_stat_buffers WHERE buffer = 'great'},
 		'a buffer has a worker');
 	sql("INSERT INTO great SELECT k, 2 FROM generate_series(1, $great) k");
 	kill 'STOP', $launcher or die "could not stop the launcher: $!";

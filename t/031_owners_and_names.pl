@@ -123,7 +123,7 @@ sub test_names
 		wait_for_stored($node, $db, $name, 107, "$how, $name: everything is stored");
 		increment($node, $db, $new_name, 'k', 8);
 		wait_for_stored($node, $db, $name, 115, "$how, $name: and on it goes");
-		wait_for($node, $db, "SELECT state = 'running' AND pending = 0 FROM sb_stat_buffers WHERE buffer = '$new_name'::regclass",
+		wait_for($node, $db, "SELECT state = 'running' AND pending = 0 FROM sb_stat_buffers WHERE relid = '$new_name'::regclass",
 			"$how, $name: the view knows it");
 		sql("DROP FOREIGN TABLE $new_name");
 	}

@@ -19,7 +19,7 @@ use Test::More;
 sub test_handlers
 {
 	my $gate;
-	my $kept = q{SELECT state = 'failing' AND pending = 102 AND in_flight = 0 FROM sb_stat_buffers WHERE buffer = '%s'::regclass};
+	my $kept = q{SELECT state = 'failing' AND pending = 102 AND in_flight = 0 FROM sb_stat_buffers WHERE relid = '%s'::regclass};
 	my %replacement = (
 		'one key' => q{
 			CREATE FUNCTION %s_store(key text, counter bigint) RETURNS void
@@ -55,11 +55,11 @@ sub test_handlers
 		open_gate($gate);
 		wait_for($node, $db, sprintf($kept, $name), "$how, $name: counts are kept while there is no handler");
 		is(calls($name), "k|5|$me", "$how, $name: the call that was made is done");
-		like(sql("SELECT last_error FROM sb_stat_buffers WHERE buffer = '$name'::regclass"),
+		like(sql("SELECT last_error FROM sb_stat_buffers WHERE relid = '$name'::regclass"),
 			qr/handler function ${name}_store.* does not exist/, "$how, $name: the view tells why");
 		sql($replacement{$form} =~ s/%s/$name/gr);
 		wait_for_stored($node, $db, $name, 107, "$how, $name: everything is stored with the new one");
-		wait_for($node, $db, "SELECT state = 'running' FROM sb_stat_buffers WHERE buffer = '$name'::regclass",
+		wait_for($node, $db, "SELECT state = 'running' FROM sb_stat_buffers WHERE relid = '$name'::regclass",
 			"$how, $name: the buffer works again");
 		sql("DROP FOREIGN TABLE $name");
 	}
@@ -71,11 +71,11 @@ sub test_handlers
 	open_gate($gate);
 	wait_for($node, $db, q{
 			SELECT state = 'failing' AND pending + in_flight = 107 AND last_error LIKE '%homeless_calls%does not exist%'
-			FROM sb_stat_buffers WHERE buffer = 'homeless'::regclass},
+			FROM sb_stat_buffers WHERE buffer = 'homeless'},
 		"$how, homeless: counts are kept while the table is not there");
 	sql('CREATE TABLE homeless_calls (key text, counter bigint, at timestamptz)');
 	wait_for_stored($node, $db, 'homeless', 107, "$how, homeless: everything is stored when there is one again");
-	wait_for($node, $db, q{SELECT state = 'running' FROM sb_stat_buffers WHERE buffer = 'homeless'::regclass},
+	wait_for($node, $db, q{SELECT state = 'running' FROM sb_stat_buffers WHERE buffer = 'homeless'},
 		"$how, homeless: the buffer works again");
 	sql('DROP FOREIGN TABLE homeless');
 

@@ -31,7 +31,7 @@ sub have_it_looked_at
 sub test_key_columns
 {
 	my ($gate, $offset);
-	my $held = q{SELECT state, pending FROM sb_stat_buffers WHERE buffer = '%s'::regclass};
+	my $held = q{SELECT state, pending FROM sb_stat_buffers WHERE relid = '%s'::regclass};
 
 	# A column more, which also happens to look like a count: what was counted
 	# before stays apart, until the column goes again.
@@ -39,7 +39,7 @@ sub test_key_columns
 	run_while_busy('ALTER FOREIGN TABLE widened ADD n bigint NOT NULL DEFAULT 1', $gate);
 	wait_for($node, $db, sprintf(q{SELECT (state, pending) = ('failing', 102) FROM (%s) AS s}, sprintf($held, 'widened')),
 		"$how, widened: what was counted before is kept, and the buffer fails");
-	like(sql(q{SELECT last_error FROM sb_stat_buffers WHERE buffer = 'widened'::regclass}),
+	like(sql(q{SELECT last_error FROM sb_stat_buffers WHERE buffer = 'widened'}),
 		qr/before the key columns were altered/, "$how, widened: the view tells why");
 	is(sql(q{SELECT count(*) FROM widened}), '0', "$how, widened: it is not to be seen");
 	sql(q{
@@ -52,7 +52,7 @@ sub test_key_columns
 	wait_for_stored($node, $db, 'widened', 115, "$how, widened: what was counted before is stored when it is gone");
 	is(sql('SELECT key, sum(counter) FROM widened_calls GROUP BY key ORDER BY key'),
 		"k|7\nk/3|8\nother|100", "$how, widened: each as what it was counted");
-	wait_for($node, $db, q{SELECT state = 'running' FROM sb_stat_buffers WHERE buffer = 'widened'::regclass},
+	wait_for($node, $db, q{SELECT state = 'running' FROM sb_stat_buffers WHERE buffer = 'widened'},
 		"$how, widened: the buffer works again");
 	sql('DROP FOREIGN TABLE widened');
 
@@ -61,11 +61,11 @@ sub test_key_columns
 	run_while_busy('ALTER FOREIGN TABLE misshapen ADD remark text', $gate);
 	wait_for($node, $db, q{
 			SELECT state = 'failing' AND pending = 102 AND last_error LIKE '%does not have the shape of a buffer%'
-			FROM sb_stat_buffers WHERE buffer = 'misshapen'::regclass},
+			FROM sb_stat_buffers WHERE buffer = 'misshapen'},
 		"$how, misshapen: counts are kept, and the buffer fails");
 	sql('ALTER FOREIGN TABLE misshapen DROP remark');
 	wait_for_stored($node, $db, 'misshapen', 107, "$how, misshapen: everything is stored when the column is gone");
-	wait_for($node, $db, q{SELECT state = 'running' FROM sb_stat_buffers WHERE buffer = 'misshapen'::regclass},
+	wait_for($node, $db, q{SELECT state = 'running' FROM sb_stat_buffers WHERE buffer = 'misshapen'},
 		"$how, misshapen: the buffer works again");
 	sql('DROP FOREIGN TABLE misshapen');
 
@@ -160,13 +160,13 @@ INSERT INTO shaped VALUES ('x', 1), ('1', 4);
 is(sql("SELECT k, n FROM shaped ORDER BY k"),
 	"1|4\nx|8\ny|1",
 	'after the type of the key has changed keys of the new type are counted');
-is(sql("SELECT pending FROM sb_stat_buffers WHERE buffer = 'shaped'::regclass"),
+is(sql("SELECT pending FROM sb_stat_buffers WHERE buffer = 'shaped'"),
 	'113',
 	'those counted before are still held');
 sql("ALTER FOREIGN TABLE shaped OPTIONS (SET interval '10ms')");
 wait_for($node, $db,
 	"SELECT state = 'failing' AND last_error LIKE '%altered%'
-	 FROM sb_stat_buffers WHERE buffer = 'shaped'::regclass",
+	 FROM sb_stat_buffers WHERE buffer = 'shaped'",
 	'the view tells that they cannot be stored');
 $node->wait_for_log(
 	qr/could not flush \d+ keys? of buffer "shaped": some keys were counted before the key columns were altered\n.*HINT:  Alter the columns back/);

@@ -87,7 +87,7 @@ sub agree
 # last one.  The worker that is there has the settings that it began with.
 agree(undef, 'the file');
 sql("SELECT public.sb_increment('waits', 1, 'public.hits')");
-ok($node->poll_query_until($db, q{SELECT last_error ~ 'does not exist' FROM public.sb_stat_buffers WHERE buffer = 'public.hits'::regclass}),
+ok($node->poll_query_until($db, q{SELECT last_error ~ 'does not exist' FROM public.sb_stat_buffers WHERE relid = 'public.hits'::regclass}),
 	'the file: nor does the worker');
 sql(q{CREATE FUNCTION in_conf.store(text, bigint) RETURNS void LANGUAGE sql AS
 	$$ INSERT INTO public.calls VALUES ('in_conf', $1, $2) $$});
@@ -144,7 +144,7 @@ sub poll_in
 sql('ALTER ROLE owner SET search_path = in_role');
 my $session = $node->background_psql($db);
 my $locker = $node->background_psql($db);
-my $worker = sql(q{SELECT pid FROM public.sb_stat_buffers WHERE buffer = 'public.hits'::regclass});
+my $worker = sql(q{SELECT pid FROM public.sb_stat_buffers WHERE relid = 'public.hits'::regclass});
 my $waits = "FROM pg_locks WHERE pid = $worker AND NOT granted AND relation = 'pg_db_role_setting'::regclass";
 $session->query_safe(q{BEGIN; ALTER FOREIGN TABLE public.hits OPTIONS (SET timeout '2h')});
 $locker->query_safe('BEGIN; LOCK pg_db_role_setting');
@@ -181,7 +181,7 @@ refused(qq{REVOKE CONNECT ON DATABASE $db FROM PUBLIC},
 
 # The caller's session is as it was.
 is($node->safe_psql($db, q{SET search_path = elsewhere; SELECT public.sb_start('public.hits'); SHOW search_path; SELECT current_user}),
-	"\nelsewhere\npostgres", 'the session has its path and its role again');
+	"t\nelsewhere\npostgres", 'the session has its path and its role again');
 
 # --- the default buffer -----------------------------------------------------
 

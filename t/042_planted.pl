@@ -116,7 +116,7 @@ my $traps = q{
 	CREATE DOMAIN ext.oid AS pg_catalog.oid CHECK (public.trap('oid'));
 	CREATE DOMAIN ext.timestamptz AS pg_catalog.timestamptz CHECK (public.trap('time'));
 	CREATE DOMAIN ext.interval AS pg_catalog.interval CHECK (public.trap('interval'));
-	CREATE DOMAIN ext.anynonarray AS pg_catalog.text CHECK (public.trap('any'));
+	CREATE DOMAIN ext.anyelement AS pg_catalog.text CHECK (public.trap('any'));
 	CREATE DOMAIN ext.fdw_handler AS pg_catalog.text CHECK (public.trap('fdw'));
 	CREATE DOMAIN ext.record AS pg_catalog.text CHECK (public.trap('record'));
 };

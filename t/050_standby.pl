@@ -83,7 +83,7 @@ is(stored($primary, $db, 'twophase'), '22', 'and stay, whatever becomes of the t
 
 # A prepared transaction has altered the buffer: that takes effect when it is
 # committed, and not before.  A worker sleeps that knows the old interval.
-my $worker = $primary->safe_psql($db, q{SELECT pid FROM sb_stat_buffers WHERE buffer = 'twophase'::regclass});
+my $worker = $primary->safe_psql($db, q{SELECT pid FROM sb_stat_buffers WHERE buffer = 'twophase'});
 like($worker, qr/^\d+$/, 'a worker sleeps');
 increment($primary, $db, 'twophase', 'k', 100);
 for my $end ('ROLLBACK', 'COMMIT')
@@ -97,7 +97,7 @@ for my $end ('ROLLBACK', 'COMMIT')
 	is($primary->safe_psql($db, q{SELECT sb_count('k', 'twophase')}), '100', 'and the count waits') if $end eq 'ROLLBACK';
 }
 wait_for_stored($primary, $db, 'twophase', 122, 'one that was committed is noticed by the worker');
-is($primary->safe_psql($db, q{SELECT pid FROM sb_stat_buffers WHERE buffer = 'twophase'::regclass}), $worker, 'the same one');
+is($primary->safe_psql($db, q{SELECT pid FROM sb_stat_buffers WHERE buffer = 'twophase'}), $worker, 'the same one');
 
 # One that is still prepared keeps the buffer locked, over a restart as well.
 # The server stops all the same; what is held meanwhile is stored then.
@@ -117,7 +117,7 @@ wait_for_stored($primary, $db, 'twophase', 1123, 'after a restart, and when it i
 # The same for one that drops it: its worker leaves.
 increment($primary, $db, 'twophase', 'k', 1);
 is($primary->safe_psql($db, q{SELECT sb_drain('twophase')}), 't', 'a worker is there again');
-$worker = $primary->safe_psql($db, q{SELECT pid FROM sb_stat_buffers WHERE buffer = 'twophase'::regclass});
+$worker = $primary->safe_psql($db, q{SELECT pid FROM sb_stat_buffers WHERE buffer = 'twophase'});
 $primary->safe_psql($db, q{
 	BEGIN;
 	DROP FOREIGN TABLE twophase;
@@ -384,7 +384,7 @@ is($cascade->safe_psql($db, q{SELECT sb_count('waits', 'hits')}), '6', 'incremen
 is(stored($cascade, $db, 'hits'), $before, 'nothing is stored yet');
 
 # It is cancelled there, and terminated: what waited is committed, once.
-$worker = $cascade->safe_psql($db, q{SELECT pid FROM sb_stat_buffers WHERE buffer = 'hits'::regclass});
+$worker = $cascade->safe_psql($db, q{SELECT pid FROM sb_stat_buffers WHERE buffer = 'hits'});
 $cascade->safe_psql($db, "SELECT pg_cancel_backend($worker)");
 wait_for($cascade, $db, q{SELECT sb_count('waits', 'hits') < 6}, 'a cancel ends the wait, and the commit is good');
 wait_for($cascade, $db, q{SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'statbuffer worker' AND wait_event = 'SyncRep'},

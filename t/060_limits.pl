@@ -69,7 +69,7 @@ is($node->safe_psql($db, q{SELECT count(*), sum(count) FROM stuck}), '10000|1000
 cmp_ok(memory(), '<=', 8 * $MB, 'memory is bounded');
 
 # What it had made for nothing is given back.
-wait_for($node, $db, q{SELECT keys = 10000 FROM sb_stat_buffers WHERE buffer = 'stuck'::regclass},
+wait_for($node, $db, q{SELECT keys = 10000 FROM sb_stat_buffers WHERE buffer = 'stuck'},
 	'its keys are freed');
 
 # Fill it up to the last key.
@@ -113,7 +113,7 @@ $node->safe_psql($db, q{INSERT INTO stuck SELECT 'low ' || g FROM generate_serie
 $node->append_conf('postgresql.conf', "statbuffer.max_memory = '4MB'");
 $node->reload;
 wait_for($node, $db, q{SELECT current_setting('statbuffer.max_memory') = '4MB'}, 'the bound is lowered');
-wait_for($node, $db, q{SELECT keys > 30000 FROM sb_stat_buffers WHERE buffer = 'stuck'::regclass}, 'more is held');
+wait_for($node, $db, q{SELECT keys > 30000 FROM sb_stat_buffers WHERE buffer = 'stuck'}, 'more is held');
 ($status, $stdout, $stderr) = $node->psql($db, q{SELECT sb_increment('new', 1, 'stuck')});
 like($stderr, qr/ERROR:  out of memory for statbuffer keys/, 'new keys are an error then');
 $node->safe_psql($db, q{INSERT INTO stuck SELECT 'low ' || g FROM generate_series(1, 30000) g});
@@ -131,7 +131,7 @@ $node->safe_psql($db, q{
 	ROLLBACK});
 
 # Memory was out a moment ago, so the call may have tried to make them.
-wait_for($node, $db, q{SELECT keys = 0 FROM sb_stat_buffers WHERE buffer = 'million'::regclass},
+wait_for($node, $db, q{SELECT keys = 0 FROM sb_stat_buffers WHERE buffer = 'million'},
 	'a million keys rolled back leave nothing');
 $node->safe_psql($db, q{
 	BEGIN;
@@ -173,7 +173,7 @@ foreach my $round (1 .. 2)
 		"a thousand buffers are flushed ($round)");
 	$node->restart if $round == 1;
 }
-wait_for($node, $db, q{SELECT count(*) = 1000 AND sum(keys) = 0 AND sum(pending) = 0 FROM sb_stat_buffers WHERE buffer::text ~ '^b\d'},
+wait_for($node, $db, q{SELECT count(*) = 1000 AND sum(keys) = 0 AND sum(pending) = 0 FROM sb_stat_buffers WHERE buffer ~ '^b\d'},
 	'and idle');
 $node->safe_psql($db, q{DO $$ BEGIN FOR i IN 1 .. 1000 LOOP EXECUTE format('DROP FOREIGN TABLE b%s', i); COMMIT; END LOOP; END $$});
 $node->stop;

@@ -43,7 +43,7 @@ sql(q{
 });
 my $counting = $node->background_psql($db);
 $counting->query_until(qr/counting/, "\\echo counting\nCALL count_on();\n");
-wait_for($node, $db, q{SELECT handler_calls > 100 FROM sb_stat_buffers WHERE buffer = 'busy'::regclass}, 'a worker is busy');
+wait_for($node, $db, q{SELECT handler_calls > 100 FROM sb_stat_buffers WHERE buffer = 'busy'}, 'a worker is busy');
 my $worker = worker_of($node, $db, 'busy');
 wait_for($node, $db, q{SELECT n_tup_ins > 0 AND n_tup_upd > 500 FROM pg_stat_user_tables WHERE relid = 'totals'::regclass},
 	'its writes are told to the statistics while it goes on');
@@ -108,7 +108,7 @@ is(sql("SELECT backend_type, state, query, datname, usename, wait_event, xact_st
 	'statbuffer worker|active|held: flushing 3 keys|postgres|keeper|advisory|t', 'pg_stat_activity tells that it flushes, and waits for what');
 is(sql("SELECT pid FROM sb_stat_buffers WHERE in_flight = 3"), $worker, 'as does our own view');
 open_gate($gate);
-wait_for($node, $db, q{SELECT in_flight = 0 FROM sb_stat_buffers WHERE buffer = 'held'::regclass}, 'the handler goes on');
+wait_for($node, $db, q{SELECT in_flight = 0 FROM sb_stat_buffers WHERE buffer = 'held'}, 'the handler goes on');
 holds_nothing($worker, 'a worker that has flushed');
 is(sql("SELECT query, state, wait_event_type FROM pg_stat_activity WHERE pid = $worker"), 'held|idle|Extension', 'it is told to rest again');
 
@@ -122,7 +122,7 @@ sql(q{DELETE FROM held_bad; SELECT sb_flush_all('held')});
 wait_for($node, $db, "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = $worker", 'a handler waits');
 sql("SELECT pg_cancel_backend($worker)");
 open_gate($gate);
-wait_for($node, $db, q{SELECT pending = 0 AND in_flight = 0 FROM sb_stat_buffers WHERE buffer = 'held'::regclass}, 'it is cancelled, and comes again');
+wait_for($node, $db, q{SELECT pending = 0 AND in_flight = 0 FROM sb_stat_buffers WHERE buffer = 'held'}, 'it is cancelled, and comes again');
 holds_nothing($worker, 'a worker that was cancelled');
 sql(q{ALTER FOREIGN TABLE held OPTIONS (SET backoff '2h'); INSERT INTO held VALUES ('a')});
 holds_nothing($worker, 'a worker whose buffer was altered');

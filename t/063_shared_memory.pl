@@ -114,7 +114,7 @@ note "room for $room keys, later for $room_left";
 make_buffer($node, $db, 'asked', q{interval '20ms', timeout '1h'});
 my $gate = close_gate($node, $db);
 sql(q{SELECT sb_increment('k', 1, 'asked')});
-wait_for($node, $db, q{SELECT in_flight = 1 FROM sb_stat_buffers WHERE buffer = 'asked'::regclass}, 'a handler waits');
+wait_for($node, $db, q{SELECT in_flight = 1 FROM sb_stat_buffers WHERE buffer = 'asked'}, 'a handler waits');
 sql(q{
 	INSERT INTO asked SELECT 'key ' || i FROM generate_series(1, 100) i;
 	CREATE PROCEDURE ask(n int) LANGUAGE plpgsql AS $$

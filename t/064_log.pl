@@ -30,13 +30,13 @@ sql(q{
 	SERVER statbuffer OPTIONS (handler 'noisy_store', interval '0', timeout '1h', backoff '1ms');
 	INSERT INTO noisy SELECT 'key ' || i FROM generate_series(1, 300) i;
 });
-wait_for($node, $db, q{SELECT failures > 1000 FROM sb_stat_buffers WHERE buffer = 'noisy'::regclass}, 'a thousand attempts fail');
+wait_for($node, $db, q{SELECT failures > 1000 FROM sb_stat_buffers WHERE buffer = 'noisy'}, 'a thousand attempts fail');
 cmp_ok(lines_in_log($node, qr/could not flush .*"noisy"/, $offset), '<=', 3, 'the log tells of a few of them');
 sql(q{UPDATE reason SET code = '22012'});
 $node->wait_for_log(qr/could not flush .*"noisy".*\n(?:.*\n)*?.*\d+ failures since the last such message/, $offset);
 my ($suppressed) = slurp_file($node->logfile, $offset) =~ /(\d+) failures since the last such message/;
 cmp_ok($suppressed, '>', 900, 'and then, of how many it did not');
-cmp_ok($suppressed, '<=', sql(q{SELECT failures FROM sb_stat_buffers WHERE buffer = 'noisy'::regclass}), 'which is right');
+cmp_ok($suppressed, '<=', sql(q{SELECT failures FROM sb_stat_buffers WHERE buffer = 'noisy'}), 'which is right');
 sql('DROP FOREIGN TABLE noisy');
 
 # The same for counts that are discarded: no more lines, and not one count
@@ -47,7 +47,7 @@ sql(q{
 	SERVER statbuffer OPTIONS (handler 'noisy_store', interval '0', timeout '100ms', restart 'temporary');
 	INSERT INTO careless SELECT 'key ' || i, 3 FROM generate_series(1, 500) i;
 });
-wait_for($node, $db, q{SELECT discarded = 1500 AND pid IS NULL FROM sb_stat_buffers WHERE buffer = 'careless'::regclass},
+wait_for($node, $db, q{SELECT discarded = 1500 AND pid IS NULL FROM sb_stat_buffers WHERE buffer = 'careless'},
 	'500 keys are discarded, and the worker has left');
 my @discarded = slurp_file($node->logfile, $offset) =~ /discarded counts of buffer "careless": (\d+)/g;
 cmp_ok(scalar @discarded, '<=', 5, 'the log tells it in a few lines');
@@ -75,7 +75,7 @@ sql(q{
 			PERFORM pg_sleep(0.02);
 		END LOOP;
 	END $$});
-wait_for($node, $db, q{SELECT sum(discarded) = 1000 FROM sb_stat_buffers WHERE buffer::text LIKE 'turn%'}, 'ten buffers discard a thousand counts');
+wait_for($node, $db, q{SELECT sum(discarded) = 1000 FROM sb_stat_buffers WHERE buffer LIKE 'turn%'}, 'ten buffers discard a thousand counts');
 cmp_ok(lines_in_log($node, qr/discarded counts of buffer "turn_/, $offset), '<=', 30, 'the log tells it in a few lines');
 note lines_in_log($node, qr/discarded counts of buffer "turn_/, $offset) . ' lines';
 $node->append_conf('postgresql.conf', 'statbuffer.max_workers = 4');

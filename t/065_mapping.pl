@@ -69,7 +69,7 @@ sql(q{SELECT sb_increment('n', 1, 'small')});
 sql(q{INSERT INTO big SELECT 'x' || g FROM generate_series(1, 20000) g});
 my $gate = close_gate($node, $db);
 sql(q{SELECT sb_flush('x1', 'big')});
-wait_for($node, $db, q{SELECT in_flight > 0 FROM sb_stat_buffers WHERE buffer = 'big'::regclass}, 'the worker is busy');
+wait_for($node, $db, q{SELECT in_flight > 0 FROM sb_stat_buffers WHERE buffer = 'big'}, 'the worker is busy');
 sql(qq{SELECT sb_flush('x$_', 'big')}) foreach 2 .. 4;
 sql(q{INSERT INTO big SELECT 'x' || g FROM generate_series(20001, 120000) g});
 
@@ -85,13 +85,13 @@ $session->quit;
 # another session: since 17 one cannot map what it has failed to map before
 sql(q{SELECT sb_flush('n', 'small')});
 wait_for_stored($node, $db, 'small', 1, 'the next time it can, and the key is flushed');
-wait_for($node, $db, q{SELECT keys = 0 FROM sb_stat_buffers WHERE buffer = 'small'::regclass}, 'and freed');
+wait_for($node, $db, q{SELECT keys = 0 FROM sb_stat_buffers WHERE buffer = 'small'}, 'and freed');
 
 # --- a transaction that has asked for a flush of what it has counted ----------
 
 $gate = close_gate($node, $db);
 sql(q{SELECT sb_flush('x5', 'big')});
-wait_for($node, $db, q{SELECT in_flight > 0 FROM sb_stat_buffers WHERE buffer = 'big'::regclass}, 'the worker is busy again');
+wait_for($node, $db, q{SELECT in_flight > 0 FROM sb_stat_buffers WHERE buffer = 'big'}, 'the worker is busy again');
 sql(qq{SELECT sb_flush('x$_', 'big')}) foreach 6 .. 8;
 sql(q{CREATE TABLE written (a int)});
 $session = $node->background_psql($db, on_error_stop => 0);

@@ -172,7 +172,7 @@ foreach my $how (sort keys %stops)
 	like(error_of(transaction("SET stopper.$how = on", 'TRUNCATE stopped')), $stops{$how}, "$how: a COMMIT after TRUNCATE fails");
 	is(sql($state), '1|20000|20000', "$how: and discards nothing");
 }
-wait_for($node, $db, q{SELECT keys = 20000 FROM sb_stat_buffers WHERE buffer = 'stopped'::regclass}, 'no key stays that was made in vain');
+wait_for($node, $db, q{SELECT keys = 20000 FROM sb_stat_buffers WHERE buffer = 'stopped'}, 'no key stays that was made in vain');
 is(sql(q{TRUNCATE written; SELECT sb_drain('stopped')}), 't', 'all can be stored');
 is(stored($node, $db, 'stopped'), 20000, 'and is stored once');
 
@@ -196,7 +196,7 @@ SKIP:
 	is($session->query_safe('SELECT count(*), sum(count) FROM emptied'), '40000|40000', 'nothing is discarded');
 	is(sql(q{SELECT sb_drain('emptied')}), 't', 'all can be stored');
 	is(stored($node, $db, 'emptied'), 40000, 'and is stored once');
-	wait_for($node, $db, q{SELECT keys = 0 FROM sb_stat_buffers WHERE buffer = 'emptied'::regclass}, 'no key is pinned any more');
+	wait_for($node, $db, q{SELECT keys = 0 FROM sb_stat_buffers WHERE buffer = 'emptied'}, 'no key is pinned any more');
 
 	# without that it commits
 	sql(q{INSERT INTO emptied SELECT g, 1 FROM generate_series(1, 40000) g});

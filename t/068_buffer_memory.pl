@@ -21,7 +21,7 @@ sub memory_of
 {
 	my ($name) = @_;
 
-	return $node->safe_psql($db, "SELECT memory FROM sb_stat_buffers WHERE buffer = '$name'::regclass");
+	return $node->safe_psql($db, "SELECT memory FROM sb_stat_buffers WHERE relid = '$name'::regclass");
 }
 
 # Run a statement, and return its error with the SQLSTATE.
@@ -42,7 +42,7 @@ make_summing_buffer($node, 'early', q{interval '1h', max_memory '1MB', timeout '
 foreach my $i (1 .. 40)
 {
 	$node->safe_psql($db, "INSERT INTO early SELECT '$i ' || g FROM generate_series(1, 1000) g");
-	$node->poll_query_until($db, q{SELECT memory <= 5 * 1024 * 1024 / 8 FROM sb_stat_buffers WHERE buffer = 'early'::regclass})
+	$node->poll_query_until($db, q{SELECT memory <= 5 * 1024 * 1024 / 8 FROM sb_stat_buffers WHERE buffer = 'early'})
 	  or die 'memory does not get free';
 }
 pass('keys are flushed early and freed near the bound');
@@ -65,14 +65,14 @@ like(verbose_error_of(q{
 	COMMIT}), $full, 'at the bound new keys are an error');
 is($node->safe_psql($db, q{SELECT count(*), sum(count) FROM stuck}), '2000|2000', 'nothing of the transaction has been counted');
 is($node->safe_psql($db, q{SELECT count(*) FROM other}), '0', 'neither in another buffer');
-wait_for($node, $db, q{SELECT keys = 2000 FROM sb_stat_buffers WHERE buffer = 'stuck'::regclass},
+wait_for($node, $db, q{SELECT keys = 2000 FROM sb_stat_buffers WHERE buffer = 'stuck'},
 	'what it had made for nothing is given back');
 
 $node->safe_psql($db, q{
 	BEGIN;
 	INSERT INTO stuck SELECT 'new ' || g FROM generate_series(1, 20000) g;
 	ROLLBACK});
-is($node->safe_psql($db, q{SELECT keys FROM sb_stat_buffers WHERE buffer = 'stuck'::regclass}), '2000',
+is($node->safe_psql($db, q{SELECT keys FROM sb_stat_buffers WHERE buffer = 'stuck'}), '2000',
 	'what is rolled back needs no room');
 
 # Fill it up to the last key.
@@ -104,7 +104,7 @@ is($node->safe_psql($db, q{SELECT count(*), sum(count) FROM stuck}), "$held|" . 
 	'at the bound keys that are held are counted');
 $node->safe_psql($db, q{INSERT INTO other SELECT 'key ' || g FROM generate_series(1, 30000) g});
 cmp_ok(memory_of('other'), '>', 1024 * 1024, 'another buffer counts more than that');
-is($node->safe_psql($db, q{SELECT flushed_keys FROM sb_stat_buffers WHERE buffer = 'other'::regclass}), '0',
+is($node->safe_psql($db, q{SELECT flushed_keys FROM sb_stat_buffers WHERE buffer = 'other'}), '0',
 	'and is not flushed early');
 
 # --- it is altered ----------------------------------------------------------
@@ -134,8 +134,8 @@ $node->safe_psql($db, q{SELECT sb_increment('held 1', 1, 'stuck')});
 
 # When it can be flushed, what is refused has it flushed, and there is room.
 $node->safe_psql($db, q{TRUNCATE stuck_bad; TRUNCATE other_bad});
-is($node->safe_psql($db, "SELECT sb_flush_all('stuck')"), '', 'a flush');
-wait_for($node, $db, q{SELECT pending = 0 AND in_flight = 0 FROM sb_stat_buffers WHERE buffer = 'stuck'::regclass}, 'all is stored');
+cmp_ok($node->safe_psql($db, "SELECT sb_flush_all('stuck')"), '>', 0, 'a flush');
+wait_for($node, $db, q{SELECT pending = 0 AND in_flight = 0 FROM sb_stat_buffers WHERE buffer = 'stuck'}, 'all is stored');
 is(stored_keys($node, 'stuck'), '23000|' . ($sum + 1), 'exactly');
 $node->safe_psql($db, q{ALTER FOREIGN TABLE stuck OPTIONS (SET timeout '1h')});
 for (my $i = 0; $i < 10 * $PostgreSQL::Test::Utils::timeout_default; $i++)

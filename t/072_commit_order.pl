@@ -89,7 +89,7 @@ sub test_order
 	# There is room for a key, so that it is the commit that fails, and not the
 	# call: what the last one had made is given back a little later.
 	my $empty = sub {
-		$node->poll_query_until($db, q{SELECT coalesce(sum(keys), 0) = 0 FROM sb_stat_buffers WHERE buffer = 'small'::regclass})
+		$node->poll_query_until($db, q{SELECT coalesce(sum(keys), 0) = 0 FROM sb_stat_buffers WHERE buffer = 'small'})
 		  or die 'memory does not get free';
 	};
 
@@ -257,7 +257,7 @@ SKIP:
 		($status, $out, $err) = $node->psql($db, q{BEGIN; SELECT sb_increment('k', 1, 'hits'), late(); COMMIT});
 		like($err, qr/cannot change buffer "hits" while the transaction commits/, "$how: also when the transaction has counted before");
 		is($node->safe_psql($db, q{SELECT coalesce(sum(count), 0) FROM hits}), $counted, "$how: all of it is rolled back");
-		is($node->safe_psql($db, q{SELECT sb_increment('k', 1, 'hits'); SELECT sum(count) FROM hits}), "\n" . ($counted + 1), "$how: and counting goes on");
+		is($node->safe_psql($db, q{SELECT sb_increment('k', 1, 'hits'); SELECT sum(count) FROM hits}), "1\n" . ($counted + 1), "$how: and counting goes on");
 		$node->stop;
 	}
 }

@@ -93,7 +93,7 @@ SKIP:
 			INSERT INTO $how VALUES ('b', 3);
 			INSERT INTO ${how}_rows VALUES ('b')});
 		is(sql(qq{SELECT sum(count) FROM $how}), '7', "$how: the buffer shows what was counted");
-		is(sql(qq{SELECT sum(keys) FROM sb_stat_buffers WHERE buffer = '$how'::regclass}), '2', "$how: so does the view");
+		is(sql(qq{SELECT sum(keys) FROM sb_stat_buffers WHERE relid = '$how'::regclass}), '2', "$how: so does the view");
 		open_gate($gate);
 		is(sql(qq{SELECT sb_drain('$how')}), 't', "$how: launcher and worker came");
 		is(stored($node, $db, $how), '7', "$how: and stored it");

@@ -86,7 +86,7 @@ sql(q{
 			INSERT INTO pages VALUES ('two', 0) ON CONFLICT DO NOTHING;
 			COMMIT;
 			IF n % 100 = 0 THEN
-				PERFORM pg_terminate_backend(pid) FROM sb_stat_buffers WHERE buffer = 'hits'::regclass;
+				PERFORM pg_terminate_backend(pid) FROM sb_stat_buffers WHERE buffer = 'hits';
 			END IF;
 			PERFORM pg_sleep(0.01);
 			COMMIT;
@@ -113,7 +113,7 @@ push @sessions, start_session($node, 'postgres', 'CALL read_only()');
 push @sessions, start_session($node, 'postgres', 'CALL meddle()');
 my $flushes = sized(300, 20);
 wait_for($node, 'postgres', qq{
-	SELECT handler_calls >= $flushes AND failures >= 3 FROM sb_stat_buffers WHERE buffer = 'hits'::regclass},
+	SELECT handler_calls >= $flushes AND failures >= 3 FROM sb_stat_buffers WHERE buffer = 'hits'},
 	'there were many flushes, and some failed');
 sql('INSERT INTO stop DEFAULT VALUES');
 finish_session($_, 'each total was exact') for @sessions;
@@ -219,7 +219,7 @@ sql(q{
 	END $$;
 });
 my $counter = start_session($node, 'postgres', 'CALL count_on()');
-wait_for($node, 'postgres', q{SELECT handler_calls > 20 FROM sb_stat_buffers WHERE buffer = 'slow_counts'::regclass},
+wait_for($node, 'postgres', q{SELECT handler_calls > 20 FROM sb_stat_buffers WHERE buffer = 'slow_counts'},
 	'flushes follow each other');
 is(sql(q{SET ROLE reader; SELECT sb_total('x', 'slow_counts')}), 1, 'a total is read meanwhile');
 sql('INSERT INTO stop DEFAULT VALUES');

@@ -309,7 +309,7 @@ all_documented('functions', split /\n/, $node->safe_psql('postgres', q{
 	SELECT regexp_replace(format('%s(%s) → %s', proname,
 			regexp_replace(pg_get_function_arguments(p.oid), ',? ?OUT .*', ''),
 			lower(pg_get_function_result(p.oid))),
-		'NULL::\w+', 'NULL', 'g')
+		'(NULL|''-'')::\w+', '\1', 'g')
 	FROM pg_proc p JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid
 	WHERE d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'statbuffer') AND d.deptype = 'e'
 	ORDER BY 1}));

@@ -101,14 +101,14 @@ increment($node, 'postgres', 'failing', 'good', 4);
 $node->safe_psql('postgres', q{SELECT sb_flush_all('failing')});
 wait_for_stored($node, 'postgres', 'failing', 4, 'one key is stored');
 wait_for($node, 'postgres', q{
-	SELECT state = 'failing' AND in_flight = 0 AND keys = 2 FROM sb_stat_buffers WHERE buffer = 'failing'::regclass},
+	SELECT state = 'failing' AND in_flight = 0 AND keys = 2 FROM sb_stat_buffers WHERE buffer = 'failing'},
 	'the other one fails');
 
 # hasty: what fails is discarded
 $node->safe_psql('postgres', q{INSERT INTO hasty_bad VALUES ('bad')});
 increment($node, 'postgres', 'hasty', 'bad', 6);
 $node->safe_psql('postgres', q{SELECT sb_flush_all('hasty')});
-wait_for($node, 'postgres', q{SELECT discarded = 6 FROM sb_stat_buffers WHERE buffer = 'hasty'::regclass},
+wait_for($node, 'postgres', q{SELECT discarded = 6 FROM sb_stat_buffers WHERE buffer = 'hasty'},
 	'a count is discarded');
 
 # stopped: with an error on its way
@@ -118,10 +118,10 @@ $node->safe_psql('postgres', q{SELECT sb_stop('stopped')});
 # slow: its handler has one key in hand, and another one is late
 my $gate = close_gate($node, 'postgres');
 increment($node, 'postgres', 'slow', 'a', 1);
-wait_for($node, 'postgres', q{SELECT in_flight = 1 FROM sb_stat_buffers WHERE buffer = 'slow'::regclass},
+wait_for($node, 'postgres', q{SELECT in_flight = 1 FROM sb_stat_buffers WHERE buffer = 'slow'},
 	'a handler is slow');
 increment($node, 'postgres', 'slow', 'b', 2);
-wait_for($node, 'postgres', q{SELECT oldest_due < clock_timestamp() FROM sb_stat_buffers WHERE buffer = 'slow'::regclass},
+wait_for($node, 'postgres', q{SELECT oldest_due < clock_timestamp() FROM sb_stat_buffers WHERE buffer = 'slow'},
 	'a key is late');
 
 # --- the exporter -----------------------------------------------------------
@@ -194,7 +194,7 @@ sub seen_in_view
 	{
 		my $rows = decode_json($node->safe_psql($database, q{
 			SELECT json_agg(json_build_object(
-				'labels', format('buffer=%s|datname=%s|schemaname=%s', relname, current_database(), nspname),
+				'labels', format('buffer=%s|datname=%s|schemaname=%s', buffer, current_database(), schemaname),
 				'statbuffer_failing', (state = 'failing')::int,
 				'statbuffer_stopped', (state = 'stopped')::int,
 				'statbuffer_worker', (pid IS NOT NULL)::int,
@@ -211,9 +211,7 @@ sub seen_in_view
 				'statbuffer_discarded', discarded,
 				'statbuffer_last_flush_timestamp_seconds', coalesce(extract(epoch FROM last_flush), 0),
 				'statbuffer_last_error_timestamp_seconds', coalesce(extract(epoch FROM last_error_at), 0)))
-			FROM sb_stat_buffers
-				JOIN pg_class c ON c.oid = buffer
-				JOIN pg_namespace n ON n.oid = relnamespace}));
+			FROM sb_stat_buffers}));
 
 		$seen{ delete $_->{labels} } = $_ foreach @$rows;
 	}
@@ -310,7 +308,7 @@ $node->safe_psql('postgres', q{
 	DELETE FROM failing_bad;
 	SELECT sb_start('stopped');
 	SELECT sb_stat_reset('hasty');
-	SELECT sb_drain(buffer) FROM sb_stat_buffers;
+	SELECT sb_drain(relid) FROM sb_stat_buffers;
 	DROP FOREIGN TABLE unused;
 });
 $node->append_conf('postgresql.conf', 'statbuffer.max_workers = 9');

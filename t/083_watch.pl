@@ -72,13 +72,13 @@ $node->safe_psql($db, q{INSERT INTO failing_bad VALUES ('bad')});
 increment($node, $db, 'failing', 'bad', 3);
 $node->safe_psql($db, q{SELECT sb_flush_all('failing')});
 wait_for($node, $db, q{
-	SELECT state = 'failing' AND in_flight = 0 FROM sb_stat_buffers WHERE buffer = 'failing'::regclass},
+	SELECT state = 'failing' AND in_flight = 0 FROM sb_stat_buffers WHERE buffer = 'failing'},
 	'a buffer fails');
 my $gate = close_gate($node, $db);
 increment($node, $db, 'late', 'a', 1);
-wait_for($node, $db, q{SELECT in_flight = 1 FROM sb_stat_buffers WHERE buffer = 'late'::regclass}, 'a handler is slow');
+wait_for($node, $db, q{SELECT in_flight = 1 FROM sb_stat_buffers WHERE buffer = 'late'}, 'a handler is slow');
 increment($node, $db, 'late', 'b', 2);
-wait_for($node, $db, q{SELECT oldest_due < clock_timestamp() FROM sb_stat_buffers WHERE buffer = 'late'::regclass},
+wait_for($node, $db, q{SELECT oldest_due < clock_timestamp() FROM sb_stat_buffers WHERE buffer = 'late'},
 	'a key is late');
 $node->safe_psql($db, 'GRANT INSERT ON failing TO watcher');
 

@@ -115,7 +115,7 @@ sub hold_more
 	my ($name) = @_;
 
 	wait_for($node, $db, qq{
-			SELECT in_flight = 5 FROM sb_stat_buffers WHERE buffer = '$name'::regclass},
+			SELECT in_flight = 5 FROM sb_stat_buffers WHERE relid = '$name'::regclass},
 		"$how, $name: its handler is in the middle of a call");
 	increment($node, $db, $name, 'k', 2);
 	increment($node, $db, $name, 'other', 100);
@@ -153,7 +153,7 @@ sub wait_for_rest
 {
 	my ($name) = @_;
 
-	wait_for($node, $db, "SELECT pid IS NULL FROM sb_stat_buffers WHERE buffer = '$name'::regclass",
+	wait_for($node, $db, "SELECT pid IS NULL FROM sb_stat_buffers WHERE relid = '$name'::regclass",
 		"$how, $name: no worker is needed");
 	return;
 }

@@ -155,7 +155,7 @@ sub wait_for_sleeper
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	wait_for($node, $database, qq{
 			SELECT wait_event = 'PgSleep' FROM sb_stat_buffers JOIN pg_stat_activity a USING (pid)
-			WHERE buffer = '$buffer'::regclass},
+			WHERE relid = '$buffer'::regclass},
 		"$buffer: and asleep");
 }
 

@@ -289,7 +289,7 @@ sub worker_of
 	my ($node, $database, $buffer) = @_;
 
 	return $node->safe_psql($database,
-		"SELECT pid FROM sb_stat_buffers WHERE buffer = '$buffer'::regclass");
+		"SELECT pid FROM sb_stat_buffers WHERE relid = '$buffer'::regclass");
 }
 
 # has_not_crashed(NODE, WHAT): by the server's log, no process has crashed, as

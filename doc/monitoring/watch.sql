@@ -9,23 +9,23 @@
 WITH before AS MATERIALIZED (
   SELECT *
   FROM json_to_recordset(coalesce(nullif(current_setting('statbuffer_watch.seen', true), ''), '[]')::json)
-    AS b (buffer oid, increments bigint, at timestamptz)
+    AS b (relid oid, increments bigint, at timestamptz)
 ), now AS MATERIALIZED (
   SELECT *, clock_timestamp() AS at FROM sb_stat_buffers
 ), remember AS MATERIALIZED (
   -- counts what was seen before, so that it is read before it is replaced
   SELECT (SELECT count(*) FROM before),
     set_config('statbuffer_watch.seen', coalesce(json_agg(json_build_object(
-      'buffer', buffer::oid, 'increments', increments, 'at', at)), '[]')::text, false)
+      'relid', relid, 'increments', increments, 'at', at)), '[]')::text, false)
   FROM now
 )
-SELECT left(now.buffer::text, 20) AS buffer, state, keys, pg_size_pretty(memory) AS memory,
+SELECT left(now.relid::regclass::text, 20) AS buffer, state, keys, pg_size_pretty(memory) AS memory,
   pending + in_flight AS count,
   round(extract(epoch FROM oldest_due - now.at), 1) AS due_in,
   round((now.increments - coalesce(before.increments, 0)) /
     nullif(extract(epoch FROM now.at - coalesce(before.at, stats_reset)), 0)) AS per_s,
   failures
 FROM remember CROSS JOIN now
-  LEFT JOIN before ON before.buffer = now.buffer AND before.increments <= now.increments
-ORDER BY state = 'failing' DESC, now.buffer::text
+  LEFT JOIN before ON before.relid = now.relid AND before.increments <= now.increments
+ORDER BY state = 'failing' DESC, now.relid::regclass::text
 \watch 2

@@ -124,7 +124,7 @@ sub reckon
 sub add_statistics
 {
 	foreach my $row (split /\n/,
-		sql('SELECT buffer::text, increments, flushed_keys, handler_calls, failures, discarded FROM sb_stat_buffers'))
+		sql('SELECT buffer, increments, flushed_keys, handler_calls, failures, discarded FROM sb_stat_buffers'))
 	{
 		my ($buffer, $increments, $keys, $calls, $failures, $discarded) =
 		  split /\|/, $row;
@@ -208,7 +208,7 @@ sub make_peace
 
 	is( sql(
 			"SELECT buffer, state, last_error FROM sb_stat_buffers
-			 WHERE state NOT IN ('running', 'idle') AND buffer::text <> 'fleeting'"),
+			 WHERE state NOT IN ('running', 'idle') AND buffer <> 'fleeting'"),
 		'',
 		'no buffer fails any more');
 	is( sql(

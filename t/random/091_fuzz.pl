@@ -456,9 +456,9 @@ growth(
 # the worker of a buffer, with a handler that fails now and then
 sub worker_sizes
 {
-	$node->poll_query_until('utf', "SELECT pid IS NOT NULL FROM sb_stat_buffers WHERE buffer = 'control'::regclass")
+	$node->poll_query_until('utf', "SELECT pid IS NOT NULL FROM sb_stat_buffers WHERE buffer = 'control'")
 	  or die 'there is no worker';
-	my $pid = $session->value("SELECT pid FROM sb_stat_buffers WHERE buffer = 'control'::regclass");
+	my $pid = $session->value("SELECT pid FROM sb_stat_buffers WHERE buffer = 'control'");
 	my $log = $node->logfile;
 	my $offset = -s $log;
 

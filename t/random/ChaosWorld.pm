@@ -348,7 +348,7 @@ CREATE FUNCTION store_fleeting(key int, count bigint) RETURNS void LANGUAGE sql 
 };
 
 	# one of them is renamed
-	$sql .= "CREATE TABLE names AS SELECT name, name::regclass AS buffer FROM unnest(ARRAY["
+	$sql .= "CREATE TABLE names AS SELECT name, name::regclass::oid AS relid FROM unnest(ARRAY["
 	  . join(', ', map { "'$_'" } @exact_buffers)
 	  . "]) AS name;\n";
 	$sql .= "CREATE VIEW held AS\n"
@@ -483,10 +483,10 @@ WHERE now.n - seen.n NOT BETWEEN now.ended - seen.ended AND now.begun - seen.beg
 
 -- the statistics
 SELECT name || ': pending and in flight ' || pending + in_flight || ', held ' || coalesce(sum(n), 0)
-FROM names JOIN sb_stat_buffers s USING (buffer) LEFT JOIN held_now h ON h.buffer = name
+FROM names JOIN sb_stat_buffers s USING (relid) LEFT JOIN held_now h ON h.buffer = name
 GROUP BY name, pending, in_flight HAVING pending + in_flight <> coalesce(sum(n), 0);
 SELECT '=' || name || ' ' || coalesce(sum(n), 0) - flushed_count
-FROM names JOIN sb_stat_buffers s USING (buffer) LEFT JOIN stored h ON h.buffer = name
+FROM names JOIN sb_stat_buffers s USING (relid) LEFT JOIN stored h ON h.buffer = name
 GROUP BY name, flushed_count ORDER BY 1;
 UPDATE attempts_seen seen SET begun = now.begun, ended = now.ended, n = now.n
 FROM attempts_now now WHERE now.k = seen.k;

@@ -231,7 +231,7 @@ sub selection
 		3 => "EXPLAIN (ANALYZE, VERBOSE) SELECT * FROM $b x JOIN $c y USING (key)",
 		1 => "EXPLAIN SELECT * FROM $b WHERE n = 1",
 		4 => 'SELECT *, length(last_error), upper(last_error) FROM sb_stat_buffers',
-		2 => "SELECT * FROM sb_stat_buffers s, sb_keys(s.buffer) k WHERE s.buffer = '$b'::regclass",
+		2 => "SELECT * FROM sb_stat_buffers s, sb_keys(relid) k WHERE s.relid = '$b'::regclass",
 		3 => "SELECT k.*, length(k.last_error) FROM sb_keys('$b') k");
 }
 

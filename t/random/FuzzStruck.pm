@@ -95,7 +95,7 @@ sub struck_query
 		1 => "SELECT DISTINCT a FROM $b WHERE d_strike(20) IS NOT NULL",
 		2 => "SELECT k.*, d_strike($percent) FROM sb_keys('$b') k",
 		1 => "SELECT sb_keys('$b'), d_strike($percent) FROM $many",
-		2 => "SELECT *, d_strike(10) FROM sb_stat_buffers WHERE buffer::text ~ 'd_'",
+		2 => "SELECT *, d_strike(10) FROM sb_stat_buffers WHERE buffer ~ 'd_'",
 		1 => "SELECT sb_drain('$b', '50ms')",
 		2 => "SELECT sb_flush_all('$b')",
 		2 => "WITH i AS (INSERT INTO $b SELECT $row, g FROM $many RETURNING *) SELECT i, $call FROM i, generate_series(1, 2) AS g");

@@ -219,11 +219,12 @@ sub by_extended_protocol
 # argument each takes.  Their OIDs are looked up beforehand.
 my @by_fast_path = (
 	[ 'sb_increment(text,bigint,regclass)', qw(text bigint buffer) ],
-	[ 'sb_increment(anynonarray,bigint,regclass)', qw(text bigint buffer) ],
+	[ 'sb_increment(anyelement,bigint,regclass)', qw(text bigint buffer) ],
+	[ 'sb_increment("char",bigint,regclass)', qw(text bigint buffer) ],
 	[ 'sb_async_increment(text,bigint,regclass)', qw(text bigint buffer) ],
-	[ 'sb_async_increment(anynonarray,bigint,regclass)', qw(text bigint buffer) ],
+	[ 'sb_async_increment(anyelement,bigint,regclass)', qw(text bigint buffer) ],
 	[ 'sb_count(text,regclass)', qw(text buffer) ],
-	[ 'sb_count(anynonarray,regclass)', qw(text buffer) ],
+	[ 'sb_count(anyelement,regclass)', qw(text buffer) ],
 	[ 'sb_flush(text,regclass)', qw(text buffer) ],
 	[ 'sb_flush_all(regclass)', qw(buffer) ],
 	[ 'sb_keys(regclass)', qw(buffer) ],
