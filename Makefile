@@ -40,6 +40,7 @@ OBJS = \
 	src/target.o \
 	src/total.o \
 	src/trigger.o \
+	src/view.o \
 	src/worker.o
 
 EXTENSION = statbuffer
@@ -48,9 +49,9 @@ PGFILEDESC = "statbuffer - adds up increments of hot counters"
 
 REGRESS = setup increment default_buffer types options shape transactions \
 	fdw handler flushing async startstop renamed stats privileges security overflow \
-	trigger altered target
+	trigger altered target view
 ISOLATION = visibility new_key flush flush_own ddl drain stop range grants trigger_rows cursor_locks \
-	grow default_replaced
+	grow default_replaced view_updates
 ISOLATION_OPTS = --load-extension=statbuffer
 TAP_TESTS = 1
 PROVE_TESTS ?= t/*.pl t/random/*.pl

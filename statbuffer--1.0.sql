@@ -37,6 +37,17 @@ AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION sb_create(text, regclass, name, text[]) IS
 'creates a buffer whose counts go to a column of a table';
 
+CREATE FUNCTION sb_create_view(view text, buffer regclass)
+RETURNS regclass
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION sb_create_view(text, regclass) IS
+'creates an updatable view of a buffer''s target that has the totals in place of the count column';
+
+CREATE FUNCTION sb_view_trigger() RETURNS trigger
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION sb_view_trigger() IS
+'trigger function of the views that sb_create_view() creates';
+
 --
 -- Counting
 --

@@ -1,9 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * create.c
- *	  Creating buffers: the default buffer, and one for a table's column.
+ *	  Creating buffers: the default buffer, and one for a table's column; and
+ *	  the view of a table with the totals of a buffer.
  *
- * What is made here can also be written by hand, as CREATE FOREIGN TABLE.
+ * What is made here can also be written by hand, as CREATE FOREIGN TABLE and
+ * CREATE VIEW.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -34,6 +36,7 @@
 #include "sink.h"
 #include "sink_function.h"
 #include "target.h"
+#include "total.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -42,6 +45,7 @@
 #include "utils/syscache.h"
 
 COMPAT_FUNCTION_INFO_V1(sb_create);
+COMPAT_FUNCTION_INFO_V1(sb_create_view);
 
 /* Run a utility statement as the current user. */
 static void
@@ -128,6 +132,28 @@ check_not_null(FunctionCallInfo fcinfo, int argno, const char *name)
 				 errmsg("%s must not be null", name)));
 }
 
+/*
+ * Read the name of a relation that is to be created.  Returns it with the schema
+ * in which it will be, quoted: later statements must not mean another one by it.
+ */
+static char *
+read_new_name(text *name)
+{
+	RangeVar   *range = makeRangeVarFromNameList(textToQualifiedNameList(name));
+	Oid			schema = RangeVarGetCreationNamespace(range);
+
+	return quote_qualified_identifier(get_namespace_name(schema),
+									  range->relname);
+}
+
+/* Get the OID of a relation that was created with that name. */
+static Oid
+get_new_relation(const char *name)
+{
+	return RangeVarGetRelid(makeRangeVarFromNameList(compat_qualified_name_list(name)),
+							NoLock, false);
+}
+
 /* Append the definitions of the key columns: those of the target. */
 static void
 append_key_columns(StringInfo statement, Relation rel, const List *attnos)
@@ -191,8 +217,7 @@ append_options(StringInfo statement, ArrayType *array)
 Datum
 sb_create(PG_FUNCTION_ARGS)
 {
-	List	   *names;
-	RangeVar   *range;
+	char	   *name;
 	Relation	rel;
 	StringInfoData statement;
 	Oid			relid;
@@ -203,8 +228,7 @@ sb_create(PG_FUNCTION_ARGS)
 	check_not_null(fcinfo, 1, "target");
 	check_not_null(fcinfo, 2, "column");
 	check_not_null(fcinfo, 3, "options");
-	names = textToQualifiedNameList(PG_GETARG_TEXT_PP(0));
-	range = makeRangeVarFromNameList(names);
+	name = read_new_name(PG_GETARG_TEXT_PP(0));
 	rel = try_relation_open(PG_GETARG_OID(1), AccessShareLock);
 	if (rel == NULL)
 		ereport(ERROR,
@@ -213,8 +237,7 @@ sb_create(PG_FUNCTION_ARGS)
 						PG_GETARG_OID(1))));
 
 	initStringInfo(&statement);
-	appendStringInfo(&statement, "CREATE FOREIGN TABLE %s (",
-					 NameListToQuotedString(names));
+	appendStringInfo(&statement, "CREATE FOREIGN TABLE %s (", name);
 	append_key_columns(&statement, rel, target_find_key(rel));
 	appendStringInfo(&statement,
 					 "%s pg_catalog.int8 NOT NULL DEFAULT 1)"
@@ -227,9 +250,116 @@ sb_create(PG_FUNCTION_ARGS)
 	relation_close(rel, NoLock);
 	execute(statement.data);
 
-	relid = RangeVarGetRelid(range, NoLock, false);
+	relid = get_new_relation(name);
 	buffer = buffer_open(relid, AccessShareLock);
 	buffer_get_source(buffer, &source);
 	sink_for(source.options)->check(&source);
 	PG_RETURN_OID(relid);
+}
+
+/*
+ * Append the columns of a view: those of the target, with the total in place of
+ * the count column.
+ */
+static void
+append_view_columns(StringInfo statement, Relation rel, const Target *target,
+					Oid buffer, const char *schema)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	const char *separator = "";
+
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+
+		if (att->attisdropped)
+			continue;
+		appendStringInfoString(statement, separator);
+		separator = ", ";
+		if (att->attnum == target->count_attno)
+		{
+			appendStringInfo(statement, "%s.sb_total(%s", schema,
+							 target->nkeys > 1 ? "ROW(" : "");
+			for (int key = 0; key < target->nkeys; key++)
+				appendStringInfo(statement, "%st.%s", key > 0 ? ", " : "",
+								 target->keys[key].name);
+			appendStringInfo(statement, "%s, %s::pg_catalog.regclass) AS %s",
+							 target->nkeys > 1 ? ")" : "",
+							 quote_literal_cstr(target_name(buffer)),
+							 target->count);
+		}
+		else
+			appendStringInfo(statement, "t.%s",
+							 quote_identifier(NameStr(att->attname)));
+	}
+}
+
+/* Give the columns of a view the defaults that the target's columns have. */
+static void
+copy_defaults(const char *view, Relation rel)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+
+	for (int i = 0; desc->constr != NULL && i < desc->constr->num_defval; i++)
+	{
+		AttrDefault *value = &desc->constr->defval[i];
+		Form_pg_attribute att = TupleDescAttr(desc, value->adnum - 1);
+		Datum		expression;
+
+		if (att->attgenerated)
+			continue;
+		expression = DirectFunctionCall2(pg_get_expr,
+										 CStringGetTextDatum(value->adbin),
+										 ObjectIdGetDatum(RelationGetRelid(rel)));
+		execute(psprintf("ALTER VIEW %s ALTER COLUMN %s SET DEFAULT %s", view,
+						 quote_identifier(NameStr(att->attname)),
+						 TextDatumGetCString(expression)));
+	}
+}
+
+/*
+ * sb_create_view(view text, buffer regclass): create an updatable view of a
+ * buffer's target that has the totals in place of the count column.
+ *
+ * Does what CREATE VIEW and CREATE TRIGGER do, with their privileges and errors;
+ * whoever uses the view needs the privileges on the table and on the buffer
+ * himself.  Requires the SELECT privilege on the buffer.  Takes AccessShareLock on
+ * it and on the target, to the end of the transaction.
+ */
+Datum
+sb_create_view(PG_FUNCTION_ARGS)
+{
+	const char *schema = quote_identifier(get_namespace_name(get_func_namespace(fcinfo->flinfo->fn_oid)));
+	char	   *name;
+	Oid			relid;
+	SbBuffer   *buffer;
+	SinkSource	source;
+	Target	   *target;
+	Relation	rel;
+	StringInfoData statement;
+
+	check_not_null(fcinfo, 0, "view");
+	check_not_null(fcinfo, 1, "buffer");
+	name = read_new_name(PG_GETARG_TEXT_PP(0));
+	relid = PG_GETARG_OID(1);
+	buffer_check_privilege(relid, ACL_SELECT);
+	buffer = buffer_open(relid, AccessShareLock);
+	total_check_target(buffer);
+	buffer_get_source(buffer, &source);
+	target = target_open(&source, false, AccessShareLock);
+	rel = relation_open(target->relid, NoLock);
+
+	initStringInfo(&statement);
+	appendStringInfo(&statement,
+					 "CREATE VIEW %s WITH (security_invoker = true) AS SELECT ",
+					 name);
+	append_view_columns(&statement, rel, target, relid, schema);
+	appendStringInfo(&statement, " FROM %s AS t", target->name);
+	execute(statement.data);
+	copy_defaults(name, rel);
+	execute(psprintf("CREATE TRIGGER sb_view INSTEAD OF INSERT OR UPDATE OR DELETE ON %s"
+					 " FOR EACH ROW EXECUTE FUNCTION %s.sb_view_trigger()",
+					 name, schema));
+	relation_close(rel, NoLock);
+	PG_RETURN_OID(get_new_relation(name));
 }

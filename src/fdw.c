@@ -583,7 +583,7 @@ refuse_change(PlannerInfo *root, Index rtindex, RangeTblEntry *target_rte,
 					RelationGetRelationName(rel)) :
 			 errmsg("cannot update buffer \"%s\"",
 					RelationGetRelationName(rel)),
-			 errhint("Use INSERT to increment keys, with a negative count to decrease them, and TRUNCATE to discard all counts.")));
+			 errhint("Use INSERT to increment keys, with a negative count to decrease them, and TRUNCATE to discard all counts. UPDATE and DELETE work on a view that sb_create_view() creates.")));
 }
 
 /*

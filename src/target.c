@@ -867,11 +867,12 @@ target_keep(Target *target, TargetStatement statement, SPIPlanPtr plan)
 }
 
 /*
- * The target is locked, so its name in the text of a statement means it, unless
- * its schema was renamed at this moment.
+ * Raise an error if a statement that was prepared is not on the target.  It is
+ * locked, so its name in the text of the statement means it, unless its schema was
+ * renamed at this moment.
  */
-static void
-check_plan(const Target *target, SPIPlanPtr plan)
+void
+target_check_plan(const Target *target, SPIPlanPtr plan)
 {
 	CachedPlanSource *source = linitial(SPI_plan_get_plan_sources(plan));
 
@@ -910,6 +911,6 @@ target_plan(Target *target, TargetStatement statement)
 	}
 	PG_END_TRY();
 	AtEOXact_GUC(false, nestlevel);
-	check_plan(target, target->plans[statement]);
+	target_check_plan(target, target->plans[statement]);
 	return target->plans[statement];
 }

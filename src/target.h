@@ -71,6 +71,7 @@ extern SPIPlanPtr target_prepare(const char *statement, int nargs,
 								 Oid *argtypes);
 extern void target_keep(Target *target, TargetStatement statement,
 						SPIPlanPtr plan);
+extern void target_check_plan(const Target *target, SPIPlanPtr plan);
 extern SPIPlanPtr target_plan(Target *target, TargetStatement statement);
 
 #endif							/* STATBUFFER_TARGET_H */
