@@ -348,6 +348,20 @@ SELECT key, count, last_error FROM sb_keys('inherited') WHERE count <> 0;
 DROP FOREIGN TABLE inherited;
 DROP TABLE parent, child;
 
+-- Where most keys are new they are inserted at once.  A row that is there all the
+-- same is updated, though what is proposed for it would not pass the check.
+CREATE TABLE checked (id int PRIMARY KEY, n bigint CHECK (n >= 10));
+INSERT INTO checked VALUES (100, 10), (200, 10);
+SELECT sb_create('checked_counts', 'checked', 'n', 'interval=1h', 'batch_size=10');
+INSERT INTO checked_counts SELECT i, CASE WHEN i % 100 = 0 THEN 1 ELSE 10 END FROM generate_series(1, 300) i WHERE i <> 300;
+SELECT sb_drain('checked_counts');
+SELECT count(*), sum(n), max(n) FROM checked;
+INSERT INTO checked_counts SELECT i, CASE WHEN i % 100 = 0 THEN -1 ELSE 10 END FROM generate_series(1, 500) i WHERE i NOT IN (300, 400, 500);
+SELECT sb_drain('checked_counts');
+SELECT count(*), sum(n), max(n) FROM checked;
+DROP FOREIGN TABLE checked_counts;
+DROP TABLE checked;
+
 -- One key at a time
 CREATE TABLE pages (path text PRIMARY KEY, views bigint NOT NULL DEFAULT 0);
 SELECT sb_create('hits', 'pages', 'views', 'interval=0', 'batch_size=1');

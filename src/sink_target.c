@@ -10,6 +10,13 @@
  * fails CHECK (n >= 0) there though the sum would not.  The INSERT has that
  * clause, too, for rows that others insert at the same time.
  *
+ * Where most keys are new, the UPDATE is in vain.  So after a batch of which
+ * few rows were there, the next ones are inserted at once, and every now and then
+ * one takes both statements, to see whether that still is so.  What differs if a
+ * row is there all the same is the check of the proposed row: so a batch with a
+ * decrease or with one key begins with the UPDATE, and so does the one that
+ * follows a failed one.
+ *
  * The statements read the batch as an ephemeral named relation, as a trigger
  * reads a transition table.  Their plans are kept from flush to flush: see
  * target_plan().
@@ -40,6 +47,13 @@
  * take them all for different ones, though it knows nothing of them.
  */
 #define PLANNED_KEYS		100
+
+/*
+ * So many batches are inserted at once after one of which at most one row in
+ * ROWS_PER_UPDATE was there.
+ */
+#define INSERTS_AT_ONCE		15
+#define ROWS_PER_UPDATE		16
 
 typedef struct TargetSink
 {
@@ -211,11 +225,26 @@ receiver_end(DestReceiver *self)
 {
 }
 
+/* May these keys be inserted without looking for their rows first? */
+static bool
+can_insert_at_once(const Target *target, const SinkKey *keys, int nkeys)
+{
+	if (target->inserts_at_once == 0 || target->update_first || nkeys == 1)
+		return false;
+	for (int i = 0; i < nkeys; i++)
+		if (keys[i].count < 0)
+			return false;
+	return true;
+}
+
 /* SinkMethods.deliver: add to the rows that are there, and insert the others. */
 static int
 deliver(Sink *sink, SinkKey *keys, int nkeys, SinkProgress progress, void *arg)
 {
 	TargetSink *target_sink = (TargetSink *) sink;
+	Target	   *target = target_sink->target;
+	bool		at_once = can_insert_at_once(target, keys, nkeys);
+	int			inserts_at_once;
 	StoredReceiver receiver = {
 		.receiver = {
 			.receiveSlot = receive_stored,
@@ -230,17 +259,33 @@ deliver(Sink *sink, SinkKey *keys, int nkeys, SinkProgress progress, void *arg)
 	if (!progress(0, nkeys, arg))
 		return 0;
 
+	/* if this fails, the next one begins with the UPDATE */
+	inserts_at_once = target->inserts_at_once;
+	target->inserts_at_once = 0;
+
 	SPI_connect();
 	register_batch(target_sink, keys, nkeys, NULL);
-	run(target_sink->target, TARGET_UPDATE, &receiver.receiver);
-	if (receiver.nstored < nkeys)
+	if (at_once)
 	{
-		if (SPI_unregister_relation(BATCH) != SPI_OK_REL_UNREGISTER)
-			elog(ERROR, "could not unregister the batch");
-		register_batch(target_sink, keys, nkeys, receiver.stored);
-		run(target_sink->target, TARGET_INSERT, NULL);
+		run(target, TARGET_INSERT, NULL);
+		inserts_at_once--;
+	}
+	else
+	{
+		run(target, TARGET_UPDATE, &receiver.receiver);
+		if (receiver.nstored < nkeys)
+		{
+			if (SPI_unregister_relation(BATCH) != SPI_OK_REL_UNREGISTER)
+				elog(ERROR, "could not unregister the batch");
+			register_batch(target_sink, keys, nkeys, receiver.stored);
+			run(target, TARGET_INSERT, NULL);
+		}
+		if (nkeys > 1)
+			inserts_at_once =
+				receiver.nstored <= nkeys / ROWS_PER_UPDATE ? INSERTS_AT_ONCE : 0;
 	}
 	SPI_finish();
+	target->inserts_at_once = inserts_at_once;
 	return nkeys;
 }
 

@@ -500,6 +500,11 @@ describe(Relation rel, const SinkSource *source)
 	target->count_attno = att->attnum;
 	target->count = pstrdup(quote_identifier(source->count_name));
 	find_index(rel, source, target);
+
+	/* a row may be in a table that inherits; a trigger may change the count */
+	target->update_first =
+		(rel->rd_rel->relkind == RELKIND_RELATION && rel->rd_rel->relhassubclass) ||
+		(rel->trigdesc != NULL && rel->trigdesc->trig_insert_before_row);
 	target->context = CurrentMemoryContext;
 	return target;
 }

@@ -52,9 +52,13 @@ typedef struct Target
 	AttrNumber	count_attno;
 	char	   *count;			/* the count column's name */
 	bool		nulls_equal;	/* two nulls are the same key */
+	bool		update_first;	/* an INSERT could do something else to a row
+								 * that is there than an UPDATE */
 
 	MemoryContext context;		/* that holds all this */
 	SPIPlanPtr	plans[TARGET_STATEMENTS];	/* NULL: not made yet */
+
+	int			inserts_at_once;	/* sink_target.c: for so many batches */
 } Target;
 
 extern List *target_find_key(Relation rel);
