@@ -60,12 +60,12 @@ our $fail_procedure = q{
 	-- Goes on until n more attempts have failed.  A request makes all keys due.
 	CREATE PROCEDURE fail(b regclass, n int) LANGUAGE plpgsql AS $$
 	DECLARE
-		goal bigint := n + failures FROM sb_stat_buffers WHERE buffer = b;
+		goal bigint := n + failures FROM sb_stat_buffers WHERE relid = b;
 		last bigint := -1;
 		so_far bigint;
 	BEGIN
 		LOOP
-			SELECT failures INTO so_far FROM sb_stat_buffers WHERE buffer = b;
+			SELECT failures INTO so_far FROM sb_stat_buffers WHERE relid = b;
 			EXIT WHEN so_far >= goal;
 			IF so_far <> last THEN
 				PERFORM sb_increment('key ' || so_far % 7, 1, b), sb_increment('other ' || so_far % 5, 1, b);
