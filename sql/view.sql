@@ -13,7 +13,7 @@ SELECT sb_create_view('page_counts', 'hits');
 SELECT attname, format_type(atttypid, atttypmod), pg_get_expr(adbin, adrelid)
   FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
   WHERE attrelid = 'page_counts'::regclass ORDER BY attnum;
-SELECT pg_get_viewdef('page_counts'), reloptions FROM pg_class WHERE oid = 'page_counts'::regclass;
+SELECT replace(pg_get_viewdef('page_counts'), 't.', '') AS definition, reloptions FROM pg_class WHERE oid = 'page_counts'::regclass;
 
 --
 -- UPDATE counts what it adds
@@ -182,7 +182,7 @@ CREATE TABLE "My schema"."The ""table""" ("User ID" int, "order" varchar(10), "s
 CREATE FOREIGN TABLE "My schema"."Buf" ("User ID" int, "order" varchar(10), "count" bigint)
   SERVER statbuffer OPTIONS (target '"My schema"."The ""table"""', interval '1h', backoff '1h');
 SELECT sb_create_view('"My schema"."A view"', '"My schema"."Buf"');
-SELECT pg_get_viewdef('"My schema"."A view"');
+SELECT replace(pg_get_viewdef('"My schema"."A view"'), 't.', '') AS definition;
 INSERT INTO "My schema"."A view" ("User ID", "order", "count") VALUES (1, 'a', 1), (1, NULL, 5), (2, 'a', NULL);
 UPDATE "My schema"."A view" SET "count" = "count" + 10 WHERE "User ID" = 1;
 UPDATE "My schema"."A view" SET "order" = 'b' WHERE "order" IS NULL RETURNING *;
