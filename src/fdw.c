@@ -516,6 +516,22 @@ report_null_count(ResultRelInfo *rinfo, SbBuffer *buffer)
 }
 
 /*
+ * Add to a key that is one text, if its stored form has a short header.  Returns
+ * false if not.
+ */
+static inline bool
+add_text(BufferInsert *state, int64 count)
+{
+	Size		len;
+	const char *text = key_get_text(state->values[0], &len);
+
+	if (unlikely(len > KEY_SHORT_TEXT))
+		return false;
+	(void) pending_add_text(&state->target, text, len, count);
+	return true;
+}
+
+/*
  * ExecForeignInsert: add a row's count to its key, as sb_increment() does.
  * Raises the errors of key_form() and pending_add(), or if the count is null.
  */
@@ -527,7 +543,6 @@ insert_row(EState *estate, ResultRelInfo *rinfo, TupleTableSlot *slot,
 	const BufferShape *shape;
 	SbBuffer   *buffer;
 	MemoryContext oldcontext;
-	KeyBytes	key;
 	Datum		count;
 	bool		isnull;
 
@@ -548,9 +563,15 @@ insert_row(EState *estate, ResultRelInfo *rinfo, TupleTableSlot *slot,
 
 	MemoryContextReset(state->row_context);
 	oldcontext = MemoryContextSwitchTo(state->row_context);
-	key_form(shape->desc, NameStr(buffer->name), state->values,
-			 state->isnull, &state->space, &key);
-	(void) pending_add(&state->target, shape, &key, DatumGetInt64(count));
+	if (!shape->is_text || state->isnull[0] ||
+		!add_text(state, DatumGetInt64(count)))
+	{
+		KeyBytes	key;
+
+		key_form(shape->desc, NameStr(buffer->name), state->values,
+				 state->isnull, &state->space, &key);
+		(void) pending_add(&state->target, shape, &key, DatumGetInt64(count));
+	}
 	MemoryContextSwitchTo(oldcontext);
 	return slot;
 }
