@@ -132,9 +132,19 @@ report_no_room(int64 held, int64 delta)
 }
 
 /*
- * Find or create the counter of a key and pin it.  If that takes the buffer
- * near its bound of memory, or to it, request an early flush.
+ * Keys were created, or found no room: if the buffer is near its bound of
+ * memory, or at it, request an early flush.
  */
+static void
+flush_if_short(SharedBuffer *buffer, TableResult result, uint64 max_memory)
+{
+	if ((result == TABLE_BUFFER_FULL ||
+		 table_is_short(&buffer->table, max_memory)) &&
+		requests_ask_early(&buffer->requests))
+		registry_wake(buffer);
+}
+
+/* Find or create the counter of a key and pin it. */
 static TableResult
 find_or_create(SharedBuffer *buffer, const CounterTable *table,
 			   const KeyBytes *key, uint64 max_memory, CounterRef *ref)
@@ -142,13 +152,25 @@ find_or_create(SharedBuffer *buffer, const CounterTable *table,
 	TableResult result = table_pin_or_create(&buffer->table, table, key,
 											 max_memory, ref);
 
-	if (likely(result == TABLE_FOUND))
-		return result;
-	if ((result == TABLE_BUFFER_FULL ||
-		 table_is_short(&buffer->table, max_memory)) &&
-		requests_ask_early(&buffer->requests))
-		registry_wake(buffer);
+	if (unlikely(result != TABLE_FOUND))
+		flush_if_short(buffer, result, max_memory);
 	return result;
+}
+
+/*
+ * Is the count of a counter that the process has pinned moderate, with and
+ * without what is in flight, which may come back, or not?
+ */
+static inline bool
+is_moderate(SharedCounter *counter)
+{
+	int64		count,
+				in_flight;
+
+	/* reading after pinning: the pin, an atomic operation, orders this */
+	counter_read(counter, &count, &in_flight);
+	return count_is_within(count, MODERATE_COUNT) &&
+		count_is_within(count + in_flight, MODERATE_COUNT);
 }
 
 /*
@@ -197,11 +219,7 @@ pin_counter(SharedBuffer *buffer, const CounterTable *table,
 		if (unlikely(pin->ref.counter == NULL))
 			return result;
 
-		/* reading after pinning: the pin, an atomic operation, orders this */
-		counter_read(pin->ref.counter, &count, &in_flight);
-		if (likely(moderate &&
-				   count_is_within(count, MODERATE_COUNT) &&
-				   count_is_within(count + in_flight, MODERATE_COUNT)))
+		if (likely(moderate && is_moderate(pin->ref.counter)))
 			return result;
 		if (locked)
 			break;
@@ -209,7 +227,6 @@ pin_counter(SharedBuffer *buffer, const CounterTable *table,
 		counters_unpin(buffer, pin);
 	}
 
-	/* what is in flight may come back, or not */
 	others = (pg_atomic_read_u32(&pin->ref.counter->pins) & COUNTER_PINS) - 1;
 	counter_read(pin->ref.counter, &count, &in_flight);
 	if (!fits(count, delta, most, others) ||
@@ -231,6 +248,71 @@ counters_pin(SharedBuffer *buffer, const CounterTable *table,
 {
 	return pin_counter(buffer, table, key, delta, LARGE_COUNT,
 					   registry_max_memory(buffer), pin);
+}
+
+/*
+ * Pin the counters of keys to which a transaction adds moderate deltas: up to
+ * HASH_MANY different keys of one table_group().  For each that has none, one is
+ * created if there is room.  `nexpected' is how many more keys of the group are
+ * likely to follow.
+ *
+ * Sets each of `pins' to a pin, or to none: then the caller must call
+ * counters_pin() for it, which tells why, or waits.  The pins are valid at any
+ * time, so that the caller's transaction can release them if this raises an
+ * error.
+ */
+void
+counters_pin_many(SharedBuffer *buffer, const CounterTable *table,
+				  const KeyBytes *keys, CounterPin **pins, int n,
+				  uint32 nexpected)
+{
+	uint64		max_memory = registry_max_memory(buffer);
+	HashItem	items[HASH_MANY];
+	int			numbers[HASH_MANY];
+	int			nnew = 0;
+	int			nallocated;
+	int			ncreated;
+
+	Assert(registry_is_usable(buffer) && n <= HASH_MANY);
+	for (int i = 0; i < n; i++)
+	{
+		items[i].key = keys[i];
+		pins[i]->ref.counter = NULL;
+		pins[i]->locked = false;
+	}
+	table_pin_many(table, items, n);
+
+	/* note what is pinned, before anything can fail */
+	for (int i = 0; i < n; i++)
+		pins[i]->ref = items[i].ref;
+	for (int i = 0; i < n; i++)
+	{
+		if (pins[i]->ref.counter == NULL)
+		{
+			items[nnew].key = keys[i];
+			numbers[nnew++] = i;
+		}
+		else if (unlikely(!is_moderate(pins[i]->ref.counter)))
+			counters_unpin(buffer, pins[i]);
+	}
+	if (nnew == 0)
+		return;
+
+	table_reserve(table, &items[0].key,
+				  nnew + (uint64) nexpected * nnew / n);
+	nallocated = table_allocate_many(&buffer->table, table, items, nnew,
+									 max_memory);
+	if (nallocated == 0)
+		return;
+	ncreated = table_insert_many(&buffer->table, table, items, nallocated);
+	if (ncreated < 0)
+		return;
+	for (int i = 0; i < ncreated; i++)
+		pins[numbers[i]]->ref = items[i].ref;
+	flush_if_short(buffer, TABLE_CREATED, max_memory);
+
+	/* another process has just made the next key, or memory is short */
+	table_free_many(&items[ncreated], nallocated - ncreated);
 }
 
 /*
@@ -400,40 +482,66 @@ counters_add_loaded(SharedBuffer *buffer, CounterPin *pin, int64 delta,
  * already, that are not moderate, or for which there is no room.  The others,
  * counters_pin_loaded() and counters_add_loaded() take one by one.
  *
+ * `items' has room for `n'.  `nallocated' is set to the number of those with a
+ * counter: those after the ones that were created, the caller frees with
+ * table_free_many(), when it has noted which are loaded.
+ *
  * The caller has claimed the buffer, so it may put them into the wheel, where
  * the worker would otherwise put each when it is no longer in the cache.  On
  * error, none is created.
  */
 int
 counters_create_loaded(SharedBuffer *buffer, const CounterTable *table,
-					   NewCounter *new, int n)
+					   const LoadedCount *loaded, int n, HashItem *items,
+					   int *nallocated)
 {
 	SharedSchedule *schedule = &buffer->schedule;
 	ClockTime	first = SCHEDULE_NEVER;
 	uint64		sum = 0;
+	int			ncreated = 0;
 	int			moderate = 0;
 
-	Assert(registry_is_mine(buffer));
-	while (moderate < n && count_is_within(new[moderate].count, MODERATE_DELTA))
-		moderate++;
+	*nallocated = 0;
+
+	Assert(registry_is_mine(buffer) && n <= HASH_MANY);
+	for (; moderate < n &&
+		 count_is_within(loaded[moderate].count, MODERATE_DELTA); moderate++)
+		items[moderate].key = loaded[moderate].key;
 	if (moderate == 0)
 		return 0;
 	schedule_prepare_to_add(schedule);
-	n = table_create_many(&buffer->table, table, new, moderate);
+	*nallocated = table_allocate_many(&buffer->table, table, items, moderate, 0);
+	for (int i = 0; i < *nallocated; i++)
+	{
+		SharedCounter *counter = items[i].ref.counter;
+
+		/* the caller needs no pin */
+		pg_atomic_init_u64(&counter->count, (uint64) loaded[i].count);
+		pg_atomic_init_u64(&counter->counted_at, (uint64) loaded[i].counted_at);
+		pg_atomic_init_u32(&counter->pins, COUNTER_LINKED);
+	}
+	if (*nallocated > 0)
+		ncreated = table_insert_many(&buffer->table, table, items, *nallocated);
+	if (ncreated < 0)
+	{
+		*nallocated = 0;
+		return 0;
+	}
 
 	/* from here on nothing can fail */
-	for (int i = 0; i < n; i++)
+	for (int i = 0; i < ncreated; i++)
 	{
-		schedule_add(schedule, new[i].ref);
-		first = Min(first, new[i].counted_at);
-		sum += (uint64) new[i].count;
+		schedule_add(schedule, items[i].ref);
+		first = Min(first, loaded[i].counted_at);
+		sum += (uint64) loaded[i].count;
 	}
-	if (n == 0)
-		return 0;
-	registry_count(buffer, STAT_PUBLISHED, sum);
-	if (schedule_lower(schedule, first + registry_interval(buffer)))
-		registry_wake(buffer);
-	return n;
+	if (ncreated > 0)
+	{
+		registry_count(buffer, STAT_PUBLISHED, sum);
+		if (schedule_lower(schedule, first + registry_interval(buffer)))
+			registry_wake(buffer);
+	}
+	return ncreated;
 }
 
 /*

@@ -41,11 +41,22 @@ typedef struct CounterPin
 	bool		locked;			/* its transaction takes a turn */
 } CounterPin;
 
+/* A saved count, for counters_create_loaded(). */
+typedef struct LoadedCount
+{
+	KeyBytes	key;
+	int64		count;
+	ClockTime	counted_at;
+} LoadedCount;
+
 /* for all processes that hold a lock on the relation */
 extern TableResult counters_pin(SharedBuffer *buffer,
 								const CounterTable *table,
 								const KeyBytes *key, int64 delta,
 								CounterPin *pin);
+extern void counters_pin_many(SharedBuffer *buffer, const CounterTable *table,
+							  const KeyBytes *keys, CounterPin **pins, int n,
+							  uint32 nexpected);
 extern TableResult counters_pin_now(SharedBuffer *buffer,
 									const CounterTable *table,
 									const KeyBytes *key, int64 delta,
@@ -62,7 +73,8 @@ extern void counters_add(SharedBuffer *buffer, CounterPin *pin, int64 delta,
 						 ClockTime *now);
 extern int	counters_create_loaded(SharedBuffer *buffer,
 								   const CounterTable *table,
-								   NewCounter *new, int n);
+								   const LoadedCount *loaded, int n,
+								   HashItem *items, int *nallocated);
 extern void counters_add_loaded(SharedBuffer *buffer, CounterPin *pin,
 								int64 delta, ClockTime counted_at);
 extern void counters_unpin(SharedBuffer *buffer, CounterPin *pin);

@@ -123,19 +123,31 @@ chunk_size(uint32 number)
 	return number < SMALL_CHUNKS ? SMALL_CHUNK : LARGE_CHUNK;
 }
 
-/* Get the head of a bucket.  The partition is locked. */
+/*
+ * Get the head of a bucket.  `root' is the address of the partition's root; NULL:
+ * it has none.  The partition is locked.
+ */
 static inline dsa_pointer *
-bucket_head(HashPartition *partition, uint32 bucket)
+bucket_below(HashPartition *partition, void *root, uint32 bucket)
 {
-	dsa_pointer *chunk;
+	dsa_pointer *chunk = root;
 
 	if (bucket < HASH_FIRST_BUCKETS)
 		return &partition->buckets[bucket];
-	chunk = dsa_get_address(shared_area, partition->root);
 	if (chunk_number(partition->nbuckets - 1) > 0)
 		chunk = dsa_get_address(shared_area,
-								((HashDirectory *) chunk)->chunks[chunk_number(bucket)]);
+								((HashDirectory *) root)->chunks[chunk_number(bucket)]);
 	return &chunk[chunk_offset(bucket)];
+}
+
+/* The same, where that address is not known. */
+static inline dsa_pointer *
+bucket_head(HashPartition *partition, uint32 bucket)
+{
+	if (bucket < HASH_FIRST_BUCKETS)
+		return &partition->buckets[bucket];
+	return bucket_below(partition,
+						dsa_get_address(shared_area, partition->root), bucket);
 }
 
 /* The hash of a counter's key. */
@@ -211,17 +223,12 @@ hash_lock(HashPartition *partitions, uint32 hash, LWLockMode mode)
 	return lock;
 }
 
-/*
- * Find a key.  Returns a counter with a NULL pointer if it is not there.  The
- * partition is locked.  Raises an error if memory cannot be mapped.
- */
-CounterRef
-hash_find(HashPartition *partitions, const KeyBytes *key, uint8 shape)
+/* Find a key in the chain that begins with `first'. */
+static inline CounterRef
+find_in_chain(dsa_pointer first, const KeyBytes *key, uint8 shape)
 {
-	HashPartition *partition = partition_of(partitions, key->hash);
-	CounterRef	ref;
+	CounterRef	ref = {NULL, first};
 
-	ref.self = *bucket_head(partition, bucket_number(partition, key->hash));
 	for (;;)
 	{
 		ref.counter = counter_at(ref.self);
@@ -231,6 +238,57 @@ hash_find(HashPartition *partitions, const KeyBytes *key, uint8 shape)
 			return ref;
 		ref.self = ref.counter->chain;
 	}
+}
+
+/*
+ * Find a key.  Returns a counter with a NULL pointer if it is not there.  The
+ * partition is locked.  Raises an error if memory cannot be mapped.
+ */
+CounterRef
+hash_find(HashPartition *partitions, const KeyBytes *key, uint8 shape)
+{
+	HashPartition *partition = partition_of(partitions, key->hash);
+
+	return find_in_chain(*bucket_head(partition,
+									  bucket_number(partition, key->hash)),
+						 key, shape);
+}
+
+/*
+ * Find the heads of the buckets of keys, up to HASH_MANY, and have the
+ * counters that they lead to fetched: to wait for each would take longer than
+ * all the rest.
+ */
+static void
+find_heads(HashPartition *partition, const HashItem *items, int n,
+		   dsa_pointer **heads)
+{
+	void	   *root = dsa_get_address(shared_area, partition->root);
+
+	Assert(n <= HASH_MANY);
+	for (int i = 0; i < n; i++)
+	{
+		Assert(hash_partition_number(items[i].key.hash) ==
+			   hash_partition_number(items[0].key.hash));
+		heads[i] = bucket_below(partition, root,
+								bucket_number(partition, items[i].key.hash));
+		compat_prefetch(heads[i]);
+	}
+	for (int i = 0; i < n; i++)
+		counter_prefetch(*heads[i]);
+}
+
+/*
+ * Find keys of one partition, up to HASH_MANY: like hash_find() for each.
+ */
+void
+hash_find_many(HashPartition *partitions, HashItem *items, int n, uint8 shape)
+{
+	dsa_pointer *heads[HASH_MANY];
+
+	find_heads(partition_of(partitions, items[0].key.hash), items, n, heads);
+	for (int i = 0; i < n; i++)
+		items[i].ref = find_in_chain(*heads[i], &items[i].key, shape);
 }
 
 /* ------------------------------------------------------------------------
@@ -300,9 +358,9 @@ hash_free_spare(HashSpare *spare)
 }
 
 /*
- * Make room for one more bucket.  Returns false if that needs memory that was
- * not prepared.  What is no longer needed takes the place in `spare' of what
- * was used.
+ * Make room for one more bucket, which begins a chunk.  Returns false if that
+ * needs memory that was not prepared.  What is no longer needed takes the place
+ * in `spare' of what was used.  What leads to the bucket is mapped.
  */
 static bool
 add_chunk(HashPartition *partition, HashSpare *spare)
@@ -311,8 +369,6 @@ add_chunk(HashPartition *partition, HashSpare *spare)
 	dsa_pointer chunk = spare->chunk;
 	HashDirectory *directory = NULL;
 
-	if (!begins_chunk(partition->nbuckets))
-		return true;
 	if (!DsaPointerIsValid(chunk) || spare->chunk_size != chunk_size(c))
 		return false;
 
@@ -370,19 +426,27 @@ static bool
 split(HashPartition *partition, HashSpare *spare)
 {
 	uint32		number = partition->nbuckets;
-	uint32		old_number = number - lower_power(number);
-	dsa_pointer *old_link;
+	dsa_pointer *old_link = bucket_head(partition, number - lower_power(number));
 	dsa_pointer *new_link;
 
 	if (number == PG_UINT32_MAX / 2)
 		return false;
-	map_chain(*bucket_head(partition, old_number));
-	if (!add_chunk(partition, spare))
-		return false;
 
+	/* map all that is to be changed; a bucket stays where it is */
+	map_chain(*old_link);
+	if (begins_chunk(number))
+	{
+		dsa_pointer chunk = spare->chunk;
+
+		if (!add_chunk(partition, spare))
+			return false;
+		new_link = dsa_get_address(shared_area, chunk);
+	}
+	else
+		new_link = bucket_head(partition, number);
+
+	/* from here on nothing can fail */
 	partition->nbuckets++;
-	old_link = bucket_head(partition, old_number);
-	new_link = bucket_head(partition, number);
 	for (dsa_pointer pointer = *old_link; DsaPointerIsValid(pointer);)
 	{
 		SharedCounter *counter = counter_at(pointer);
@@ -405,14 +469,11 @@ split(HashPartition *partition, HashSpare *spare)
 	return true;
 }
 
-/* Put a counter into its bucket. */
-static void
-insert(HashPartition *partition, uint32 hash, CounterRef ref)
+/* Put a counter into a bucket. */
+static inline void
+insert(HashPartition *partition, dsa_pointer *head, CounterRef ref)
 {
-	dsa_pointer *head;
-
 	Assert(LWLockHeldByMeInMode(&partition->lock, LW_EXCLUSIVE));
-	head = bucket_head(partition, bucket_number(partition, hash));
 	ref.counter->chain = *head;
 	*head = ref.self;
 	partition->nkeys++;
@@ -431,12 +492,13 @@ hash_insert(HashPartition *partitions, uint32 hash, CounterRef ref,
 
 	if (partition->nkeys >= partition->nbuckets)
 		(void) split(partition, spare);
-	insert(partition, hash, ref);
+	insert(partition, bucket_head(partition, bucket_number(partition, hash)),
+		   ref);
 }
 
 /*
  * Make buckets for so many new keys in the partition of a hash, so that
- * hash_insert_reserved() can insert them.  If memory is out, makes fewer.
+ * hash_insert_many() can insert them.  If memory is out, makes fewer.
  * `spare' is zero; on error the caller frees it.  Nothing is locked.
  *
  * The lock is only held for the buckets of one chunk at a time, so that nobody
@@ -470,27 +532,31 @@ hash_reserve(HashPartition *partitions, uint32 hash, uint32 nkeys,
 }
 
 /*
- * How many keys can hash_insert_reserved() insert in the partition of a hash?
- * The partition is locked exclusively.
+ * Insert counters of one partition, up to HASH_MANY, with different keys: those
+ * before the first one whose key is there, or for which there is no bucket in
+ * reserve.  Returns how many.  The partition is locked exclusively.
+ *
+ * Raises an error if memory cannot be mapped; then none is inserted.
  */
-uint32
-hash_reserved(const HashPartition *partitions, uint32 hash)
+int
+hash_insert_many(HashPartition *partitions, const HashItem *items, int n,
+				 uint8 shape)
 {
-	const HashPartition *partition = &partitions[hash_partition_number(hash)];
+	HashPartition *partition = partition_of(partitions, items[0].key.hash);
+	dsa_pointer *heads[HASH_MANY];
+	int			ninserted = 0;
 
-	return partition->nbuckets - Min(partition->nkeys, partition->nbuckets);
-}
+	n = Min(n, partition->nbuckets - Min(partition->nkeys, partition->nbuckets));
+	find_heads(partition, items, n, heads);
+	while (ninserted < n &&
+		   find_in_chain(*heads[ninserted], &items[ninserted].key,
+						 shape).counter == NULL)
+		ninserted++;
 
-/*
- * Insert a counter in a partition that has room for it.  Its key is not there,
- * as hash_find() has found; the partition is locked exclusively since then.
- * Cannot fail, because hash_find() has mapped the bucket.
- */
-void
-hash_insert_reserved(HashPartition *partitions, uint32 hash, CounterRef ref)
-{
-	Assert(hash_reserved(partitions, hash) > 0);
-	insert(partition_of(partitions, hash), hash, ref);
+	/* from here on nothing can fail */
+	for (int i = 0; i < ninserted; i++)
+		insert(partition, heads[i], items[i].ref);
+	return ninserted;
 }
 
 /* ------------------------------------------------------------------------

@@ -102,6 +102,16 @@ typedef struct HashScan
 	SharedCounter *counter;		/* the current one; NULL: deleted, or none */
 } HashScan;
 
+/* how many keys the functions that take many can take at a time */
+#define HASH_MANY			256
+
+/* A key and its counter, for functions that take many keys of a partition. */
+typedef struct HashItem
+{
+	KeyBytes	key;
+	CounterRef	ref;			/* of a NULL pointer: not there, or not yet */
+} HashItem;
+
 /* The number of the partition of a hash. */
 static inline int
 hash_partition_number(uint32 hash)
@@ -124,9 +134,10 @@ extern void hash_insert(HashPartition *partitions, uint32 hash,
 extern void hash_free_spare(HashSpare *spare);
 extern void hash_reserve(HashPartition *partitions, uint32 hash, uint32 nkeys,
 						 HashSpare *spare);
-extern uint32 hash_reserved(const HashPartition *partitions, uint32 hash);
-extern void hash_insert_reserved(HashPartition *partitions, uint32 hash,
-								 CounterRef ref);
+extern void hash_find_many(HashPartition *partitions, HashItem *items, int n,
+						   uint8 shape);
+extern int	hash_insert_many(HashPartition *partitions, const HashItem *items,
+							 int n, uint8 shape);
 
 extern void hash_begin_scan(HashScan *scan, HashPartition *partitions,
 							LWLockMode mode);

@@ -243,7 +243,7 @@ load_set_saved(void)
  */
 
 /* how many counters to make under one lock of the table, at most */
-#define RUN_KEYS		256
+#define RUN_KEYS		HASH_MANY
 
 /* how many keys to load one by one where the first of a run is there */
 #define SINGLE_KEYS		32
@@ -260,7 +260,8 @@ typedef struct Loading
 	uint64		nkeys;			/* keys loaded */
 	uint64		shown_nkeys;	/* and when that was last shown */
 	int			run;			/* how many to create at a time */
-	NewCounter	new[RUN_KEYS];
+	LoadedCount new[RUN_KEYS];
+	HashItem	items[RUN_KEYS];	/* of some of them */
 } Loading;
 
 static inline int64
@@ -303,7 +304,7 @@ get_counted_at(const Loading *loading, const SavedKey *saved)
 
 /* Add a saved count to its key, as if it had just been committed. */
 static void
-load_key(Loading *loading, const NewCounter *new)
+load_key(Loading *loading, const LoadedCount *new)
 {
 	SharedBuffer *buffer = loading->buffer;
 	CounterPin	pin;
@@ -321,17 +322,20 @@ load_key(Loading *loading, const NewCounter *new)
  * counted meanwhile, and are loaded one by one; they are often not alone.
  */
 static void
-load_run(Loading *loading, NewCounter *new, int n)
+load_run(Loading *loading, const LoadedCount *new, int n)
 {
 	while (n > 0)
 	{
 		int			nrun = Min(n, loading->run);
+		int			nallocated;
 		int			ncreated;
 		int			nsingle;
 
 		ncreated = counters_create_loaded(loading->buffer, &loading->table,
-										  new, nrun);
+										  new, nrun, loading->items,
+										  &nallocated);
 		note_loaded(loading, ncreated);
+		table_free_many(&loading->items[ncreated], nallocated - ncreated);
 		new += ncreated;
 		n -= ncreated;
 		if (ncreated == nrun)
@@ -463,7 +467,7 @@ load_block(Loading *loading, const SavedRecord *record)
 
 		for (int i = 0; i < n; i++)
 		{
-			NewCounter *new = &loading->new[i];
+			LoadedCount *new = &loading->new[i];
 
 			savefile_next_key(loading->reader, &key);
 			new->key.data = key.data;

@@ -35,7 +35,7 @@
 #define FETCH_AHEAD			8
 
 /*
- * A key that is being published.  pin_key() sets all but `key'.
+ * A key that is being published.  begin_key() sets all but `key' and the pin.
  *
  * Where there are many, visiting their PendingKeys, which lie in no order, takes
  * as long as all the rest.  So what is needed after the commit is here.
@@ -109,16 +109,20 @@ is_to_be_sorted(PendingSet *set)
 	return table_has_room(set->nkeys, set->size, (uint64) least * 1024);
 }
 
-/* List the keys; none is done yet. */
-static void
+/*
+ * List the keys; none is done yet.  Returns whether they are in the order of
+ * the ranges of their hashes.
+ */
+static bool
 list_keys(PendingSet *set)
 {
 	static PublishedKey few[LIST_SEARCH_MAX];
 	PublishedKey *keys = few;
+	bool		sorted = is_to_be_sorted(set);
 
 	if (set->nkeys > LIST_SEARCH_MAX)
 		keys = pending_allocate_many(set->nkeys * sizeof(PublishedKey));
-	if (is_to_be_sorted(set))
+	if (sorted)
 		sort_by_ranges(set, keys);
 	else
 	{
@@ -132,6 +136,7 @@ list_keys(PendingSet *set)
 	}
 	published = keys;
 	npublished = 0;
+	return sorted;
 }
 
 /*
@@ -164,18 +169,15 @@ pin_truncated(PendingBuffer *pending)
 }
 
 /*
- * Pin the counter of a key if there is anything to add.  Returns whether it
- * was pinned.  If there is no room for it, that is an error, or its count is to
- * be discarded.
+ * Begin to publish a key.  Returns whether its counter must be pinned: whether
+ * there is anything to add.
  */
-static bool
-pin_key(PublishedKey *entry)
+static inline bool
+begin_key(PublishedKey *entry)
 {
 	PendingKey *key = entry->key;
 	SbBuffer   *buffer = pending_key_buffer(key);
 	PendingBuffer *pending = buffer->pending;
-	KeyBytes	bytes = {key->data, key->len, key->hash};
-	TableResult result;
 
 	CHECK_FOR_INTERRUPTS();
 	entry->pending = pending;
@@ -194,8 +196,30 @@ pin_key(PublishedKey *entry)
 	}
 	pending->sum += (uint64) key->delta;
 	pending->nincrements += key->nincrements;
-	if (key->delta == 0)
-		return false;
+	return key->delta != 0;
+}
+
+static inline KeyBytes
+key_bytes(const PendingKey *key)
+{
+	KeyBytes	bytes = {key->data, key->len, key->hash};
+
+	return bytes;
+}
+
+/*
+ * Pin the counter of a key.  Returns whether it was pinned.  If there is no
+ * room for it, that is an error, or its count is to be discarded.
+ */
+static bool
+pin_key(PublishedKey *entry)
+{
+	PendingKey *key = entry->key;
+	SbBuffer   *buffer = pending_key_buffer(key);
+	PendingBuffer *pending = buffer->pending;
+	KeyBytes	bytes = key_bytes(key);
+	TableResult result;
+
 	result = counters_pin(pending->shared, &buffer->table, &bytes, key->delta,
 						  &entry->pin);
 	if (unlikely(entry->pin.ref.counter == NULL))
@@ -208,6 +232,116 @@ pin_key(PublishedKey *entry)
 		return false;
 	}
 	return true;
+}
+
+/*
+ * Keys that follow each other and have a buffer and a table_group() in common:
+ * their counters are pinned together.
+ */
+typedef struct PublishedGroup
+{
+	const SbBuffer *buffer;		/* NULL: none yet */
+	int			number;			/* of the group */
+	uint64		nkeys;			/* how many of it have come by */
+	int			n;				/* how many of them are in `keys' */
+	KeyBytes	keys[HASH_MANY];
+	PublishedKey *entries[HASH_MANY];
+} PublishedGroup;
+
+/*
+ * Pin the counters of the keys that are gathered in a group.  Returns whether
+ * any was pinned.
+ */
+static bool
+pin_group(PublishedGroup *group, uint64 nkeys)
+{
+	CounterPin *pins[HASH_MANY];
+	uint64		expected = nkeys / TABLE_GROUPS;
+	bool		pinned = false;
+
+	if (group->n == 0)
+		return false;
+	for (int i = 0; i < group->n; i++)
+		pins[i] = &group->entries[i]->pin;
+	counters_pin_many(group->entries[0]->pending->shared, &group->buffer->table,
+					  group->keys, pins, group->n,
+					  expected - Min(group->nkeys, expected));
+	for (int i = 0; i < group->n; i++)
+	{
+		if (unlikely(pins[i]->ref.counter == NULL) &&
+			!pin_key(group->entries[i]))
+			continue;
+		pinned = true;
+	}
+	group->n = 0;
+	return pinned;
+}
+
+/*
+ * Begin to publish the keys, and pin their counters.  They are in the order of
+ * the ranges of their hashes.  Returns whether any was pinned.
+ */
+static bool
+pin_sorted(PendingSet *set)
+{
+	PublishedGroup group = {NULL};
+	bool		pinned = false;
+
+	for (uint64 i = 0; i < set->nkeys; i++)
+	{
+		PublishedKey *entry = &published[i];
+		PendingKey *key = entry->key;
+		const SbBuffer *buffer = pending_key_buffer(key);
+		bool		any;
+
+		if (i + FETCH_AHEAD < set->nkeys)
+			compat_prefetch(published[i + FETCH_AHEAD].key);
+		any = begin_key(entry);
+		npublished = i + 1;
+		if (!any)
+			continue;
+		if (!count_is_within(key->delta, MODERATE_DELTA))
+		{
+			pinned |= pin_key(entry);
+			continue;
+		}
+		if (group.n == HASH_MANY || group.buffer != buffer ||
+			group.number != table_group(key->hash))
+		{
+			pinned |= pin_group(&group, set->nkeys);
+			if (group.buffer != buffer || group.number != table_group(key->hash))
+			{
+				group.buffer = buffer;
+				group.number = table_group(key->hash);
+				group.nkeys = 0;
+			}
+		}
+		group.keys[group.n] = key_bytes(key);
+		group.entries[group.n++] = entry;
+		group.nkeys++;
+	}
+	pinned |= pin_group(&group, set->nkeys);
+	return pinned;
+}
+
+/* The same for few keys, or in any order. */
+static bool
+pin_unsorted(PendingSet *set)
+{
+	bool		pinned = false;
+
+	for (uint64 i = 0; i < set->nkeys; i++)
+	{
+		bool		any;
+
+		if (i + FETCH_AHEAD < set->nkeys)
+			compat_prefetch(published[i + FETCH_AHEAD].key);
+		any = begin_key(&published[i]);
+		npublished = i + 1;
+		if (any)
+			pinned |= pin_key(&published[i]);
+	}
+	return pinned;
 }
 
 /*
@@ -269,19 +403,14 @@ publish_prepare(PendingSet *set)
 			pinned |= pin_truncated(pending);
 	}
 
-	list_keys(set);
-	for (uint64 i = 0; i < set->nkeys; i++)
-	{
-		if (i + FETCH_AHEAD < set->nkeys)
-			compat_prefetch(published[i + FETCH_AHEAD].key);
-		pinned |= pin_key(&published[i]);
-		npublished = i + 1;
-		any |= published[i].pending->attached;
-	}
+	pinned |= list_keys(set) ? pin_sorted(set) : pin_unsorted(set);
 	if (pinned)
 		counters_check_open();
 	if (set->flush_requested)
 		allocate_requests();
+	for (PendingBuffer *pending = set->buffers; pending;
+		 pending = pending->next)
+		any |= pending->attached;
 	if (!any)
 		return;
 	launch_ensure();

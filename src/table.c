@@ -702,128 +702,178 @@ table_pin_or_create(SharedTable *shared, const CounterTable *table,
  */
 
 /*
+ * Find the counters of keys of one group, and pin them.  Those that the buffer
+ * does not hold get one with a NULL pointer.  Raises an error if memory cannot
+ * be mapped; then none is pinned.  Locks a partition of the table.
+ */
+void
+table_pin_many(const CounterTable *table, HashItem *items, int n)
+{
+	LWLock	   *lock = hash_lock(table->partitions, items[0].key.hash, LW_SHARED);
+
+	hash_find_many(table->partitions, items, n, table->shape);
+	for (int i = 0; i < n; i++)
+		if (items[i].ref.counter != NULL)
+			counter_pin(items[i].ref.counter);
+	LWLockRelease(lock);
+}
+
+/*
+ * Free counters that table_allocate_many() has allocated and that are not in the
+ * table.
+ */
+void
+table_free_many(const HashItem *items, int n)
+{
+	for (int i = 0; i < n; i++)
+		dsa_free(shared_area, items[i].ref.self);
+}
+
+/*
+ * In PG_CATCH, after counters could not be allocated or inserted, or buckets not
+ * be reserved: free what was allocated, and remember that memory is out, as create_counter() does.  Raises the error again
+ * if it is another one.
+ */
+static void
+refuse_many(const HashItem *items, int n, HashSpare *spare,
+			ResourceOwner owner, MemoryContext context)
+{
+	/* dsa.c raises errors with its locks held, which freeing takes, too */
+	LWLockReleaseAll();
+	CurrentResourceOwner = owner;
+	MemoryContextSwitchTo(context);
+	table_free_many(items, n);
+	if (spare != NULL)
+		hash_free_spare(spare);
+	keep_memory_error();
+	(void) note_refusal(TABLE_NO_MEMORY);
+}
+
+/*
  * Prepare to create so many keys of the partition that `key' is in, so that the
- * table need not grow for each.  May raise an error; if memory is just out, does
- * what is possible.
+ * table need not grow for each.  If memory is out, does what is possible.
  */
 void
 table_reserve(const CounterTable *table, const KeyBytes *key, uint32 nkeys)
 {
+	ResourceOwner owner = CurrentResourceOwner;
+	MemoryContext context = CurrentMemoryContext;
 	HashSpare	spare = {0};
 
+	if (unlikely(refused_at != 0))
+		return;
 	PG_TRY();
 	{
+		/* a segment that cannot be made must not be taken for a leak */
+		CurrentResourceOwner = NULL;
 		hash_reserve(table->partitions, key->hash, nkeys, &spare);
 	}
 	PG_CATCH();
 	{
-		LWLockReleaseAll();
-		hash_free_spare(&spare);
-		PG_RE_THROW();
+		refuse_many(NULL, 0, &spare, owner, context);
 	}
 	PG_END_TRY();
+	CurrentResourceOwner = owner;
 }
 
 /*
- * Allocate counters for new keys, as many as there is memory for, and
- * initialize them.  Returns how many; `nallocated' follows, for an error.
- */
-static int
-allocate_many(const CounterTable *table, NewCounter *new, int n,
-			  volatile int *nallocated)
-{
-	uint64		used = pg_atomic_read_u64(&shared_control->memory.nbytes);
-
-	for (int i = 0; i < n; i++)
-	{
-		uint16		keylen = new[i].key.len;
-		SharedCounter *counter;
-
-		used += KEY_COST(keylen);
-		if (used > memory_eighths(KEY_MEMORY_EIGHTHS))
-			break;
-		new[i].ref.self = dsa_allocate_extended(shared_area,
-												COUNTER_SIZE(keylen),
-												DSA_ALLOC_NO_OOM);
-		if (!DsaPointerIsValid(new[i].ref.self))
-			break;
-		*nallocated = i + 1;
-		counter = new[i].ref.counter = counter_at(new[i].ref.self);
-		init_counter(counter, &new[i].key, table->shape);
-		pg_atomic_init_u64(&counter->count, (uint64) new[i].count);
-		pg_atomic_init_u64(&counter->counted_at, (uint64) new[i].counted_at);
-		pg_atomic_init_u32(&counter->pins, COUNTER_LINKED);
-	}
-	return *nallocated;
-}
-
-/*
- * Insert new counters under one lock, up to one whose key is there, or that is
- * in another partition, or for which nothing is reserved.  Returns how many.
- * On error none is inserted.
- */
-static int
-insert_many(const CounterTable *table, NewCounter *new, int n)
-{
-	int			partition = hash_partition_number(new[0].key.hash);
-	LWLock	   *lock = hash_lock(table->partitions, new[0].key.hash, LW_EXCLUSIVE);
-	int			room = Min(n, hash_reserved(table->partitions, new[0].key.hash));
-	int			fit = 0;
-
-	/* first, because it can fail */
-	while (fit < room &&
-		   hash_partition_number(new[fit].key.hash) == partition &&
-		   hash_find(table->partitions, &new[fit].key, table->shape).counter == NULL)
-		fit++;
-	for (int i = 0; i < fit; i++)
-		hash_insert_reserved(table->partitions, new[i].key.hash, new[i].ref);
-	LWLockRelease(lock);
-	return fit;
-}
-
-/*
- * Create counters for keys of one partition, with their counts and times.  The
- * keys must differ from each other.  Returns how many of them, from the first
- * one on, were created: ends at a key that the buffer holds, or for which there
- * is no room.  They are not pinned, but have the LINKED bit: the caller puts
- * them on a list of the schedule before anything can fail.
+ * Allocate counters for new keys of one group: the first ones, as many as there
+ * is room for.  Each is complete, and pinned once.  Returns how many; for the
+ * next key, table_pin_or_create() tells what there is no room for.
  *
- * For a process that has claimed the buffer.  Raises an error if the system has
- * no memory; then none is created.  Locks a partition of the table.
+ * `max_memory' is the bound of the buffer's keys, in bytes, or 0.  On error
+ * nothing is allocated.
  */
 int
-table_create_many(SharedTable *shared, const CounterTable *table,
-				  NewCounter *new, int n)
+table_allocate_many(SharedTable *shared, const CounterTable *table,
+					HashItem *items, int n, uint64 max_memory)
 {
+	ResourceOwner owner = CurrentResourceOwner;
+	MemoryContext context = CurrentMemoryContext;
+	uint64		used = pg_atomic_read_u64(&shared_control->memory.nbytes);
+	uint64		most = memory_eighths(KEY_MEMORY_EIGHTHS);
 	volatile int nallocated = 0;
-	int			ncreated = 0;
+
+	if (unlikely(refused_at != 0))
+		return 0;
+	if (max_memory > 0)
+	{
+		uint64		used_here = pg_atomic_read_u64(&shared->nbytes);
+		uint64		left = max_memory - Min(used_here, max_memory);
+
+		most = Min(most, used + left);
+	}
+
+	PG_TRY();
+	{
+		/* a segment that cannot be made must not be taken for a leak */
+		CurrentResourceOwner = NULL;
+		while (nallocated < n)
+		{
+			HashItem   *item = &items[nallocated];
+
+			used += KEY_COST(item->key.len);
+			if (used > most)
+				break;
+			item->ref.self = dsa_allocate_extended(shared_area,
+												   COUNTER_SIZE(item->key.len),
+												   DSA_ALLOC_NO_OOM);
+			if (!DsaPointerIsValid(item->ref.self))
+				break;
+			nallocated++;
+			item->ref.counter = counter_at(item->ref.self);
+			init_counter(item->ref.counter, &item->key, table->shape);
+		}
+	}
+	PG_CATCH();
+	{
+		refuse_many(items, nallocated, NULL, owner, context);
+		nallocated = 0;
+	}
+	PG_END_TRY();
+	CurrentResourceOwner = owner;
+	return nallocated;
+}
+
+/*
+ * Insert counters from table_allocate_many(): those before the first one whose
+ * key is there, or for which no bucket is reserved.  Returns how many.  The caller
+ * must free the others with table_free_many(), after it has noted these where
+ * nothing can lose them: freeing may fail.
+ *
+ * If memory is out, none is inserted, and all are freed; returns -1.  The same
+ * on error.  Locks a partition of the table.
+ */
+int
+table_insert_many(SharedTable *shared, const CounterTable *table,
+				  HashItem *items, int n)
+{
+	ResourceOwner owner = CurrentResourceOwner;
+	MemoryContext context = CurrentMemoryContext;
+	volatile int ninserted = -1;
 	int64		size = 0;
 
 	PG_TRY();
 	{
-		n = allocate_many(table, new, n, &nallocated);
-		if (n > 0)
-			ncreated = insert_many(table, new, n);
+		LWLock	   *lock = hash_lock(table->partitions, items[0].key.hash,
+									 LW_EXCLUSIVE);
+
+		ninserted = hash_insert_many(table->partitions, items, n, table->shape);
+		LWLockRelease(lock);
 	}
 	PG_CATCH();
 	{
-		/* dsa.c raises errors with its locks held, which freeing takes, too */
-		LWLockReleaseAll();
-		for (int i = 0; i < nallocated; i++)
-			dsa_free(shared_area, new[i].ref.self);
-		keep_memory_error();
-		ReThrowError(refused_error);
+		refuse_many(items, n, NULL, owner, context);
 	}
 	PG_END_TRY();
 
-	for (int i = 0; i < ncreated; i++)
-		size += KEY_COST(new[i].key.len);
-	account(shared, ncreated, size);
-	for (int i = ncreated; i < nallocated; i++)
-		dsa_free(shared_area, new[i].ref.self);
+	for (int i = 0; i < ninserted; i++)
+		size += KEY_COST(items[i].key.len);
+	if (ninserted > 0)
+		account(shared, ninserted, size);
 	if (unlikely(table_memory_is_short()))
 		report_short_memory();
-	return ncreated;
+	return ninserted;
 }
 
 /* ------------------------------------------------------------------------

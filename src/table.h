@@ -150,14 +150,17 @@ typedef enum TableResult
 	TABLE_NO_MEMORY				/* the system has no memory */
 } TableResult;
 
-/* A key for table_create_many(), and its counter. */
-typedef struct NewCounter
+/*
+ * Keys that are found or created together: up to HASH_MANY, whose hashes have
+ * this in common.
+ */
+static inline int
+table_group(uint32 hash)
 {
-	KeyBytes	key;
-	int64		count;
-	ClockTime	counted_at;
-	CounterRef	ref;
-} NewCounter;
+	return hash_partition_number(hash);
+}
+
+#define TABLE_GROUPS		HASH_PARTITIONS
 
 /* Is there no room for a new key? */
 static inline bool
@@ -185,6 +188,14 @@ extern void table_free(dsa_pointer partitions);
 extern bool table_read(const CounterTable *table, const KeyBytes *key,
 					   int64 *count, int64 *in_flight);
 extern CounterRef table_pin(const CounterTable *table, const KeyBytes *key);
+extern void table_pin_many(const CounterTable *table, HashItem *items, int n);
+extern void table_reserve(const CounterTable *table, const KeyBytes *key,
+						  uint32 nkeys);
+extern int	table_allocate_many(SharedTable *shared, const CounterTable *table,
+								HashItem *items, int n, uint64 max_memory);
+extern int	table_insert_many(SharedTable *shared, const CounterTable *table,
+							  HashItem *items, int n);
+extern void table_free_many(const HashItem *items, int n);
 extern TableResult table_pin_or_create(SharedTable *shared,
 									   const CounterTable *table,
 									   const KeyBytes *key, uint64 max_memory,
@@ -223,10 +234,6 @@ extern void table_delete_current(SharedTable *shared, TableScan *scan,
 								 CounterRef ref);
 extern bool table_set_error(SharedTable *shared, SharedCounter *counter,
 							const char *message);
-extern void table_reserve(const CounterTable *table, const KeyBytes *key,
-						  uint32 nkeys);
-extern int	table_create_many(SharedTable *shared, const CounterTable *table,
-							  NewCounter *new, int n);
 extern void table_remove_shapes(SharedTable *shared, uint32 used);
 extern void table_replace(SharedTable *shared);
 extern bool table_clear(SharedTable *shared);

@@ -177,6 +177,20 @@ make_key(int maker, int number, char *space, KeyBytes *key)
 	key->hash = key_hash(key->data, key->len);
 }
 
+/* Make a counter that is not in the table yet, for a key. */
+static CounterRef
+make_counter(const KeyBytes *key)
+{
+	CounterRef	ref;
+
+	ref.self = dsa_allocate_extended(NULL, offsetof(SharedCounter, key) + key->len, 0);
+	ref.counter = counter_at(ref.self);
+	ref.counter->keylen = key->len;
+	ref.counter->shape = 0;
+	memcpy(ref.counter->key, key->data, key->len);
+	return ref;
+}
+
 /* Find a key, or make it.  Returns whether it was made. */
 static bool
 find_or_make(int maker, int number)
@@ -197,11 +211,7 @@ find_or_make(int maker, int number)
 	if (ref.counter != NULL)
 		return false;
 
-	ref.self = dsa_allocate_extended(NULL, offsetof(SharedCounter, key) + key.len, 0);
-	ref.counter = counter_at(ref.self);
-	ref.counter->keylen = key.len;
-	ref.counter->shape = 0;
-	memcpy(ref.counter->key, key.data, key.len);
+	ref = make_counter(&key);
 	hash_prepare(&spare);
 	lock = hash_lock(partitions, key.hash, LW_EXCLUSIVE);
 	if (hash_find(partitions, &key, 0).counter == NULL)
@@ -293,60 +303,91 @@ make_and_delete(void *arg)
 }
 
 /*
- * Make a maker's keys as they are loaded: partition by partition, into buckets
- * that are reserved, as far as there was memory for them.
+ * Insert counters of one partition, as many at a time as can be, and find them.
+ * What cannot be inserted in this way is made alone.  Returns how many were
+ * inserted together.
+ */
+static int
+insert_together(int maker, HashItem *items, const int *numbers, int n)
+{
+	int			ntogether = 0;
+
+	for (int first = 0; first < n;)
+	{
+		LWLock	   *lock = hash_lock(partitions, items[first].key.hash, LW_EXCLUSIVE);
+		int			ninserted = hash_insert_many(partitions, &items[first],
+												 n - first, 0);
+
+		LWLockRelease(lock);
+		ntogether += ninserted;
+		first += ninserted;
+		if (first < n)
+		{
+			dsa_free(NULL, items[first].ref.self);
+			(void) find_or_make(maker, numbers[first]);
+			first++;
+		}
+	}
+
+	if (n > 0)
+	{
+		HashItem	found[HASH_MANY];
+		LWLock	   *lock;
+
+		memcpy(found, items, n * sizeof(HashItem));
+		lock = hash_lock(partitions, items[0].key.hash, LW_SHARED);
+		hash_find_many(partitions, found, n, 0);
+		LWLockRelease(lock);
+		for (int i = 0; i < n; i++)
+			if (found[i].ref.counter == NULL ||
+				memcmp(found[i].ref.counter->key, items[i].key.data,
+					   items[i].key.len) != 0)
+				fail("a key that was inserted is not found", numbers[i]);
+	}
+	return ntogether;
+}
+
+/*
+ * Make a maker's keys as they are loaded or published: partition by partition,
+ * many at a time, into buckets that are reserved, as far as there was memory
+ * for them.  Some are there already.
  */
 static void *
 load_and_delete(void *arg)
 {
 	int			maker = (int) (intptr_t) arg;
-	long		reserved = 0;
-	long		made = 0;
+	long		together = 0;
 
 	random_state += maker;
+	for (int i = 0; i < LOADED; i += 50)
+		(void) find_or_make(maker, i);
 	for (int partition = 0; partition < HASH_PARTITIONS; partition++)
 	{
 		uint32		hash = (uint32) partition << (32 - HASH_PARTITION_BITS);
 		HashSpare	spare = {0};
+		HashItem	items[HASH_MANY];
+		int			numbers[HASH_MANY];
+		char		spaces[HASH_MANY][32];
+		int			n = 0;
 
 		hash_reserve(partitions, hash, LOADED / HASH_PARTITIONS, &spare);
 		for (int i = 0; i < LOADED; i++)
 		{
-			char		space[32];
-			KeyBytes	key;
-			CounterRef	ref;
-			LWLock	   *lock;
-			bool		inserted = false;
-
-			make_key(maker, i, space, &key);
-			if (hash_partition_number(key.hash) != partition)
+			make_key(maker, i, spaces[n], &items[n].key);
+			if (hash_partition_number(items[n].key.hash) != partition)
 				continue;
-			ref.self = dsa_allocate_extended(NULL, offsetof(SharedCounter, key) + key.len, 0);
-			ref.counter = counter_at(ref.self);
-			ref.counter->keylen = key.len;
-			ref.counter->shape = 0;
-			memcpy(ref.counter->key, key.data, key.len);
-			lock = hash_lock(partitions, key.hash, LW_EXCLUSIVE);
-			if (hash_find(partitions, &key, 0).counter == NULL &&
-				hash_reserved(partitions, key.hash) > 0)
+			items[n].ref = make_counter(&items[n].key);
+			numbers[n++] = i;
+			if (n == HASH_MANY)
 			{
-				hash_insert_reserved(partitions, key.hash, ref);
-				inserted = true;
-			}
-			LWLockRelease(lock);
-			if (inserted)
-				reserved++;
-			else
-			{
-				dsa_free(NULL, ref.self);
-				made += find_or_make(maker, i);
+				together += insert_together(maker, items, numbers, n);
+				n = 0;
 			}
 		}
+		together += insert_together(maker, items, numbers, n);
 	}
-	if (reserved + made != LOADED)
-		fail("keys loaded", reserved + made);
-	if (reserved == 0)
-		fail("keys for which buckets were reserved", reserved);
+	if (together == 0)
+		fail("keys inserted together", together);
 	for (int i = 0; i < LOADED; i++)
 		if (find_or_make(maker, i))
 			fail("a key that was loaded is not found", i);
