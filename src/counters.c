@@ -146,7 +146,7 @@ flush_if_short(SharedBuffer *buffer, TableResult result, uint64 max_memory)
 
 /* Find or create the counter of a key and pin it. */
 static TableResult
-find_or_create(SharedBuffer *buffer, const CounterTable *table,
+find_or_create(SharedBuffer *buffer, CounterTable *table,
 			   const KeyBytes *key, uint64 max_memory, CounterRef *ref)
 {
 	TableResult result = table_pin_or_create(&buffer->table, table, key,
@@ -192,7 +192,7 @@ is_moderate(SharedCounter *counter)
  * moderate ones only if the count is no longer moderate.
  */
 static TableResult
-pin_counter(SharedBuffer *buffer, const CounterTable *table,
+pin_counter(SharedBuffer *buffer, CounterTable *table,
 			const KeyBytes *key, int64 delta, int64 most, uint64 max_memory,
 			CounterPin *pin)
 {
@@ -243,7 +243,7 @@ pin_counter(SharedBuffer *buffer, const CounterTable *table,
  * pin_counter() does.
  */
 TableResult
-counters_pin(SharedBuffer *buffer, const CounterTable *table,
+counters_pin(SharedBuffer *buffer, CounterTable *table,
 			 const KeyBytes *key, int64 delta, CounterPin *pin)
 {
 	return pin_counter(buffer, table, key, delta, LARGE_COUNT,
@@ -320,7 +320,7 @@ counters_pin_many(SharedBuffer *buffer, const CounterTable *table,
  * raises the error of counters_check_open(); on error nothing is pinned.
  */
 TableResult
-counters_pin_now(SharedBuffer *buffer, const CounterTable *table,
+counters_pin_now(SharedBuffer *buffer, CounterTable *table,
 				 const KeyBytes *key, int64 delta, CounterPin *pin)
 {
 	TableResult result = counters_pin(buffer, table, key, delta, pin);
@@ -339,7 +339,7 @@ counters_pin_now(SharedBuffer *buffer, const CounterTable *table,
  * this, and leaves it to the worker.
  */
 TableResult
-counters_probe(SharedBuffer *buffer, const CounterTable *table,
+counters_probe(SharedBuffer *buffer, CounterTable *table,
 			   const KeyBytes *key)
 {
 	CounterPin	pin;
@@ -358,7 +358,7 @@ counters_probe(SharedBuffer *buffer, const CounterTable *table,
  * room otherwise, that is an error.
  */
 void
-counters_pin_loaded(SharedBuffer *buffer, const CounterTable *table,
+counters_pin_loaded(SharedBuffer *buffer, CounterTable *table,
 					const KeyBytes *key, int64 delta, CounterPin *pin)
 {
 	TableResult result = pin_counter(buffer, table, key, delta, PG_INT64_MAX,

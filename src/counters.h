@@ -51,21 +51,21 @@ typedef struct LoadedCount
 
 /* for all processes that hold a lock on the relation */
 extern TableResult counters_pin(SharedBuffer *buffer,
-								const CounterTable *table,
+								CounterTable *table,
 								const KeyBytes *key, int64 delta,
 								CounterPin *pin);
 extern void counters_pin_many(SharedBuffer *buffer, const CounterTable *table,
 							  const KeyBytes *keys, CounterPin **pins, int n,
 							  uint32 nexpected);
 extern TableResult counters_pin_now(SharedBuffer *buffer,
-									const CounterTable *table,
+									CounterTable *table,
 									const KeyBytes *key, int64 delta,
 									CounterPin *pin);
 extern TableResult counters_probe(SharedBuffer *buffer,
-								  const CounterTable *table,
+								  CounterTable *table,
 								  const KeyBytes *key);
 extern void counters_pin_loaded(SharedBuffer *buffer,
-								const CounterTable *table,
+								CounterTable *table,
 								const KeyBytes *key, int64 delta,
 								CounterPin *pin);
 extern void counters_check_open(void);

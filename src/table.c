@@ -124,6 +124,7 @@ table_init(SharedTable *shared, dsa_pointer partitions)
 	shared->number = pg_atomic_add_fetch_u64(&shared_control->last_table, 1);
 	pg_atomic_init_u64(&shared->nkeys, 0);
 	pg_atomic_init_u64(&shared->nbytes, 0);
+	pg_atomic_init_u64(&shared->nremoved, 0);
 	pg_atomic_init_u32(&shared->failing, 0);
 	LWLockInitialize(&shared->lock, shared_control->tranches.table);
 	for (int i = 0; i < TABLE_SHAPES; i++)
@@ -144,6 +145,7 @@ table_attach(SharedTable *shared, CounterTable *table)
 		return;
 	table->partitions = dsa_get_address(shared_area, shared->partitions);
 	table->number = shared->number;
+	table->last.counter = NULL;
 }
 
 /* Detach, if attached. */
@@ -485,19 +487,45 @@ account(SharedTable *shared, int64 nkeys, int64 size)
  */
 
 /*
+ * Is the counter that was pinned last still there, and that of a key?  The
+ * partition of the key is locked.
+ */
+static inline bool
+last_is(const CounterTable *table, const KeyBytes *key, uint64 nremoved)
+{
+	const SharedCounter *last = table->last.counter;
+
+	return last != NULL && table->last_hash == key->hash &&
+		table->nremoved == nremoved &&
+		last->keylen == key->len && last->shape == table->shape &&
+		memcmp(last->key, key->data, KEY_LENGTH(key->len)) == 0;
+}
+
+/*
  * Find the counter of a key and pin it.  If the buffer does not hold the key,
- * returns one with a NULL pointer; then, unless `spare' is NULL, notes what
- * hash_prepare() is to allocate for it.  Locks a partition of the table.
+ * returns one with a NULL pointer; then notes what hash_prepare() is to allocate
+ * for it.  Locks a partition of the table.
  */
 static inline CounterRef
-find_and_pin(const CounterTable *table, const KeyBytes *key, HashSpare *spare)
+find_and_pin(SharedTable *shared, CounterTable *table, const KeyBytes *key,
+			 HashSpare *spare)
 {
 	LWLock	   *lock = hash_lock(table->partitions, key->hash, LW_SHARED);
-	CounterRef	ref = hash_find(table->partitions, key, table->shape);
+	uint64		nremoved = pg_atomic_read_u64(&shared->nremoved);
+	CounterRef	ref;
 
+	if (last_is(table, key, nremoved))
+		ref = table->last;
+	else
+		ref = hash_find(table->partitions, key, table->shape);
 	if (ref.counter != NULL)
+	{
 		counter_pin(ref.counter);
-	else if (spare != NULL)
+		table->last = ref;
+		table->last_hash = key->hash;
+		table->nremoved = nremoved;
+	}
+	else
 		hash_plan(table->partitions, key->hash, spare);
 	LWLockRelease(lock);
 	return ref;
@@ -510,7 +538,13 @@ find_and_pin(const CounterTable *table, const KeyBytes *key, HashSpare *spare)
 CounterRef
 table_pin(const CounterTable *table, const KeyBytes *key)
 {
-	return find_and_pin(table, key, NULL);
+	LWLock	   *lock = hash_lock(table->partitions, key->hash, LW_SHARED);
+	CounterRef	ref = hash_find(table->partitions, key, table->shape);
+
+	if (ref.counter != NULL)
+		counter_pin(ref.counter);
+	LWLockRelease(lock);
+	return ref;
 }
 
 /*
@@ -655,7 +689,7 @@ create_counter(SharedTable *shared, const CounterTable *table,
 
 /* Create the counter of a key, and pin it, if there is room for it. */
 static pg_noinline TableResult
-create_with_room(SharedTable *shared, const CounterTable *table,
+create_with_room(SharedTable *shared, CounterTable *table,
 				 const KeyBytes *key, uint64 max_memory, HashSpare *spare,
 				 CounterRef *ref)
 {
@@ -685,12 +719,12 @@ create_with_room(SharedTable *shared, const CounterTable *table,
  * error, nothing is pinned.  Locks a partition of the table.
  */
 TableResult
-table_pin_or_create(SharedTable *shared, const CounterTable *table,
+table_pin_or_create(SharedTable *shared, CounterTable *table,
 					const KeyBytes *key, uint64 max_memory, CounterRef *ref)
 {
 	HashSpare	spare;
 
-	*ref = find_and_pin(table, key, &spare);
+	*ref = find_and_pin(shared, table, key, &spare);
 	if (likely(ref->counter != NULL))
 		return TABLE_FOUND;
 	return create_with_room(shared, table, key, max_memory, &spare, ref);
@@ -1087,6 +1121,7 @@ table_delete_current(SharedTable *shared, TableScan *scan, CounterRef ref)
 {
 	replace_error(shared, ref.counter, InvalidDsaPointer);
 	account(shared, -1, -(int64) KEY_COST(ref.counter->keylen));
+	pg_atomic_fetch_add_u64(&shared->nremoved, 1);
 	hash_delete_current(&scan->scan);
 	dsa_free(shared_area, ref.self);
 }

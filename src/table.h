@@ -38,6 +38,13 @@ typedef struct SharedTable
 	/* keys held, and the bytes that they use; changed with the table */
 	pg_atomic_uint64 nkeys;
 	pg_atomic_uint64 nbytes;
+
+	/*
+	 * How many times a counter has left the table, or its place in memory.
+	 * Increased under the lock of its partition, so that under this lock,
+	 * whoever finds the number unchanged still knows where a counter is.
+	 */
+	pg_atomic_uint64 nremoved;
 	pg_atomic_uint32 failing;	/* keys whose last attempt failed */
 
 	/*
@@ -90,6 +97,15 @@ typedef struct CounterTable
 								 * if it has none */
 	uint32		readable;		/* set of the shapes whose keys can be read
 								 * under it */
+
+	/*
+	 * The counter that was pinned last, of a key with this hash, which is
+	 * still there if SharedTable.nremoved is the same; or one with a NULL
+	 * pointer.  A session often counts the same key again.
+	 */
+	CounterRef	last;
+	uint32		last_hash;
+	uint64		nremoved;
 } CounterTable;
 
 /* Can the counter's key be read under the table's shape? */
@@ -197,7 +213,7 @@ extern int	table_insert_many(SharedTable *shared, const CounterTable *table,
 							  HashItem *items, int n);
 extern void table_free_many(const HashItem *items, int n);
 extern TableResult table_pin_or_create(SharedTable *shared,
-									   const CounterTable *table,
+									   CounterTable *table,
 									   const KeyBytes *key, uint64 max_memory,
 									   CounterRef *ref);
 extern void table_visit(SharedTable *shared, const CounterTable *table,

@@ -37,6 +37,21 @@ for my $round (1 .. 3)
 		'idle||0|0|0|', "round $round: nothing is held");
 }
 
+# A session that stays remembers where the counter was that it has counted in;
+# it must not count there when the counter is gone.
+make_buffer($node, $db, 'known', q{interval '50ms', timeout '300ms'});
+my $session = $node->background_psql($db);
+for my $round (1 .. 3)
+{
+	$session->query_safe("SELECT sb_increment('k', 1, 'known')") for 1 .. 2;
+	wait_for_stored($node, $db, 'known', 2 * $round, "round $round: what one session counts is stored");
+	wait_for($node, $db, q{SELECT keys = 0 FROM sb_stat_buffers WHERE buffer = 'known'},
+		"round $round: the key is gone");
+	increment($node, $db, 'lazy', 'takes its place');
+	wait_for_stored($node, $db, 'lazy', 3 + $round, "round $round: another key is where it was, or not");
+}
+$session->quit;
+
 # Memory for many keys comes back.
 my $empty = stat_buffer('lazy', 'memory');
 $node->safe_psql($db, q{
@@ -49,7 +64,7 @@ $node->safe_psql($db, q{
 	ALTER FOREIGN TABLE lazy OPTIONS (SET timeout '300ms');
 	SELECT sb_flush_all('lazy');
 });
-wait_for_stored($node, $db, 'lazy', 20003, 'many keys are flushed');
+wait_for_stored($node, $db, 'lazy', 20006, 'many keys are flushed');
 wait_for($node, $db, q{SELECT keys = 0 AND pid IS NULL FROM sb_stat_buffers WHERE buffer = 'lazy'},
 	'they are gone, and the worker too');
 cmp_ok(stat_buffer('lazy', 'memory'), '<=', $empty, 'so is their memory');
