@@ -53,6 +53,7 @@ for my $round (1 .. 3)
 $session->quit;
 
 # Memory for many keys comes back.
+wait_for($node, $db, q{SELECT keys = 0 FROM sb_stat_buffers WHERE buffer = 'lazy'}, 'no key is left');
 my $empty = stat_buffer('lazy', 'memory');
 $node->safe_psql($db, q{
 	ALTER FOREIGN TABLE lazy OPTIONS (SET interval '1h', SET timeout '1h');
