@@ -149,7 +149,9 @@ SELECT wait_until($$ (SELECT total = 3 FROM stored WHERE key = '7en') $$);
 CREATE FOREIGN TABLE waiting (key text NOT NULL, count bigint NOT NULL DEFAULT 1)
   SERVER statbuffer OPTIONS (handler 'store_waiting', interval '1h');
 SELECT sb_increment('asked for', 4, 'waiting');
+SET client_min_messages = error;
 SELECT sb_drain('waiting', '100ms');
+RESET client_min_messages;
 BEGIN;
 CREATE FUNCTION store_waiting(key text, counter bigint) RETURNS void LANGUAGE sql
 AS $$ INSERT INTO stored VALUES (key, counter) $$;

@@ -152,11 +152,15 @@ END $$;
 INSERT INTO buf VALUES ('true', 1);
 SELECT sb_drain('buf');
 INSERT INTO buf VALUES ('false', 2);
+SET client_min_messages = error;
 SELECT sb_drain('buf', '100 ms');
+RESET client_min_messages;
 SELECT has_failed('false');
 SELECT state, failures > 0 AS failed, last_error FROM status();
 INSERT INTO buf VALUES ('null', 3);
+SET client_min_messages = error;
 SELECT sb_drain('buf', '100 ms');
+RESET client_min_messages;
 SELECT has_failed('null');
 -- What the failed calls did is undone; the counts are kept, and the failures.
 SELECT keys, counts FROM calls ORDER BY n; TRUNCATE calls;
@@ -165,7 +169,9 @@ SELECT key, count, in_flight, failures > 0 AS failed, last_error
   FROM sb_keys('buf') WHERE count > 0 ORDER BY key;
 -- They do not hold up others.
 INSERT INTO buf VALUES ('true', 5), ('null', 30);
+SET client_min_messages = error;
 SELECT sb_drain('buf', '100 ms');
+RESET client_min_messages;
 SELECT wait_until($$ sb_count('true', 'buf') = 0 $$);
 SELECT keys, counts FROM calls ORDER BY n; TRUNCATE calls;
 SELECT * FROM buf ORDER BY key;
@@ -367,7 +373,9 @@ DROP SCHEMA elsewhere CASCADE;
 -- dropped, and back again
 SELECT sb_stat_reset('buf');
 INSERT INTO buf VALUES ('k', 8);
+SET client_min_messages = error;
 SELECT sb_drain('buf', '100 ms');
+RESET client_min_messages;
 SELECT wait_until('(SELECT last_error IS NOT NULL FROM status())');
 SELECT state, last_error FROM status();
 CREATE SCHEMA elsewhere;
@@ -451,11 +459,19 @@ BEGIN
   INSERT INTO calls (keys, counts) VALUES (key, counter);
 END $$;
 INSERT INTO buf VALUES ('k', 11);
+SET client_min_messages = error;
 SELECT sb_drain('buf', '0');
+RESET client_min_messages;
+SET client_min_messages = error;
 SELECT sb_drain('buf', '50 ms');
+RESET client_min_messages;
 SELECT sb_count('k', 'buf');
 SET statement_timeout = '100ms';
+\set VERBOSITY terse
+SET client_min_messages = error;
 SELECT sb_drain('buf');
+RESET client_min_messages;
+\set VERBOSITY default
 SET statement_timeout = '2min';
 UPDATE gate SET open = true;
 SELECT sb_drain('buf');

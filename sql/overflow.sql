@@ -21,7 +21,9 @@ CREATE FOREIGN TABLE buf (key text NOT NULL, count bigint NOT NULL DEFAULT 1)
 
 -- Keys that have failed, which are not flushed early.
 SELECT sb_increment(k, 1, 'buf') FROM unnest('{up,down}'::text[]) k;
+SET client_min_messages = error;
 SELECT sb_drain('buf', '1s');
+RESET client_min_messages;
 SELECT sb_increment(k, -1, 'buf') FROM unnest('{up,down}'::text[]) k;
 
 -- Up to the limit, and no further; nothing is changed by what fails.

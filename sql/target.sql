@@ -89,7 +89,7 @@ UPDATE pages SET views = 0;
 -- Renamed, moved, altered and dropped: the buffer says so, and keeps its counts
 --
 CREATE FUNCTION has_failed(message text) RETURNS boolean LANGUAGE sql
-AS $$ SELECT wait_until(format('EXISTS (SELECT FROM sb_stat_buffers WHERE buffer = ''hits'' AND last_error LIKE %L AND sb_flush_all(''hits'') IS NOT NULL)', message)) $$;
+AS $$ SELECT wait_until(format('EXISTS (SELECT FROM sb_stat_buffers WHERE buffer = ''hits'' AND last_error LIKE %L AND sb_flush_all(''hits'') IS NOT NULL)', message || '%')) $$;
 ALTER FOREIGN TABLE hits OPTIONS (SET backoff '10ms');
 ALTER TABLE pages RENAME TO sheets;
 INSERT INTO hits VALUES ('/home', 1);

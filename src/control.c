@@ -62,7 +62,8 @@ COMPAT_FUNCTION_INFO_V1(sb_stop);
 /*
  * sb_drain(buffer regclass, timeout interval): flush everything published so
  * far, and wait for it.  Returns false if that takes longer than `timeout';
- * null means no limit.
+ * null means no limit.  Warns of failures while it waits, and if the transaction
+ * itself has counted in the buffer.
  *
  * The caller must own the buffer.  Takes RowShareLock on it, which is released
  * while waiting: see drain_wait().  Raises an error if the buffer is stopped,
@@ -105,7 +106,7 @@ sb_drain(PG_FUNCTION_ARGS)
 								  (unsigned long) nkeys,
 								  sum, (unsigned long long) nkeys,
 								  NameStr(buffer->name))));
-	state = drain_wait(buffer, timeout, false);
+	state = drain_wait(buffer, timeout, false, true);
 	if (state == DRAIN_STOPPED)
 		buffer_check_running(buffer);
 	if (state == DRAIN_BLOCKED)
@@ -405,7 +406,8 @@ stop_buffer(FunctionCallInfo fcinfo)
 		ClockTime	start = clock_now();
 
 		if (buffer->options.shutdown > 1)
-			(void) drain_wait(buffer, buffer->options.shutdown / 2, false);
+			(void) drain_wait(buffer, buffer->options.shutdown / 2, false,
+							  false);
 		spent = (clock_now() - start) / 1000;
 	}
 
@@ -427,7 +429,7 @@ stop_buffer(FunctionCallInfo fcinfo)
 			break;
 
 		start = clock_now();
-		state = drain_wait(buffer, left, true);
+		state = drain_wait(buffer, left, true, false);
 		spent += (clock_now() - start) / 1000;
 		if (state != DRAIN_DEADLOCK)
 			break;

@@ -24,22 +24,50 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
+#include "utils/timestamp.h"
+
+/* The state of a session that waits for a drain. */
+typedef struct DrainWait
+{
+	SharedBufferKey key;
+	const char *name;			/* of the buffer */
+	uint64		ticket;
+	bool		locked;			/* holds locks that may block others */
+	ClockTime	start;
+	int64		timeout;		/* milliseconds; negative: no limit */
+	ClockTime	blocked_since;	/* 0 if it is not blocked */
+	ClockTime	looked_at;		/* time of the last deadlock check */
+
+	/* failures */
+	uint64		nfailures;		/* SharedFailure.number, when last looked at */
+	SharedFailure failure;		/* the last one, if it is new */
+	bool		is_new;			/* it was not told yet */
+	char	   *told;			/* message of the last one told, or NULL */
+} DrainWait;
 
 /*
- * Get the state of a drain, and the PID of the worker, or 0.  Locks the
- * registry's partition.  Raises an error if the buffer is gone.
+ * Get the state of a drain, and the PID of the worker, or 0.  Also looks for a
+ * new failure.  Locks the registry's partition.  Raises an error if the buffer is
+ * gone.
  */
 static DrainState
-look_at_drain(const SharedBufferKey *key, uint64 ticket, pid_t *worker_pid)
+look_at_drain(DrainWait *wait, pid_t *worker_pid)
 {
-	SharedBuffer *shared = registry_lock(key);
+	SharedBuffer *shared = registry_lock(&wait->key);
 	DrainState	state = DRAIN_WAITING;
 
 	if (shared == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("relation with OID %u does not exist", key->relid)));
-	if (requests_drain_is_done(&shared->requests, ticket))
+				 errmsg("relation with OID %u does not exist",
+						wait->key.relid)));
+	if (registry_count_failures(shared) != wait->nfailures)
+	{
+		registry_get_failure(shared, &wait->failure);
+		wait->nfailures = wait->failure.number;
+		wait->is_new = true;
+	}
+	if (requests_drain_is_done(&shared->requests, wait->ticket))
 		state = DRAIN_DONE;
 	else if (registry_is_stopped(shared))
 		state = DRAIN_STOPPED;
@@ -110,17 +138,61 @@ waits_for_us(int pid)
 	return false;
 }
 
-/* The state of a session that waits for a drain. */
-typedef struct DrainWait
+/*
+ * Warn of a new failure, unless it is the one that was told last: a key that is
+ * tried again and again fails with the same message.
+ */
+static void
+tell_failure(DrainWait *wait)
 {
-	SharedBufferKey key;
-	uint64		ticket;
-	bool		locked;			/* holds locks that may block others */
-	ClockTime	start;
-	int64		timeout;		/* milliseconds; negative: no limit */
-	ClockTime	blocked_since;	/* 0 if it is not blocked */
-	ClockTime	looked_at;		/* time of the last deadlock check */
-} DrainWait;
+	const SharedFailure *failure = &wait->failure;
+
+	if (!wait->is_new)
+		return;
+	wait->is_new = false;
+	if (wait->told != NULL && strcmp(wait->told, failure->message) == 0)
+		return;
+	if (wait->told != NULL)
+		pfree(wait->told);
+	wait->told = pstrdup(failure->message);
+	ereport(WARNING,
+			(errmsg("could not flush buffer \"%s\": %s",
+					wait->name, failure->message),
+			 failure->retry_at == 0 ?
+			 errdetail("There is no further attempt, because the buffer's option \"restart\" is \"temporary\".") :
+			 errdetail("The next attempt is at %s.",
+					   timestamptz_to_str(failure->retry_at + clock_to_timestamp())),
+			 failure->hint[0] != '\0' ? errhint("%s", failure->hint) : 0));
+}
+
+/* Error context callback, for an error that ends the wait. */
+static void
+wait_context(void *arg)
+{
+	DrainWait  *wait = arg;
+
+	if (wait->told != NULL)
+		errcontext("while waiting for buffer \"%s\", which could not be flushed: %s",
+				   wait->name, wait->told);
+	else
+		errcontext("while waiting for buffer \"%s\" to be flushed", wait->name);
+}
+
+/* Sleep until something happens, up to `msecs'. */
+static void
+sleep_up_to(DrainWait *wait, int64 msecs)
+{
+	ErrorContextCallback callback = {
+		.previous = error_context_stack,
+		.callback = wait_context,
+		.arg = wait
+	};
+
+	error_context_stack = &callback;
+	(void) ConditionVariableTimedSleep(&shared_control->drain_cv, msecs,
+									   compat_wait_event("StatbufferDrain"));
+	error_context_stack = callback.previous;
+}
 
 /*
  * Check the state of a drain.  Returns DRAIN_WAITING if the session should go
@@ -131,7 +203,7 @@ check_wait(DrainWait *wait, int64 *msecs)
 {
 	ClockTime	now = clock_now();
 	pid_t		worker_pid;
-	DrainState	state = look_at_drain(&wait->key, wait->ticket, &worker_pid);
+	DrainState	state = look_at_drain(wait, &worker_pid);
 
 	if (state == DRAIN_DONE)
 		return state;
@@ -188,7 +260,7 @@ check_not_ours(SbBuffer *buffer)
 
 /*
  * Flush everything that was published so far, and wait for it, for up to
- * `timeout' milliseconds; negative means no limit.
+ * `timeout' milliseconds; negative means no limit.  With `tell', warns of failures.
  *
  * The caller has opened the buffer with RowShareLock, which is released for
  * the wait.  Otherwise, a session that wants to alter the buffer would wait
@@ -205,7 +277,7 @@ check_not_ours(SbBuffer *buffer)
  * buffer's own handler, and if the buffer is gone.
  */
 DrainState
-drain_wait(SbBuffer *buffer, int64 timeout, bool stopping)
+drain_wait(SbBuffer *buffer, int64 timeout, bool stopping, bool tell)
 {
 	DrainWait	wait = {
 		.start = clock_now(),
@@ -230,6 +302,8 @@ drain_wait(SbBuffer *buffer, int64 timeout, bool stopping)
 						NameStr(buffer->name))));
 	launch_ensure();
 	wait.key = shared->key;
+	wait.name = pstrdup(NameStr(buffer->name));
+	wait.nfailures = registry_count_failures(shared);
 	wait.looked_at = wait.start;
 	wait.ticket = requests_ask_drain(&shared->requests);
 	registry_call_worker(shared);
@@ -244,9 +318,14 @@ drain_wait(SbBuffer *buffer, int64 timeout, bool stopping)
 
 	ConditionVariablePrepareToSleep(&shared_control->drain_cv);
 	while ((state = check_wait(&wait, &msecs)) == DRAIN_WAITING)
-		(void) ConditionVariableTimedSleep(&shared_control->drain_cv, msecs,
-										   compat_wait_event("StatbufferDrain"));
+	{
+		if (tell)
+			tell_failure(&wait);
+		sleep_up_to(&wait, msecs);
+	}
 	ConditionVariableCancelSleep();
+	if (tell && state != DRAIN_DONE)
+		tell_failure(&wait);
 	if (state == DRAIN_DONE && !loaded)
 		state = DRAIN_TIMED_OUT;
 	return state;

@@ -24,7 +24,8 @@ typedef enum DrainState
 	DRAIN_DEADLOCK				/* the worker waits for this transaction */
 } DrainState;
 
-extern DrainState drain_wait(SbBuffer *buffer, int64 timeout, bool stopping);
+extern DrainState drain_wait(SbBuffer *buffer, int64 timeout, bool stopping,
+							 bool tell);
 extern bool drain_is_locked_out_by_us(SbBuffer *buffer);
 
 #endif							/* STATBUFFER_DRAIN_H */

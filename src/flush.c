@@ -291,24 +291,52 @@ roll_back(FlushState *flush)
 	return report ? edata : NULL;
 }
 
+/* When is the first of the keys that failed tried again?  0: none is. */
+static ClockTime
+first_retry(const CounterBatch *batch)
+{
+	ClockTime	first = SCHEDULE_NEVER;
+
+	for (int i = 0; i < batch->ntaken; i++)
+		if (batch->items[i].outcome == BATCH_BACK_OFF)
+			first = Min(first, batch->items[i].retry_at);
+	return first == SCHEDULE_NEVER ? 0 : first;
+}
+
 /* After a transaction has failed: record the failure and log it. */
 static void
 report_failure(FlushState *flush, ErrorData *edata)
 {
-	if (edata == NULL || flush->shared == NULL)
-		return;
+	SharedBuffer *shared = flush->shared;
+	BufferFailure failure;
 
-	/* first: where a key shows its error, the buffer shows it, too */
-	registry_set_error(flush->shared, edata->message, flush->nfailed == 0);
-	if (flush->nfailed == 0)
+	if (edata == NULL || shared == NULL)
+		return;
+	failure.message = edata->message;
+	failure.detail = edata->detail;
+	failure.hint = edata->hint;
+	failure.broken = flush->nfailed == 0;
+	if (failure.broken)
 	{
 		/* the buffer itself has failed, not a key */
-		flush->shared->flush.breakdowns++;
-		flush->paused_until = retry_time(flush, flush->shared->flush.breakdowns);
-		registry_count(flush->shared, STAT_FAILURES, 1);
+		shared->flush.breakdowns++;
+		flush->paused_until = retry_time(flush, shared->flush.breakdowns);
+		failure.retry_at = flush->paused_until;
 	}
 	else
-		batch_tidy(&flush->batch, flush->batch.ntaken, edata->message);
+		failure.retry_at = first_retry(&flush->batch);
+
+	/* first: where a key shows its error, the buffer shows it, too */
+	registry_set_failure(shared, &failure);
+	if (failure.broken)
+		registry_count(shared, STAT_FAILURES, 1);
+	else
+	{
+		/* without the detail: keys that fail for the same reason share it */
+		batch_tidy(&flush->batch, flush->batch.ntaken,
+				   edata->hint == NULL ? edata->message :
+				   psprintf("%s\nHINT:  %s", edata->message, edata->hint));
+	}
 	log_failure(flush, edata, flush->nfailed);
 }
 
@@ -765,8 +793,13 @@ report_unreadable(FlushState *flush)
 		.message = _("some keys were counted before the key columns were altered"),
 		.hint = _("Alter the columns back to have the keys stored, or discard them with TRUNCATE.")
 	};
+	BufferFailure failure = {
+		.message = error.message,
+		.hint = error.hint,
+		.retry_at = clock_add(clock_now(), BACKOFF_MAX_MSECS)
+	};
 
-	registry_set_error(flush->shared, error.message, false);
+	registry_set_failure(flush->shared, &failure);
 	log_failure(flush, &error, flush->batch.nunreadable);
 }
 

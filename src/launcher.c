@@ -164,11 +164,13 @@ static void
 start_failed(const SharedBufferKey *key, const char *message)
 {
 	SharedBuffer *buffer = registry_lock(key);
+	BufferFailure failure = {.message = message,.broken = true};
 
 	if (buffer == NULL)
 		return;
-	registry_start_after(buffer, retry_time(registry_start_failed(buffer)));
-	registry_set_error(buffer, message, true);
+	failure.retry_at = retry_time(registry_start_failed(buffer));
+	registry_start_after(buffer, failure.retry_at);
+	registry_set_failure(buffer, &failure);
 	registry_unlock(buffer);
 }
 

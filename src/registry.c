@@ -646,23 +646,62 @@ registry_is_usable(SharedBuffer *buffer)
  * ------------------------------------------------------------------------
  */
 
+/* Copy a text, which may be NULL, and cut it to `size' bytes with its end. */
+static void
+copy_text(char *copy, const char *text, int size)
+{
+	int			len = 0;
+
+	if (text !=NULL)
+	{
+		len = pg_mbcliplen(text, strlen(text), size - 1);
+		memcpy(copy, text, len);
+	}
+	copy[len] = '\0';
+}
+
 /*
- * Store a buffer's last error.  `broken' means that the buffer itself fails
- * (its shape, owner or handler), and not only a key.  Takes SharedTotals.lock.
+ * Store a buffer's last failure, and wake the sessions that wait for a drain:
+ * they tell of it.  Takes SharedTotals.lock.
  */
 void
-registry_set_error(SharedBuffer *buffer, const char *message, bool broken)
+registry_set_failure(SharedBuffer *buffer, const BufferFailure *failure)
 {
 	SharedTotals *totals = &buffer->totals;
-	int			len = pg_mbcliplen(message, strlen(message),
-								   SHARED_ERROR_SIZE - 1);
+	SharedFailure *shared = &totals->failure;
 
 	LWLockAcquire(&totals->lock, LW_EXCLUSIVE);
-	memcpy(totals->last_error, message, len);
-	totals->last_error[len] = '\0';
-	totals->last_error_at = GetCurrentTimestamp();
-	totals->broken = broken;
+	shared->number++;
+	shared->at = GetCurrentTimestamp();
+	shared->retry_at = failure->retry_at;
+	copy_text(shared->message, failure->message, SHARED_ERROR_SIZE);
+	copy_text(shared->detail, failure->detail, SHARED_ADVICE_SIZE);
+	copy_text(shared->hint, failure->hint, SHARED_ADVICE_SIZE);
+	totals->broken = failure->broken;
 	LWLockRelease(&totals->lock);
+
+	ConditionVariableBroadcast(&shared_control->drain_cv);
+}
+
+/* Get the number of failures so far.  Takes SharedTotals.lock. */
+uint64
+registry_count_failures(SharedBuffer *buffer)
+{
+	uint64		number;
+
+	LWLockAcquire(&buffer->totals.lock, LW_SHARED);
+	number = buffer->totals.failure.number;
+	LWLockRelease(&buffer->totals.lock);
+	return number;
+}
+
+/* Get the last failure.  Takes SharedTotals.lock. */
+void
+registry_get_failure(SharedBuffer *buffer, SharedFailure *failure)
+{
+	LWLockAcquire(&buffer->totals.lock, LW_SHARED);
+	*failure = buffer->totals.failure;
+	LWLockRelease(&buffer->totals.lock);
 }
 
 /*
@@ -706,8 +745,7 @@ registry_reset_stats(SharedBuffer *buffer)
 	for (int i = 0; i < STAT_COUNT; i++)
 		totals->base[i] = pg_atomic_read_u64(&totals->stats[i]);
 	totals->reset_at = GetCurrentTimestamp();
-	totals->last_error_at = 0;
-	totals->last_error[0] = '\0';
+	totals->failure.at = 0;
 	pg_atomic_write_u64(&totals->last_flush, 0);
 	LWLockRelease(&totals->lock);
 }

@@ -25,6 +25,9 @@
 
 #define SHARED_ERROR_SIZE	512
 
+/* space for the detail of an error, and for its hint */
+#define SHARED_ADVICE_SIZE	256
+
 typedef struct SharedBufferKey
 {
 	Oid			dboid;
@@ -142,6 +145,33 @@ typedef enum SharedStat
 	STAT_COUNT
 } SharedStat;
 
+/*
+ * The last failure of a buffer, or of a key; see SharedTotals.  The texts are cut
+ * to their size.
+ */
+typedef struct SharedFailure
+{
+	uint64		number;			/* of failures so far; 0: none, and the rest
+								 * means nothing */
+	TimestampTz at;				/* 0: the statistics were reset since */
+	ClockTime	retry_at;		/* when the next attempt is; 0: not known, or
+								 * none */
+	char		message[SHARED_ERROR_SIZE];
+	char		detail[SHARED_ADVICE_SIZE]; /* empty: none, as the hint */
+	char		hint[SHARED_ADVICE_SIZE];
+} SharedFailure;
+
+/* A failure, for registry_set_failure().  Detail and hint may be NULL. */
+typedef struct BufferFailure
+{
+	const char *message;
+	const char *detail;
+	const char *hint;
+	ClockTime	retry_at;		/* as in SharedFailure */
+	bool		broken;			/* the buffer itself fails (its shape, owner
+								 * or handler), and not only a key */
+} BufferFailure;
+
 typedef struct SharedTotals
 {
 	/* atomic, without a lock */
@@ -153,8 +183,7 @@ typedef struct SharedTotals
 	LWLock		lock;			/* protects what follows */
 	uint64		base[STAT_COUNT];	/* stats at the last reset */
 	TimestampTz reset_at;
-	TimestampTz last_error_at;	/* 0: none */
-	char		last_error[SHARED_ERROR_SIZE];
+	SharedFailure failure;
 	bool		broken;			/* the buffer itself fails, not a key */
 } SharedTotals;
 
@@ -238,8 +267,10 @@ extern void registry_call_worker(SharedBuffer *buffer);
 extern int	registry_start_failed(SharedBuffer *buffer);
 extern void registry_start_succeeded(SharedBuffer *buffer);
 
-extern void registry_set_error(SharedBuffer *buffer, const char *message,
-							   bool broken);
+extern void registry_set_failure(SharedBuffer *buffer,
+								 const BufferFailure *failure);
+extern uint64 registry_count_failures(SharedBuffer *buffer);
+extern void registry_get_failure(SharedBuffer *buffer, SharedFailure *failure);
 extern void registry_clear_error(SharedBuffer *buffer);
 extern bool registry_may_warn(SharedBuffer *buffer);
 extern void registry_reset_stats(SharedBuffer *buffer);

@@ -173,9 +173,8 @@ typedef struct BufferStats
 	uint64		total[STAT_COUNT];	/* since the buffer was registered */
 	uint64		base[STAT_COUNT];	/* at the last reset */
 	TimestampTz last_flush;
-	TimestampTz last_error_at;	/* 0: none */
 	TimestampTz reset_at;
-	char		last_error[SHARED_ERROR_SIZE];
+	SharedFailure failure;
 } BufferStats;
 
 /*
@@ -209,9 +208,8 @@ read_stats(Oid relid, BufferStats *stats)
 	stats->failing = totals->broken ||
 		pg_atomic_read_u32(&shared->table.failing) > 0;
 	stats->last_flush = (TimestampTz) pg_atomic_read_u64(&totals->last_flush);
-	stats->last_error_at = totals->last_error_at;
 	stats->reset_at = totals->reset_at;
-	strlcpy(stats->last_error, totals->last_error, SHARED_ERROR_SIZE);
+	stats->failure = totals->failure;
 	LWLockRelease(&totals->lock);
 
 	stats->pid = shared->slot.pid;
@@ -219,6 +217,21 @@ read_stats(Oid relid, BufferStats *stats)
 	stats->memory = registry_memory(shared);
 	stats->first_due = (ClockTime) pg_atomic_read_u64(&shared->schedule.first_due);
 	registry_unlock(shared);
+}
+
+/* Format a failure for display, as psql shows an error. */
+static char *
+format_failure(const SharedFailure *failure)
+{
+	StringInfoData text;
+
+	initStringInfo(&text);
+	appendStringInfoString(&text, failure->message);
+	if (failure->detail[0] != '\0')
+		appendStringInfo(&text, "\nDETAIL:  %s", failure->detail);
+	if (failure->hint[0] != '\0')
+		appendStringInfo(&text, "\nHINT:  %s", failure->hint);
+	return text.data;
 }
 
 /*
@@ -263,9 +276,9 @@ sb_stat_get_buffer(PG_FUNCTION_ARGS)
 		if (i != STAT_PUBLISHED)
 			put_count(&row, stats.total[i] - stats.base[i]);
 	put_time(&row, stats.last_flush);
-	put_text(&row, stats.last_error_at != 0 && may_see_all(relid) ?
-			 stats.last_error : NULL);
-	put_time(&row, stats.last_error_at);
+	put_text(&row, stats.failure.at != 0 && may_see_all(relid) ?
+			 format_failure(&stats.failure) : NULL);
+	put_time(&row, stats.failure.at);
 	put_time(&row, stats.reset_at);
 
 	Assert(row.n == desc->natts);

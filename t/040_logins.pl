@@ -133,7 +133,7 @@ my ($worker) = processes($node, 'statbuffer worker');
 sql('REVOKE team FROM keeper');
 sql_as('keeper', q{SELECT sb_increment('team', 10, 'keeper.buf'); SELECT sb_flush_all('keeper.buf')});
 wait_for($node, $db, q{
-	SELECT last_error LIKE '%does not belong to the buffer''s owner' FROM sb_stat_buffers},
+	SELECT last_error LIKE '%does not belong to the buffer''s owner%' FROM sb_stat_buffers},
 	'when he has left the team, it is not');
 is((processes($node, 'statbuffer worker'))[0], $worker, 'by the worker that was there');
 is(sql(q{SELECT sb_count('team', 'keeper.buf')}), 10, 'the count is kept');
