@@ -7,6 +7,7 @@ OBJS = \
 	src/counters.o \
 	src/create.o \
 	src/ddl.o \
+	src/define.o \
 	src/drain.o \
 	src/fdw.o \
 	src/flush.o \
@@ -49,7 +50,7 @@ PGFILEDESC = "statbuffer - adds up increments of hot counters"
 
 REGRESS = setup increment default_buffer types options shape transactions \
 	fdw handler flushing async startstop renamed stats privileges security overflow \
-	trigger altered target view
+	trigger altered define target view
 ISOLATION = visibility new_key flush flush_own ddl drain stop range grants trigger_rows cursor_locks \
 	grow default_replaced view_updates
 ISOLATION_OPTS = --load-extension=statbuffer

@@ -33,7 +33,8 @@ SELECT state, keys, pending, last_error FROM sb_stat_buffers WHERE buffer = 'buf
 
 -- Other columns came and went.
 BEGIN;
-ALTER FOREIGN TABLE buf DROP COLUMN key, ADD COLUMN other bigint;
+ALTER FOREIGN TABLE buf DROP COLUMN key, DROP COLUMN count,
+  ADD COLUMN other bigint, ADD COLUMN count bigint;
 SELECT sb_async_increment('5', 1, 'buf');
 ROLLBACK;
 -- In a subtransaction that is over, or was rolled back.

@@ -70,7 +70,7 @@ INSERT INTO deeds (deed) VALUES
   ($$DELETE FROM sb_sec.buf$$),
   ($$ALTER FOREIGN TABLE sb_sec.buf OPTIONS (SET interval '1s')$$),
   ($$ALTER FOREIGN TABLE sb_sec.buf OPTIONS (SET handler 'sb_strange.store')$$),
-  ($$ALTER FOREIGN TABLE sb_sec.buf ADD COLUMN more int$$),
+  ($$ALTER FOREIGN TABLE sb_sec.buf ALTER COLUMN count SET DEFAULT 2$$),
   ($$ALTER FOREIGN TABLE sb_sec.buf RENAME TO bof$$),
   ($$ALTER FOREIGN TABLE sb_sec.buf OWNER TO regress_sb_stranger$$),
   ($$COMMENT ON FOREIGN TABLE sb_sec.buf IS 'x'$$),

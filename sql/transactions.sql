@@ -731,7 +731,7 @@ SELECT * FROM buf3;
 BEGIN;
 INSERT INTO buf3 VALUES ('k', 10);
 SAVEPOINT s;
-ALTER FOREIGN TABLE buf3 ADD more bigint;
+ALTER FOREIGN TABLE buf3 DROP count, ADD more text, ADD count bigint;
 ROLLBACK TO s;
 INSERT INTO buf3 VALUES ('k', 1);
 COMMIT;

@@ -544,8 +544,7 @@ SELECT * FROM by_many;
 
 -- As long as nothing is counted, key columns may come and go.
 ALTER FOREIGN TABLE by_many DROP lang;
-ALTER FOREIGN TABLE by_many ADD lang text, ADD m bigint NOT NULL DEFAULT 1;
-ALTER FOREIGN TABLE by_many DROP n;
+ALTER FOREIGN TABLE by_many DROP n, ADD lang text, ADD m bigint NOT NULL DEFAULT 1;
 CREATE FUNCTION tell_many(post int, tag text, lang text, counter bigint)
 RETURNS void LANGUAGE sql
 AS 'INSERT INTO told_many VALUES (post, lang, tag, counter)';

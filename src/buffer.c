@@ -268,12 +268,17 @@ buffer_updatable(Relation rel)
 	return 1 << CMD_INSERT;
 }
 
-/* Is this foreign table a buffer? */
-static bool
-is_buffer(Relation rel)
+/* Is this relation a foreign table of our wrapper? */
+bool
+buffer_is_relation(Relation rel)
 {
-	Oid			serverid = GetForeignServerIdByRelId(RelationGetRelid(rel));
-	Oid			fdwid = GetForeignServer(serverid)->fdwid;
+	Oid			serverid;
+	Oid			fdwid;
+
+	if (rel->rd_rel->relkind != RELKIND_FOREIGN_TABLE)
+		return false;
+	serverid = GetForeignServerIdByRelId(RelationGetRelid(rel));
+	fdwid = GetForeignServer(serverid)->fdwid;
 
 	/* GetFdwRoutineForRelation() would raise an error */
 	if (!OidIsValid(GetForeignDataWrapper(fdwid)->fdwhandler))
@@ -293,6 +298,44 @@ report_wrong_shape(Relation rel, const char *detail)
 }
 
 /*
+ * Find the count column.  If the relation does not have the columns of a buffer,
+ * returns InvalidAttrNumber, and sets `problem'.
+ */
+AttrNumber
+buffer_find_count(Relation rel, const char **problem)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	Form_pg_attribute last = NULL;
+	int			n = 0;
+
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+
+		if (att->attisdropped)
+			continue;
+		if (att->attgenerated)
+		{
+			*problem = _("It has a generated column.");
+			return InvalidAttrNumber;
+		}
+		last = att;
+		n++;
+	}
+	if (n < 2)
+	{
+		*problem = _("It has fewer than two columns.");
+		return InvalidAttrNumber;
+	}
+	if (last->atttypid != INT8OID)
+	{
+		*problem = _("Its last column is not of type bigint.");
+		return InvalidAttrNumber;
+	}
+	return last->attnum;
+}
+
+/*
  * Build the shape of a relation.  Raises an error if it does not have the
  * columns of a buffer.
  */
@@ -305,26 +348,16 @@ read_shape(Relation rel)
 	TupleDesc	desc;
 	List	   *row_types;
 	ListCell   *lc;
+	const char *problem;
 	int			n = 0;
 
-	for (int i = 0; i < reldesc->natts; i++)
-	{
-		Form_pg_attribute att = TupleDescAttr(reldesc, i);
-
-		if (att->attisdropped)
-			continue;
-		if (att->attgenerated)
-			report_wrong_shape(rel, _("It has a generated column."));
-		attnos[n++] = att->attnum;
-	}
-
-	if (n < 2)
-		report_wrong_shape(rel, _("It has fewer than two columns."));
-	if (TupleDescAttr(reldesc, attnos[n - 1] - 1)->atttypid != INT8OID)
-		report_wrong_shape(rel, _("Its last column is not of type bigint."));
-
-	shape->count_attno = attnos[--n];
-	shape->count_name = TupleDescAttr(reldesc, attnos[n] - 1)->attname;
+	shape->count_attno = buffer_find_count(rel, &problem);
+	if (shape->count_attno == InvalidAttrNumber)
+		report_wrong_shape(rel, problem);
+	shape->count_name = TupleDescAttr(reldesc, shape->count_attno - 1)->attname;
+	for (AttrNumber attno = 1; attno < shape->count_attno; attno++)
+		if (!TupleDescAttr(reldesc, attno - 1)->attisdropped)
+			attnos[n++] = attno;
 	shape->key_attnos = attnos;
 	desc = CreateTemplateTupleDesc(n);
 	for (int i = 0; i < n; i++)
@@ -612,7 +645,7 @@ buffer_open_locked(Oid relid, BufferLocker lock)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("relation with OID %u does not exist", relid)));
-	if (rel->rd_rel->relkind != RELKIND_FOREIGN_TABLE || !is_buffer(rel))
+	if (!buffer_is_relation(rel))
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 				 errmsg("\"%s\" is not a buffer", RelationGetRelationName(rel)),
@@ -844,6 +877,23 @@ buffer_get_source(const SbBuffer *buffer, SinkSource *source)
 	source->options = &buffer->options;
 	source->desc = buffer->shape->desc;
 	source->count_name = NameStr(buffer->shape->count_name);
+}
+
+/*
+ * Likewise, from a relation as the transaction sees it now, and options that it
+ * may be about to get.  Takes no lock, caches nothing.  Raises an error if the
+ * relation does not have the columns of a buffer.
+ */
+void
+buffer_describe(Relation rel, const BufferOptions *options, SinkSource *source)
+{
+	BufferShape *shape = read_shape(rel);
+
+	source->relid = RelationGetRelid(rel);
+	source->owner = rel->rd_rel->relowner;
+	source->options = options;
+	source->desc = shape->desc;
+	source->count_name = NameStr(shape->count_name);
 }
 
 /*

@@ -139,6 +139,10 @@ buffer_is_attached(const SbBuffer *buffer)
 
 extern void buffer_init(void);
 extern int	buffer_updatable(Relation rel);
+extern bool buffer_is_relation(Relation rel);
+extern AttrNumber buffer_find_count(Relation rel, const char **problem);
+extern void buffer_describe(Relation rel, const BufferOptions *options,
+							SinkSource *source);
 extern void buffer_check_privilege(Oid relid, AclMode mode);
 extern void buffer_check_owner(Oid relid);
 extern SbBuffer *buffer_open(Oid relid, LOCKMODE lockmode);

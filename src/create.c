@@ -28,6 +28,7 @@
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "create.h"
+#include "define.h"
 #include "executor/spi.h"
 #include "foreign/foreign.h"
 #include "functions.h"
@@ -47,14 +48,27 @@
 COMPAT_FUNCTION_INFO_V1(sb_create);
 COMPAT_FUNCTION_INFO_V1(sb_create_view);
 
-/* Run a utility statement as the current user. */
+/*
+ * Run a utility statement as the current user.  We check ourselves what it would
+ * send notices of.
+ */
 static void
 execute(const char *statement)
 {
-	SPI_connect();
-	if (SPI_execute(statement, false, 0) != SPI_OK_UTILITY)
-		elog(ERROR, "could not execute \"%s\"", statement);
-	SPI_finish();
+	bool		was_quiet = define_set_quiet(true);
+
+	PG_TRY();
+	{
+		SPI_connect();
+		if (SPI_execute(statement, false, 0) != SPI_OK_UTILITY)
+			elog(ERROR, "could not execute \"%s\"", statement);
+		SPI_finish();
+	}
+	PG_FINALLY();
+	{
+		(void) define_set_quiet(was_quiet);
+	}
+	PG_END_TRY();
 }
 
 /*

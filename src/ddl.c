@@ -51,6 +51,7 @@ typedef struct ChangedBuffer
 static List *changed = NIL;		/* in TopTransactionContext */
 
 static object_access_hook_type prev_object_access_hook = NULL;
+static DdlWatcher ddl_watcher = NULL;
 
 /* ------------------------------------------------------------------------
  * Buffers
@@ -258,6 +259,18 @@ object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId,
 		prev_object_access_hook(access, classId, objectId, subId, arg);
 	if (access == OAT_POST_ALTER || access == OAT_DROP)
 		note_change(classId, objectId);
+	if (ddl_watcher != NULL &&
+		(classId == RelationRelationId || classId == ForeignTableRelationId) &&
+		(access == OAT_POST_CREATE || access == OAT_POST_ALTER ||
+		 access == OAT_DROP))
+		ddl_watcher(access, objectId, subId);
+}
+
+/* Have a function told of changes to relations; NULL: none any more. */
+void
+ddl_set_watcher(DdlWatcher watcher)
+{
+	ddl_watcher = watcher;
 }
 
 /* ------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * options.c
- *	  Options of a buffer: the table of options, and the validator.
+ *	  Options of a buffer.
  *
  * An option is a row of the table below and a field of BufferOptions.
  *
@@ -13,17 +13,13 @@
 
 #include <math.h>
 
-#include "access/reloptions.h"
 #include "catalog/namespace.h"
-#include "catalog/pg_foreign_table.h"
 #include "commands/defrem.h"
 #include "compat.h"
 #include "options.h"
 #include "utils/builtins.h"
 #include "utils/datetime.h"
 #include "utils/guc.h"
-
-COMPAT_FUNCTION_INFO_V1(statbuffer_fdw_validator);
 
 /* Kinds of options, by how their values are parsed. */
 typedef enum OptionKind
@@ -303,27 +299,4 @@ options_parse(List *options, BufferOptions *result)
 				 errmsg("options \"target\" and \"handler\" cannot be used together"),
 				 errhint("Drop one of them. The counts go to the target, or to the handler.")));
 	result->handler = NULL;
-}
-
-/*
- * statbuffer_fdw_validator(options text[], catalog oid): the validator
- * function of the foreign-data wrapper.  Raises an error for the first invalid
- * option.  Only foreign tables have any.
- */
-Datum
-statbuffer_fdw_validator(PG_FUNCTION_ARGS)
-{
-	List	   *options = untransformRelOptions(PG_GETARG_DATUM(0));
-	Oid			catalog = PG_GETARG_OID(1);
-	BufferOptions parsed;
-
-	if (catalog == ForeignTableRelationId)
-		options_parse(options, &parsed);
-	else if (options != NIL)
-		ereport(ERROR,
-				(errcode(ERRCODE_FDW_INVALID_OPTION_NAME),
-				 errmsg("invalid option \"%s\"",
-						linitial_node(DefElem, options)->defname),
-				 errhint("There are no valid options in this context. The options of a buffer are those of its foreign table.")));
-	PG_RETURN_VOID();
 }

@@ -33,6 +33,7 @@
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/catcache.h"
 #include "utils/lsyscache.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
@@ -107,6 +108,48 @@ look_up(List *names, const Oid *types, int nargs, Oid *funcid)
 								  &true_types);
 }
 
+/* how many functions to list, at most, that take other arguments */
+#define NEAR_MISSES		4
+
+/*
+ * List the functions that have the handler's name, in any schema, and may be the
+ * ones that were meant.  Returns NULL if there are none.
+ */
+static char *
+near_misses(List *names, int *nfound)
+{
+	char	   *schema;
+	char	   *name;
+	CatCList   *functions;
+	StringInfoData list;
+
+	DeconstructQualifiedName(names, &schema, &name);
+	functions = SearchSysCacheList1(PROCNAMEARGSNSP, CStringGetDatum(name));
+	initStringInfo(&list);
+	*nfound = 0;
+	for (int i = 0; i < functions->n_members; i++)
+	{
+		Form_pg_proc proc = (Form_pg_proc) GETSTRUCT(&functions->members[i]->tuple);
+		List	   *shown = names;
+
+		schema = get_namespace_name(proc->pronamespace);
+		if (schema == NULL || isAnyTempNamespace(proc->pronamespace))
+			continue;
+		if (++*nfound > NEAR_MISSES)
+		{
+			appendStringInfoString(&list, ", ...");
+			break;
+		}
+		if (list_length(names) > 1 || !FunctionIsVisible(proc->oid))
+			shown = list_make2(makeString(schema), makeString(name));
+		appendStringInfo(&list, "%s%s", *nfound > 1 ? ", " : "",
+						 func_signature_string(shown, proc->pronargs, NIL,
+											   proc->proargtypes.values));
+	}
+	ReleaseCatCacheList(functions);
+	return *nfound > 0 ? list.data : NULL;
+}
+
 /*
  * Find the function for keys of this shape on the current search path, and the
  * types of its arguments.  If both forms exist, the one with arrays is used.
@@ -118,6 +161,8 @@ find_function(List *names, TupleDesc desc, Oid *types, bool *takes_arrays)
 	int			nargs = desc->natts + 1;
 	FuncDetailCode code = FUNCDETAIL_NOTFOUND;
 	Oid			funcid = InvalidOid;
+	char	   *others;
+	int			nothers;
 
 	Assert(COMPAT_IS_FINALIZED(desc));
 	*takes_arrays = argument_types(desc, true, types);
@@ -135,10 +180,14 @@ find_function(List *names, TupleDesc desc, Oid *types, bool *takes_arrays)
 		case FUNCDETAIL_NORMAL:
 			break;
 		case FUNCDETAIL_NOTFOUND:
+			others = near_misses(names, &nothers);
 			ereport(ERROR,
 					(errcode(ERRCODE_UNDEFINED_FUNCTION),
 					 errmsg("handler function %s does not exist",
 							func_signature_string(names, nargs, NIL, types)),
+					 others == NULL ? 0 : nothers == 1 ?
+					 errdetail("There is %s.", others) :
+					 errdetail("There are %s.", others),
 					 errhint("Create it, or one that takes arrays of these types, or set the buffer's option \"handler\". It must be schema-qualified or on the owner's search path.")));
 			break;
 		case FUNCDETAIL_MULTIPLE:

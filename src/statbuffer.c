@@ -14,6 +14,7 @@
 #include "buffer.h"
 #include "compat.h"
 #include "ddl.h"
+#include "define.h"
 #include "executor/executor.h"
 #include "fdw.h"
 #include "fmgr.h"
@@ -60,7 +61,7 @@ executor_end(QueryDesc *query)
 
 /*
  * Utility hook: evict workers while a statement needs exclusive use of a
- * database, and ensure that the part of publishing that can fail runs before
+ * database, check what a statement makes of buffers, and ensure that the part of publishing that can fail runs before
  * the commit callbacks of other libraries.  See pending_come_first().
  */
 static void
@@ -88,6 +89,25 @@ process_utility(PlannedStmt *pstmt, const char *query_string,
 		PG_FINALLY();
 		{
 			ddl_admit(dboid);
+		}
+		PG_END_TRY();
+		return;
+	}
+
+	if (define_may_alter(pstmt->utilityStmt))
+	{
+		DefineWatch watch;
+
+		define_begin(&watch);
+		PG_TRY();
+		{
+			next(pstmt, query_string, read_only_tree, context, params,
+				 query_env, dest, qc);
+			define_check(&watch);
+		}
+		PG_FINALLY();
+		{
+			define_end(&watch);
 		}
 		PG_END_TRY();
 		return;
