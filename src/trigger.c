@@ -76,7 +76,29 @@ typedef struct TriggerErrorContext
 {
 	TriggerData *trigdata;
 	int			argno;			/* number of the argument, or 0 */
+	bool		found;			/* there is a buffer with that name */
 } TriggerErrorContext;
+
+/*
+ * The role that changes the table must not count in the buffer, as its owner may
+ * not have expected: add to the error how to let it.
+ */
+static void
+add_grant_hint(const char *buffer, bool found)
+{
+	const char *role = GetUserNameFromId(GetUserId(), true);
+
+	/* it was dropped meanwhile */
+	if (role == NULL)
+		return;
+	role = quote_identifier(role);
+	if (found)
+		errhint("The role that changes the table counts in the buffer: GRANT INSERT ON %s TO %s;",
+				buffer, role);
+	else
+		errhint("The role that changes the table counts in the buffer: grant USAGE on the schema of %s to %s, and INSERT on the buffer.",
+				buffer, role);
+}
 
 /* Error context callback: name the trigger and the table. */
 static void
@@ -86,6 +108,8 @@ add_error_context(void *arg)
 	Trigger    *trigger = context->trigdata->tg_trigger;
 	const char *relname = RelationGetRelationName(context->trigdata->tg_relation);
 
+	if (context->argno == 1 && geterrcode() == ERRCODE_INSUFFICIENT_PRIVILEGE)
+		add_grant_hint(trigger->tgargs[0], context->found);
 	if (context->argno > 0)
 		errcontext("argument %d, \"%s\", of trigger \"%s\" on table \"%s\"",
 				   context->argno, trigger->tgargs[context->argno - 1],
@@ -311,6 +335,7 @@ get_cache(FunctionCallInfo fcinfo, TriggerErrorContext *context)
 {
 	TriggerCache *cache = fcinfo->flinfo->fn_extra;
 	Trigger    *trigger = context->trigdata->tg_trigger;
+	Oid			relid;
 
 	if (cache == NULL)
 	{
@@ -332,7 +357,9 @@ get_cache(FunctionCallInfo fcinfo, TriggerErrorContext *context)
 						RelationGetRelationName(context->trigdata->tg_relation)),
 				 errhint("The arguments of sb_trigger() are a buffer, and the columns of the table that are its key.")));
 	context->argno = 1;
-	pending_open(&cache->target, find_buffer(trigger->tgargs[0]), true);
+	relid = find_buffer(trigger->tgargs[0]);
+	context->found = true;
+	pending_open(&cache->target, relid, true);
 	context->argno = 0;
 	if (cache->attnos == NULL ||
 		cache->key_generation != buffer_generation ||
@@ -616,6 +643,7 @@ sb_trigger(PG_FUNCTION_ARGS)
 
 	context.trigdata = trigdata;
 	context.argno = 0;
+	context.found = false;
 	callback.callback = add_error_context;
 	callback.arg = &context;
 	callback.previous = error_context_stack;
