@@ -12,6 +12,7 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "access/xlog.h"
 #include "launch.h"
 #include "load.h"
@@ -106,6 +107,24 @@ launch_successor(void)
 	return RegisterDynamicBackgroundWorker(&worker, NULL);
 }
 
+/*
+ * Counts are in the memory of the primary, so here there is nothing to be seen.
+ * Warn of that, once for each statement of the client.  Not in the log, which
+ * whoever may read counts could fill, and monitoring would.
+ */
+static void
+warn_standby(void)
+{
+	static TimestampTz warned = 0;
+
+	if (warned == GetCurrentStatementStartTimestamp())
+		return;
+	warned = GetCurrentStatementStartTimestamp();
+	ereport(WARNING_CLIENT_ONLY,
+			(errmsg("a standby does not have the counts that are not stored yet"),
+			 errhint("Connect to the primary server.")));
+}
+
 static inline bool
 is_loaded(Oid relid, uint64 position)
 {
@@ -120,7 +139,7 @@ is_loaded(Oid relid, uint64 position)
  * the key of a buffer that is at a position (table_position()), of all its keys
  * (LAUNCH_ALL_KEYS), or if `relid' is InvalidOid, of all buffers.  Callers do this
  * before they look at counts.  Returns false, after a warning, if that takes too
- * long, and on a standby.
+ * long, and on a standby, which has no launcher and no counts.
  */
 bool
 launch_await_load(Oid relid, uint64 position)
@@ -129,14 +148,15 @@ launch_await_load(Oid relid, uint64 position)
 	ClockTime	until = 0;
 	bool		loaded;
 
+	if (unlikely(RecoveryInProgress()))
+	{
+		warn_standby();
+		return false;
+	}
 	if (shared_control == NULL)
 		registry_attach(false);
 	if (likely(is_loaded(relid, position)))
 		return true;
-
-	/* a standby has no launcher and no counts */
-	if (RecoveryInProgress())
-		return false;
 	registry_attach(true);
 	launch_ensure();
 

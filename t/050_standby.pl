@@ -225,6 +225,23 @@ for my $node ($standby, $cascade, $plain)
 	is($node->safe_psql($db, q{SELECT count(*) FROM sb_keys('held')}), '0', "$name: nor by name");
 	is($node->safe_psql($db, 'SELECT count(*), sum(keys) FROM sb_stat_buffers'), '2|0', "$name: nor in the view");
 
+	# Each statement that looks says so, once.
+	my $log_offset = -s $node->logfile;
+	for my $query (
+		'SELECT * FROM held, held AS other',
+		q{SELECT sb_count('k', 'held') FROM generate_series(1, 3)},
+		q{SELECT * FROM sb_keys('held')},
+		'SELECT * FROM sb_stat_buffers',
+		'SELECT * FROM sb_stat_memory')
+	{
+		(undef, undef, $stderr) = $node->psql($db, $query);
+		is(() = $stderr =~ /WARNING:  a standby does not have the counts .*\nHINT:  Connect to the primary/g, 1,
+			"$name: a warning: $query");
+		(undef, undef, $stderr) = $node->psql($db, "$query;\n$query;");
+		is(() = $stderr =~ /WARNING:  a standby/g, 2, "$name: for each statement: $query");
+	}
+	unlike(slurp_file($node->logfile, $log_offset), qr/a standby does not have/, "$name: not in the log");
+
 	for my $case (
 		[ 'sb_increment()', q{SELECT sb_increment('k', 1, 'hits')} ],
 		[ 'sb_async_increment()', q{SELECT sb_async_increment('k', 1, 'hits')} ],
@@ -273,6 +290,7 @@ for my $node ($standby, $plain)
 {
 	my $session = $session{ $node->name } = { next => $node->background_psql($db, on_error_stop => 0),
 		open => $node->background_psql($db, on_error_stop => 0) };
+	$session->{$_}->query_safe(q{SET client_min_messages = error}) for qw(next open);
 
 	$session->{next}->query(q{SELECT sb_increment('k', 1, 'hits')});
 	$session->{open}->query_safe(q{BEGIN; SELECT count(*) FROM hits; SAVEPOINT s});
