@@ -13,10 +13,12 @@
 
 #include <limits.h>
 
+#include "miscadmin.h"
 #include "options.h"
 #include "settings.h"
 #include "utils/guc.h"
 
+bool		statbuffer_preloaded;
 int			statbuffer_max_memory;
 int			statbuffer_max_shutdown;
 int			statbuffer_max_workers;
@@ -25,6 +27,7 @@ int			statbuffer_max_workers;
 void
 settings_init(void)
 {
+	statbuffer_preloaded = process_shared_preload_libraries_in_progress;
 	DefineCustomIntVariable("statbuffer.max_memory",
 							"Sets the maximum amount of dynamic shared memory for counts.",
 							"When most of it is in use, keys are flushed before they are due. When all of it is in use, increments of new keys are errors; those of keys already held still work.",

@@ -13,6 +13,9 @@
 /* must match statbuffer.control */
 #define SETTINGS_VERSION	"1.0"
 
+/* the postmaster has loaded the library, so every process has it */
+extern bool statbuffer_preloaded;
+
 extern int	statbuffer_max_memory;	/* kilobytes */
 extern int	statbuffer_max_shutdown;	/* milliseconds */
 extern int	statbuffer_max_workers;

@@ -21,6 +21,7 @@
 #include "access/xact.h"
 #include "batch.h"
 #include "buffer.h"
+#include "catalog/pg_database.h"
 #include "compat.h"
 #include "ddl.h"
 #include "flush.h"
@@ -30,6 +31,7 @@
 #include "postmaster/interrupt.h"
 #include "queue.h"
 #include "session.h"
+#include "settings.h"
 #include "shutdown.h"
 #include "storage/ipc.h"
 #include "storage/lmgr.h"
@@ -59,6 +61,14 @@
  */
 #define PROCESS_MSECS			60000
 
+/*
+ * If the library is not preloaded, there are sessions that do not know us and
+ * cannot ask workers to leave a database that they need alone.  PostgreSQL waits
+ * five seconds for other processes to leave it.  So a worker looks after this
+ * time whether the database is wanted, and stays no longer without work.
+ */
+#define STRANGER_MSECS			1000
+
 /* reaping should scan no more than this many keys for each that it may free */
 #define REAP_EFFORT				64
 #define REAP_MIN_MSECS			100
@@ -80,6 +90,8 @@ typedef struct WorkerState
 	FlushState	flush;
 	Oid			owner;			/* whose buffers it can serve */
 	ClockTime	connected_at;
+	ClockTime	looked_at;		/* when it last looked whether its database is
+								 * wanted */
 	ClockTime	turn_began;		/* when it was last for the buffer to be
 								 * served that had waited longest */
 	int			overtakers;		/* buffers that were served since, before
@@ -582,6 +594,31 @@ make_way(WorkerState *worker, ClockTime now, ClockTime next)
 }
 
 /*
+ * Does another session hold, or wait for, a lock on the database that keeps new
+ * processes out of it, because it needs it alone?  Looks no more often than
+ * STRANGER_MSECS, and not where the session asks us: see ddl_evicted_until().
+ */
+static bool
+database_is_wanted(WorkerState *worker)
+{
+	LOCKTAG		tag;
+
+	if (statbuffer_preloaded ||
+		!clock_limit(&worker->looked_at, clock_now(), STRANGER_MSECS))
+		return false;
+	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, MyDatabaseId, 0);
+	if (LockAcquire(&tag, RowExclusiveLock, true, true) == LOCKACQUIRE_NOT_AVAIL)
+	{
+		/* another worker would only wait for that lock */
+		registry_start_after(worker->flush.shared,
+							 clock_add(clock_now(), STRANGER_MSECS));
+		return true;
+	}
+	LockRelease(&tag, RowExclusiveLock, true);
+	return false;
+}
+
+/*
  * Must the worker end?  If the server stops, flushes for the last time: its
  * buffer, and then those that wait and that it can serve.
  */
@@ -605,7 +642,7 @@ must_end(WorkerState *worker)
 		}
 		return true;
 	}
-	return ddl_evicted_until(MyDatabaseId) != 0;
+	return ddl_evicted_until(MyDatabaseId) != 0 || database_is_wanted(worker);
 }
 
 /*
@@ -648,6 +685,18 @@ serve_requests(WorkerState *worker, ClockTime now)
 	}
 }
 
+/*
+ * How long the worker stays without work, in milliseconds: for the buffer's
+ * "timeout", or less for the reason given at STRANGER_MSECS.
+ */
+static int
+idle_limit(const WorkerState *worker)
+{
+	int			timeout = worker->flush.buffer->options.timeout;
+
+	return statbuffer_preloaded ? timeout : Min(timeout, STRANGER_MSECS);
+}
+
 /* May the worker leave, given that no key is due before `next'? */
 static bool
 may_leave(WorkerState *worker, ClockTime now, ClockTime next)
@@ -658,7 +707,7 @@ may_leave(WorkerState *worker, ClockTime now, ClockTime next)
 	if (flush->paused_until > now || flush->unread)
 		return flush->paused_until > clock_add(now, LAUNCHER_LEAD_MSECS);
 	Assert(flush->buffer != NULL);
-	return now >= clock_add(worker->last_work, flush->buffer->options.timeout) &&
+	return now >= clock_add(worker->last_work, idle_limit(worker)) &&
 		(next == SCHEDULE_NEVER ||
 		 next > clock_add(now, LAUNCHER_LEAD_MSECS));
 }
@@ -705,8 +754,7 @@ sleep_until(WorkerState *worker, ClockTime now, ClockTime next, bool due)
 
 	if (flush->buffer != NULL)
 	{
-		ClockTime	quiet = clock_add(worker->last_work,
-									  flush->buffer->options.timeout);
+		ClockTime	quiet = clock_add(worker->last_work, idle_limit(worker));
 
 		wake_at = Min(wake_at, next_reap(worker));
 		if (quiet > now)
@@ -715,6 +763,8 @@ sleep_until(WorkerState *worker, ClockTime now, ClockTime next, bool due)
 	if (!due && !flush->unread &&
 		!schedule_sleep_until(&flush->shared->schedule, next, wake_at))
 		return;
+	if (!statbuffer_preloaded)
+		wake_at = Min(wake_at, clock_add(now, STRANGER_MSECS));
 	if (wake_at != SCHEDULE_NEVER)
 	{
 		timeout = clock_get_timeout(wake_at, now);

@@ -13,7 +13,7 @@ use StatbufferTest;
 use Test::More;
 use Time::HiRes;
 
-my $node = new_node('hibernation');
+my $node = new_node('hibernation', q{shared_preload_libraries = 'statbuffer'});
 my $db = 'postgres';
 
 sub stat_buffer

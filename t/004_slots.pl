@@ -15,7 +15,8 @@ my $db = 'postgres';
 
 # --- more busy buffers than workers -----------------------------------------
 
-my $node = new_node('slots', 'statbuffer.max_workers = 2');
+my $node = new_node('slots', 'statbuffer.max_workers = 2',
+	q{shared_preload_libraries = 'statbuffer'});
 my @buffers = map { "b$_" } 1 .. 12;
 make_buffer($node, $db, $_, q{interval '100ms', timeout '1h'}) for @buffers;
 

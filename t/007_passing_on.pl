@@ -15,7 +15,8 @@ use StatbufferTest;
 use Test::More;
 
 my $db = 'postgres';
-my $node = new_node('one_slot', 'statbuffer.max_workers = 1');
+my $node = new_node('one_slot', 'statbuffer.max_workers = 1',
+	q{shared_preload_libraries = 'statbuffer'});
 
 # close_gate_after(WHAT): a session that closes the gate as soon as the one that
 # keeps it closed has opened it.

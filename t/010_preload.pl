@@ -31,7 +31,9 @@ sub test_processes
 		"$how: pg_stat_activity tells what the worker does");
 
 	# Its statistics are those of its process.
-	my ($worker) = processes($node, 'statbuffer worker');
+	# Another one may have come to free idle keys.
+	my $worker = worker_of($node, $db, 'views');
+	ok((grep { $_ == $worker } processes($node, 'statbuffer worker')), "$how: it is one of the workers");
 	is($node->safe_psql($db, q{SELECT pid, state, in_flight FROM sb_stat_buffers WHERE buffer = 'views'}),
 		"$worker|running|1000", "$how: and so does sb_stat_buffers");
 
@@ -44,10 +46,12 @@ sub test_processes
 	open_gate($gate);
 	wait_for_stored($node, $db, 'views', 1001, "$how: and stores what that one had in flight");
 	is($node->safe_psql($db, q{SELECT sb_count('k', 'views')}), '0', "$how: once");
+
+	# Not preloaded, it stays for a second at most.
 	wait_for($node, $db, q{
 			SELECT count(*) = 1 FROM pg_stat_activity
 			WHERE backend_type = 'statbuffer worker' AND state = 'idle' AND query LIKE '%views%'},
-		"$how: the worker is idle, and still tells its buffer");
+		"$how: the worker is idle, and still tells its buffer") if $how eq 'preloaded';
 
 	# The launcher is terminated: another one comes, and starts workers.
 	my ($launcher) = processes($node, 'statbuffer launcher');
@@ -100,7 +104,7 @@ sub test_processes
 			WITH again AS MATERIALIZED (SELECT sb_increment('k', 1, 'notes') AS done)
 			SELECT EXISTS (SELECT FROM settings WHERE work_mem = '7777kB') FROM again},
 		"$how: a changed setting reaches the handler");
-	is(worker_of($node, $db, 'notes'), $same, "$how: and the worker goes on");
+	is(worker_of($node, $db, 'notes'), $same, "$how: and the worker goes on") if $how eq 'preloaded';
 }
 
 # --- preloaded --------------------------------------------------------------

@@ -15,7 +15,7 @@ use PostgreSQL::Test::Utils;
 use StatbufferTest;
 use Test::More;
 
-my $node = new_node('main');
+my $node = new_node('main', q{shared_preload_libraries = 'statbuffer'});
 
 # The owner is a superuser, who can change the most; its own settings are
 # neither to be lost nor to be overruled.

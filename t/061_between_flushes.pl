@@ -13,7 +13,7 @@ use StatbufferTest;
 use Test::More;
 
 my $db = 'postgres';
-my $node = new_node('waste', 'autovacuum_naptime = 1s');
+my $node = new_node('waste', 'autovacuum_naptime = 1s', q{shared_preload_libraries = 'statbuffer'});
 
 # --- autovacuum -------------------------------------------------------------
 

@@ -16,7 +16,7 @@ use WasteTest;
 my $db = 'postgres';
 
 # Dynamic shared memory in files, so that its size can be seen.
-my $node = new_node('waste',
+my $node = new_node('waste', q{shared_preload_libraries = 'statbuffer'},
 	'statbuffer.max_workers = 12',
 	'dynamic_shared_memory_type = mmap');
 

@@ -20,7 +20,7 @@ my $db = 'postgres';
 # left in it, such as the list of all buffers, which moves when it grows.  But
 # there is an end to it, and how many of the largest keys there is room for
 # tells to 25 of them, a block of 64 kB, what is in use.
-my $node = new_node('room',
+my $node = new_node('room', q{shared_preload_libraries = 'statbuffer'},
 	'statbuffer.max_memory = 4MB',
 	'statement_timeout = ' . 5 * $PostgreSQL::Test::Utils::timeout_default . 's',
 	'dynamic_shared_memory_type = mmap');
