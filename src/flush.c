@@ -149,7 +149,9 @@ log_failure(FlushState *flush, ErrorData *edata, int nkeys)
 			 edata->hint ? errhint("%s", edata->hint) : 0,
 			 edata->context ? errcontext("%s", edata->context) : 0,
 			 suppressed > 0 ?
-			 errcontext("%llu failures since the last such message",
+			 errcontext(ngettext("%llu failure since the last such message",
+								 "%llu failures since the last such message",
+								 (unsigned long) suppressed),
 						(unsigned long long) suppressed) : 0));
 }
 
@@ -721,7 +723,9 @@ deliver(FlushState *flush)
 	sink = sink_for(source.options)->prepare(&source);
 	flush->preparing = false;
 	pgstat_report_activity(STATE_RUNNING,
-						   psprintf("%s: flushing %d keys",
+						   psprintf(ngettext("%s: flushing %d key",
+											 "%s: flushing %d keys",
+											 flush->batch.nitems),
 									NameStr(flush->buffer->name),
 									flush->batch.nitems));
 	arrange_batch(flush);

@@ -39,6 +39,23 @@ cmp_ok($suppressed, '>', 900, 'and then, of how many it did not');
 cmp_ok($suppressed, '<=', sql(q{SELECT failures FROM sb_stat_buffers WHERE buffer = 'noisy'}), 'which is right');
 sql('DROP FOREIGN TABLE noisy');
 
+# One failure that was not told is one failure.
+$offset = -s $node->logfile;
+sql(q{
+	UPDATE reason SET code = 'P0001';
+	CREATE FOREIGN TABLE single (key text NOT NULL, count bigint NOT NULL DEFAULT 1)
+	SERVER statbuffer OPTIONS (handler 'noisy_store', interval '0', timeout '1h', backoff '1h');
+	INSERT INTO single VALUES ('k')});
+my $single = q{FROM sb_stat_buffers WHERE buffer = 'single'};
+wait_for($node, $db, "SELECT failures = 1 $single", 'a key fails');
+sql(q{SELECT sb_flush('k', 'single')});
+wait_for($node, $db, "SELECT failures = 2 $single", 'it fails again');
+wait_for($node, $db, "SELECT last_error_at < clock_timestamp() - interval '2s' $single", 'a while passes');
+sql(q{UPDATE reason SET code = '22012'; SELECT sb_flush('k', 'single')});
+$node->wait_for_log(qr/could not flush 1 key .*"single".*\n(?:.*\n)*?\s1 failure since the last such message/, $offset);
+pass('the log says how often, in good English');
+sql('DROP FOREIGN TABLE single');
+
 # The same for counts that are discarded: no more lines, and not one count
 # less.
 $offset = -s $node->logfile;

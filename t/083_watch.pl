@@ -38,7 +38,7 @@ sub look
 	my @between = @_;
 	my $session = join '', map { "$once\n$_;\n" } @between, '';
 	my $out = $node->safe_psql($db, $session, extra_params => [ '-U', 'watcher', '-P', 'format=aligned', '-P', 'tuples_only=off' ]);
-	my (@looks, @columns);
+	my (@looks, @columns, $last_row);
 
 	foreach my $line (split /\n/, $out)
 	{
@@ -53,7 +53,15 @@ sub look
 		}
 		my %row;
 		@row{@columns} = @fields;
-		$looks[-1]{ $row{buffer} } = \%row;
+
+		# the last column goes on in the next line
+		if ($row{buffer} eq '')
+		{
+			$last_row->{failures} .= $row{failures} =~ s/\+$//r;
+			next;
+		}
+		$row{failures} =~ s/\+$//;
+		$looks[-1]{ $row{buffer} } = $last_row = \%row;
 	}
 	return @looks;
 }
@@ -92,7 +100,8 @@ my ($clipped) = grep { /^"?abc|^"?bcd/ } keys %$after;
 is($after->{$clipped}{count}, '-2305843009213693952', 'the largest count is shown');
 cmp_ok($after->{$clipped}{due_in}, '>', 100_000, 'so is what is due long hence');
 is($after->{failing}{state}, 'failing', 'what fails');
-cmp_ok($after->{failing}{failures}, '>=', 1, 'how often');
+like($after->{failing}{failures}, qr/^\d+:\s*bad key bad$/, 'how often, and why');
+is($after->{late}{failures}, 0, 'what does not fail has no reason');
 is($after->{failing}{count}, 1003, 'what is not stored yet');
 cmp_ok($after->{late}{due_in}, '<=', 0, 'what is late');
 is($after->{late}{count}, 3, 'and what is being stored');

@@ -5,6 +5,8 @@
 -- due_in  seconds until the next key is due; negative when that is late
 -- per_s   increments a second since the last look; at the first look, since
 --         the statistics were reset.  The session remembers the last look.
+-- failures  how many attempts have failed and, while the buffer fails, why the
+--           last one did: the beginning of last_error
 
 WITH before AS MATERIALIZED (
   SELECT *
@@ -19,12 +21,13 @@ WITH before AS MATERIALIZED (
       'relid', relid, 'increments', increments, 'at', at)), '[]')::text, false)
   FROM now
 )
-SELECT left(now.relid::regclass::text, 20) AS buffer, state, keys, pg_size_pretty(memory) AS memory,
+SELECT left(now.relid::regclass::text, 16) AS buffer, state, keys, pg_size_pretty(memory) AS memory,
   pending + in_flight AS count,
   round(extract(epoch FROM oldest_due - now.at), 1) AS due_in,
   round((now.increments - coalesce(before.increments, 0)) /
     nullif(extract(epoch FROM now.at - coalesce(before.at, stats_reset)), 0)) AS per_s,
-  failures
+  regexp_replace(left(concat(failures, CASE WHEN state = 'failing'
+    THEN ': ' || regexp_replace(last_error, '\s+', ' ', 'g') END), 100), '(.{20})(?=.)', E'\\1\n', 'g') AS failures
 FROM remember CROSS JOIN now
   LEFT JOIN before ON before.relid = now.relid AND before.increments <= now.increments
 ORDER BY state = 'failing' DESC, now.relid::regclass::text
