@@ -528,6 +528,18 @@ SELECT sb_increment('(seven,en,x)', buffer => 'by_many');
 ROLLBACK TO s;
 SELECT sb_increment('(,en,x)', buffer => 'by_many');
 ROLLBACK;
+-- A row of parameters will not, as their types are not known.
+PREPARE by_row AS SELECT sb_increment(ROW($1, $2, $3), buffer => 'by_many');
+\echo :LAST_ERROR_SQLSTATE
+BEGIN;
+PREPARE by_text AS SELECT sb_increment($1, buffer => 'by_many');
+PREPARE by_insert AS INSERT INTO by_many VALUES ($1, $2, $3);
+EXECUTE by_text('(7,en,x)');
+EXECUTE by_insert(7, 'en', 'x');
+SELECT * FROM by_many;
+ROLLBACK;
+DEALLOCATE by_text;
+DEALLOCATE by_insert;
 SELECT sb_increment(7, buffer => 'by_many');
 SELECT sb_increment(NULL, buffer => 'by_many');
 SELECT sb_increment(NULL::seen, buffer => 'by_many');
