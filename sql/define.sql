@@ -60,6 +60,41 @@ DROP SCHEMA sb_define CASCADE;
 DROP FUNCTION h_int(text, int), h_result(text, bigint), h_many(int), h_many(int, int), h_many(int, int, int),
   h_many(int, int, int, int), h_many(int, int, int, int, int);
 
+-- A handler whose argument has the name of a column that it uses: sb_start() and
+-- the same statements warn where that can be told, and last_error says what to do.
+CREATE TABLE named (path text PRIMARY KEY, views bigint NOT NULL);
+CREATE FUNCTION h_named(path text, counter bigint) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  INSERT INTO named VALUES (path, counter)
+  ON CONFLICT (path) DO UPDATE SET views = named.views + EXCLUDED.views;
+END $$;
+CREATE FOREIGN TABLE buf (path text NOT NULL, n bigint NOT NULL DEFAULT 1)
+  SERVER statbuffer OPTIONS (handler 'h_named', interval '0', backoff '1h');
+SELECT sb_start('buf');
+\echo :SQLSTATE
+INSERT INTO buf VALUES ('/');
+SELECT wait_until($$ (SELECT last_error IS NOT NULL FROM sb_keys('buf')) $$);
+SELECT key, count, last_error FROM sb_keys('buf');
+CREATE OR REPLACE FUNCTION h_named(path text, counter bigint) RETURNS void LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+  INSERT INTO named VALUES ($1, counter)
+  ON CONFLICT (path) DO UPDATE SET views = named.views + EXCLUDED.views;
+END $$;
+SELECT sb_start('buf');
+SELECT sb_drain('buf');
+TABLE named;
+DROP FUNCTION h_named(text, bigint);
+CREATE FUNCTION h_named(p_path text, p_counter bigint) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  INSERT INTO named VALUES (p_path, p_counter)
+  ON CONFLICT (path) DO UPDATE SET views = named.views + EXCLUDED.views;
+END $$;
+SELECT sb_start('buf');
+DROP FOREIGN TABLE buf;
+DROP FUNCTION h_named(text, bigint);
+DROP TABLE named;
+
 -- What is a buffer stays one, and its count column the same.
 SET client_min_messages = warning;
 CREATE DOMAIN going AS text;

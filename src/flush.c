@@ -268,6 +268,8 @@ roll_back(FlushState *flush)
 								  flush->buffer->options.handler_timeout);
 	if (flush->shared != NULL)
 		requests_set_locked_out(&flush->shared->requests, false);
+	if (edata->sqlerrcode == ERRCODE_AMBIGUOUS_COLUMN && edata->hint == NULL)
+		edata->hint = _("If it is an argument of the handler, give that another name, such as \"p_key\".");
 	flush->nfailed = flush->preparing || flush->batch.nitems == 0 ? 0 :
 		flush->batch.nkept;
 	flush->preparing = false;

@@ -19,10 +19,12 @@
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/objectaccess.h"
+#include "catalog/pg_collation.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "executor/executor.h"
+#include "funcapi.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "optimizer/optimizer.h"
@@ -34,6 +36,7 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/catcache.h"
+#include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
@@ -258,6 +261,56 @@ check_function(Oid funcid, Oid owner, bool *returns_bool)
 	ReleaseSysCache(tuple);
 }
 
+/*
+ * Warn if an argument of a PL/pgSQL function has the name of a column that it
+ * uses in ON CONFLICT: that is ambiguous, whenever it is called.  Finds the usual
+ * case only, by the source text.
+ */
+static void
+warn_if_ambiguous(Oid funcid)
+{
+	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(funcid));
+	Form_pg_proc proc;
+	Oid		   *types;
+	char	  **names;
+	char	   *modes;
+	int			nargs;
+	Datum		source;
+	bool		isnull;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for function %u", funcid);
+	proc = (Form_pg_proc) GETSTRUCT(tuple);
+	source = SysCacheGetAttr(PROCOID, tuple, Anum_pg_proc_prosrc, &isnull);
+	nargs = get_func_arg_info(tuple, &types, &names, &modes);
+	if (strcmp(get_language_name(proc->prolang, false), "plpgsql") != 0 ||
+		isnull ||
+		strstr(TextDatumGetCString(source), "#variable_conflict") != NULL)
+		nargs = 0;
+	for (int i = 0; names != NULL && i < nargs; i++)
+	{
+		char	   *pattern;
+
+		/* a name without characters that have a meaning in a pattern */
+		if (names[i][0] == '\0' ||
+			strspn(names[i], "abcdefghijklmnopqrstuvwxyz0123456789_") != strlen(names[i]))
+			continue;
+		pattern = psprintf("\\mON\\s+CONFLICT\\s*\\([^)]*\\m%s\\M", names[i]);
+		if (!DatumGetBool(DirectFunctionCall2Coll(texticregexeq,
+												  C_COLLATION_OID, source,
+												  CStringGetTextDatum(pattern))))
+			continue;
+		ereport(WARNING,
+				(errcode(ERRCODE_AMBIGUOUS_COLUMN),
+				 errmsg("argument \"%s\" of handler function %s is ambiguous in ON CONFLICT",
+						names[i], format_procedure(funcid)),
+				 errdetail("It could refer to either a PL/pgSQL variable or a table column."),
+				 errhint("Give the argument another name, such as \"p_%s\", or begin the function with #variable_conflict use_column.",
+						 names[i])));
+	}
+	ReleaseSysCache(tuple);
+}
+
 /* SinkMethods.check: is there a handler that the owner could call? */
 static void
 check(const SinkSource *source)
@@ -283,6 +336,7 @@ check(const SinkSource *source)
 						GetUserNameFromId(owner, true),
 						format_procedure(funcid)),
 				 errhint("Grant EXECUTE on the function to the buffer's owner.")));
+	warn_if_ambiguous(funcid);
 }
 
 /* SinkMethods.prepare: find the handler and prepare to call it. */
