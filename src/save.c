@@ -19,6 +19,7 @@
 #include "registry.h"
 #include "save.h"
 #include "savefile.h"
+#include "settings.h"
 #include "storage/fd.h"
 #include "utils/memutils.h"
 #include "utils/ps_status.h"
@@ -389,5 +390,8 @@ save_all(void)
 				(errmsg("statbuffer has saved counts that are not yet stored"),
 				 errdetail_plural("They are of %llu key.", "They are of %llu keys.",
 								  writer->header.nkeys,
-								  (unsigned long long) writer->header.nkeys)));
+								  (unsigned long long) writer->header.nkeys),
+				 statbuffer_preloaded ? 0 :
+				 errhint("As the library is not preloaded, they stay in the file \"%s\" until a session uses a buffer or looks at sb_stat_buffers after the next start.",
+						 SAVED_FILE)));
 }

@@ -157,6 +157,27 @@ is($node->safe_psql($db, q{SELECT count(*) FROM pg_stat_activity WHERE backend_t
 	'0', 'not preloaded: no process after a restart');
 increment($node, $db, 'views', 'again', 5);
 wait_for_stored($node, $db, 'views', 1006, 'not preloaded: buffers work after a restart');
+
+# What a handler cannot store is saved by a stop.  Nobody loads it until the
+# extension is used; the log says so, and whoever looks at the view uses it.
+$node->safe_psql($db, q{
+	INSERT INTO first_bad VALUES ('bad');
+	SELECT sb_increment('bad', 7, 'first')});
+wait_for($node, $db, q{SELECT state = 'failing' FROM sb_stat_buffers WHERE buffer = 'first'},
+	'not preloaded: a handler fails');
+my $offset = -s $node->logfile;
+$node->restart;
+$node->wait_for_log(
+	qr/statbuffer has saved counts that are not yet stored\n.*DETAIL:  They are of 1 key\.\n.*HINT:  As the library is not preloaded, they stay in the file "statbuffer\.saved" until/,
+	$offset);
+ok(-e $node->data_dir . '/statbuffer.saved', 'not preloaded: counts wait in the file');
+my (undef, undef, $err) = $node->psql($db, 'SHOW statbuffer.max_memory');
+like($err, qr/unrecognized configuration parameter/, 'not preloaded: settings are not known before the first use');
+is($node->safe_psql($db, 'SELECT max_memory FROM sb_stat_memory; SHOW statbuffer.max_memory'), "268435456\n256MB",
+	'not preloaded: sb_stat_memory shows it, and then SHOW does');
+is($node->safe_psql($db, q{SELECT pending + in_flight FROM sb_stat_buffers WHERE buffer = 'first'}), '7',
+	'not preloaded: who looks at the view has the counts loaded');
+ok(!-e $node->data_dir . '/statbuffer.saved', 'not preloaded: and the file is gone');
 $node->stop;
 
 done_testing();
