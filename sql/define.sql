@@ -126,6 +126,15 @@ SELECT * FROM kept WHERE c = 'y';
 ALTER FOREIGN TABLE kept DROP a;
 INSERT INTO kept VALUES ('y');
 SELECT * FROM kept;
+-- What is held and does not fit any more is told, and kept.
+SELECT sum(n) FROM kept;
+ALTER FOREIGN TABLE kept ALTER c TYPE varchar(10);
+INSERT INTO kept VALUES ('z', 2);
+ALTER FOREIGN TABLE kept ALTER c TYPE text;
+ALTER FOREIGN TABLE kept ALTER c SET NOT NULL, OPTIONS (SET interval '2h');
+ALTER FOREIGN TABLE kept OPTIONS (SET interval '1h');
+TRUNCATE kept;
+ALTER FOREIGN TABLE kept ALTER c TYPE varchar(10);
 -- With the table, everything goes.
 CREATE SCHEMA sb_define;
 ALTER FOREIGN TABLE kept SET SCHEMA sb_define;

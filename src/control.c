@@ -327,7 +327,7 @@ find_left(SbBuffer *buffer, uint64 *nkeys, int64 *sum)
 	*nkeys = 0;
 	*sum = 0;
 	if (buffer_attach(buffer, false))
-		table_sum(&buffer->table, nkeys, sum);
+		table_sum(&buffer->table, TABLE_ALL_SHAPES, nkeys, sum);
 	return *nkeys > 0;
 }
 

@@ -50,6 +50,7 @@ typedef struct TouchedTable
 	AttrNumber	count_attno;	/* 0: it was not there, or no buffer */
 	NameData	count_name;
 	int			natts;
+	bool		columns;		/* a column was touched */
 } TouchedTable;
 
 /* the innermost statement that is watched, or NULL */
@@ -184,12 +185,18 @@ touch(ObjectAccessType access, Oid relid, int attno)
 	if (!is_new && get_rel_relkind(relid) != RELKIND_FOREIGN_TABLE)
 		return;
 	foreach(lc, current->tables)
-		if (((TouchedTable *) lfirst(lc))->relid == relid)
+	{
+		table = lfirst(lc);
+		if (table->relid != relid)
+			continue;
+		table->columns |= attno > 0;
 		return;
+	}
 
 	oldcontext = MemoryContextSwitchTo(current->context);
 	table = palloc0(sizeof(TouchedTable));
 	table->relid = relid;
+	table->columns = attno > 0;
 	if (!is_new)
 	{
 		Relation	rel = relation_open(relid, NoLock);
@@ -255,6 +262,33 @@ check_shape(Relation rel, const TouchedTable *table)
 }
 
 /*
+ * Warn if the buffer holds counts that do not fit its altered key columns.  The
+ * statement has locked it in AccessExclusiveLock, so nothing is counted
+ * meanwhile.  Does not wait for saved counts to be loaded.
+ */
+static void
+warn_stranded(Oid relid)
+{
+	SbBuffer   *buffer = buffer_open(relid, NoLock);
+	uint64		nkeys;
+	int64		sum;
+
+	buffer_look_up(buffer);
+	if (buffer->shared == NULL)
+		return;
+	table_sum(&buffer->table, ~buffer->table.readable, &nkeys, &sum);
+	if (nkeys > 0)
+		ereport(WARNING,
+				(errmsg("buffer \"%s\" holds counts that do not fit its altered key columns",
+						NameStr(buffer->name)),
+				 errdetail_plural("A count of " INT64_FORMAT " in %llu key is kept, and not stored.",
+								  "Counts of " INT64_FORMAT " altogether in %llu keys are kept, and not stored.",
+								  (unsigned long) nkeys,
+								  sum, (unsigned long long) nkeys),
+				 errhint("Alter the columns back to have them stored, or discard them with TRUNCATE. Call sb_drain() before you alter key columns.")));
+}
+
+/*
  * The statement is done: look at what it has touched.  Raises an error if a
  * buffer has lost its shape.
  */
@@ -271,12 +305,15 @@ define_check(const DefineWatch *watch)
 		TouchedTable *table = lfirst(lc);
 		Relation	rel = try_relation_open(table->relid, NoLock);
 		BufferOptions options;
+		const char *problem;
 
 		if (rel == NULL)
 			continue;
 		if (buffer_is_relation(rel))
 		{
 			check_shape(rel, table);
+			if (table->columns && buffer_find_count(rel, &problem) != 0)
+				warn_stranded(table->relid);
 			options_parse(GetForeignTable(table->relid)->options, &options);
 			advise(rel, &options);
 		}

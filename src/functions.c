@@ -575,7 +575,7 @@ count_keys(SbBuffer *buffer, bool attached)
 	int64		sum;
 
 	if (attached)
-		table_sum(&buffer->table, &nkeys, &sum);
+		table_sum(&buffer->table, TABLE_ALL_SHAPES, &nkeys, &sum);
 	if (buffer->pending != NULL)
 	{
 		pending_begin_scan(buffer);

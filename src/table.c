@@ -293,11 +293,11 @@ table_visit(SharedTable *shared, const CounterTable *table,
 }
 
 /*
- * Get the number of keys with a count that is not stored, of any shape, and
+ * Get the number of keys with a count that is not stored, of a set of shapes, and
  * the sum of these counts.  As with the statistics, the sum may wrap.
  */
 void
-table_sum(const CounterTable *table, uint64 *nkeys, int64 *sum)
+table_sum(const CounterTable *table, uint32 shapes, uint64 *nkeys, int64 *sum)
 {
 	TableScan	scan;
 	CounterRef	ref;
@@ -312,6 +312,8 @@ table_sum(const CounterTable *table, uint64 *nkeys, int64 *sum)
 			int64		count,
 						in_flight;
 
+			if ((shapes & ((uint32) 1 << ref.counter->shape)) == 0)
+				continue;
 			counter_read(ref.counter, &count, &in_flight);
 			total += (uint64) count + (uint64) in_flight;
 			if (count != 0 || in_flight != 0)

@@ -17,6 +17,7 @@
 
 /* maximum number of shapes of a buffer's keys; a set of them is a uint32 */
 #define TABLE_SHAPES		32
+#define TABLE_ALL_SHAPES	PG_UINT32_MAX
 
 /*
  * A table of counters, as all processes see it.
@@ -218,7 +219,8 @@ extern TableResult table_pin_or_create(SharedTable *shared,
 									   CounterRef *ref);
 extern void table_visit(SharedTable *shared, const CounterTable *table,
 						CounterVisitor visit, void *arg);
-extern void table_sum(const CounterTable *table, uint64 *nkeys, int64 *sum);
+extern void table_sum(const CounterTable *table, uint32 shapes, uint64 *nkeys,
+					  int64 *sum);
 extern bool table_visit_portion(SharedTable *shared,
 								const CounterTable *table, TableScan *scan,
 								CounterVisitor visit, void *arg);
