@@ -362,6 +362,25 @@ SELECT count(*), sum(n), max(n) FROM checked;
 DROP FOREIGN TABLE checked_counts;
 DROP TABLE checked;
 
+-- Not if a partition has a trigger that may change what is proposed.
+CREATE TABLE parted (id int PRIMARY KEY, n bigint) PARTITION BY RANGE (id);
+CREATE TABLE parted_1 PARTITION OF parted FOR VALUES FROM (0) TO (1000);
+CREATE FUNCTION start_at_1000() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  NEW.n := NEW.n + 1000;
+  RETURN NEW;
+END $$;
+SELECT sb_create('parted_counts', 'parted', 'n', 'interval=1h');
+INSERT INTO parted_counts SELECT i, 1 FROM generate_series(1, 100) i;
+SELECT sb_drain('parted_counts');
+CREATE TRIGGER start BEFORE INSERT ON parted_1 FOR EACH ROW EXECUTE FUNCTION start_at_1000();
+INSERT INTO parted_counts SELECT i, 1 FROM generate_series(1, 101) i;
+SELECT sb_drain('parted_counts');
+SELECT min(n), max(n), count(*), sum(n) FROM parted;
+DROP FOREIGN TABLE parted_counts;
+DROP TABLE parted;
+DROP FUNCTION start_at_1000;
+
 -- One key at a time
 CREATE TABLE pages (path text PRIMARY KEY, views bigint NOT NULL DEFAULT 0);
 SELECT sb_create('hits', 'pages', 'views', 'interval=0', 'batch_size=1');

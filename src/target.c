@@ -501,9 +501,12 @@ describe(Relation rel, const SinkSource *source)
 	target->count = pstrdup(quote_identifier(source->count_name));
 	find_index(rel, source, target);
 
-	/* a row may be in a table that inherits; a trigger may change the count */
-	target->update_first =
-		(rel->rd_rel->relkind == RELKIND_RELATION && rel->rd_rel->relhassubclass) ||
+	/*
+	 * A row may be in a table that inherits; a trigger may change the count.
+	 * Partitions can have triggers of their own, also without the table being
+	 * told.
+	 */
+	target->update_first = rel->rd_rel->relhassubclass ||
 		(rel->trigdesc != NULL && rel->trigdesc->trig_insert_before_row);
 	target->context = CurrentMemoryContext;
 	return target;
