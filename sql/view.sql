@@ -140,6 +140,29 @@ UPDATE page_counts SET title = 'x', views = views + 1 WHERE path = '/yes';
 DROP TRIGGER meddle ON pages;
 DROP FUNCTION meddle;
 TRUNCATE hits;
+-- A trigger of the table changes the key, and the count: what is counted goes with
+-- the row, to the key that it has then.
+CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  NEW.path := lower(NEW.path || COALESCE(NEW.title, ''));
+  NEW.views := NEW.views + 1;
+  RETURN NEW;
+END $$;
+CREATE TRIGGER meddle BEFORE UPDATE ON pages FOR EACH ROW WHEN (OLD.title <> NEW.title OR OLD.path <> NEW.path)
+  EXECUTE FUNCTION meddle();
+INSERT INTO page_counts (path, title) VALUES ('/a', 'A');
+INSERT INTO hits VALUES ('/a', 5);
+UPDATE page_counts SET title = 'B', views = views + 10 WHERE path = '/a' RETURNING path, views;
+SELECT * FROM hits WHERE views <> 0;
+SELECT path, views FROM page_counts WHERE title = 'B';
+UPDATE page_counts SET path = 'C', views = views + 10 WHERE title = 'B' RETURNING path, views;
+SELECT * FROM hits WHERE views <> 0;
+SELECT path, views FROM page_counts WHERE title = 'B';
+DELETE FROM page_counts WHERE title = 'B' RETURNING path, views;
+SELECT * FROM hits WHERE views <> 0;
+DROP TRIGGER meddle ON pages;
+DROP FUNCTION meddle;
+TRUNCATE hits;
 
 --
 -- Renamed and altered

@@ -220,6 +220,33 @@ read_undisturbed(SbBuffer *buffer, const BufferShape *shape,
 }
 
 /*
+ * Read what is stored for a key, and what is counted and not in that, including
+ * what the transaction itself has added.
+ *
+ * If flushes follow so quickly that one ends in each attempt, the worker is kept
+ * from starting another one for as long as it takes to read the target once.
+ */
+static void
+read_both(SbBuffer *buffer, const BufferShape *shape, const KeyBytes *key,
+		  int64 *stored, int64 *counted)
+{
+	int64		delta = 0;
+
+	for (int attempt = 1;
+		 !read_once(buffer, shape, key, stored, counted); attempt++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (attempt > ATTEMPTS_MAX &&
+			read_undisturbed(buffer, shape, key, stored, counted))
+			break;
+	}
+
+	if (buffer->pending != NULL)
+		(void) pending_lookup(buffer, key, &delta);
+	*counted = add(*counted, delta);
+}
+
+/*
  * Get what is stored for a key, plus what is counted, including what the
  * transaction itself has added.  The key was formed under `shape', which is the
  * buffer's.
@@ -228,9 +255,6 @@ read_undisturbed(SbBuffer *buffer, const BufferShape *shape,
  * current user, by a snapshot of its own in any transaction isolation level: by
  * an older one, what was stored since would be in neither part.
  *
- * If flushes follow so quickly that one ends in each attempt, the worker is kept
- * from starting another one for as long as it takes to read the target once.
- *
  * Raises an error if the target cannot be read.
  */
 int64
@@ -238,18 +262,23 @@ total_read(SbBuffer *buffer, const BufferShape *shape, const KeyBytes *key)
 {
 	int64		stored;
 	int64		counted;
-	int64		delta = 0;
 
-	for (int attempt = 1;
-		 !read_once(buffer, shape, key, &stored, &counted); attempt++)
-	{
-		CHECK_FOR_INTERRUPTS();
-		if (attempt > ATTEMPTS_MAX &&
-			read_undisturbed(buffer, shape, key, &stored, &counted))
-			break;
-	}
+	read_both(buffer, shape, key, &stored, &counted);
+	return add(stored, counted);
+}
 
-	if (buffer->pending != NULL)
-		(void) pending_lookup(buffer, key, &delta);
-	return add(add(stored, counted), delta);
+/*
+ * Likewise, but only the part that is counted.  To a caller that has locked the
+ * row of the key, or has deleted it or given it another key, this is what the row
+ * does not have: what is being stored at this moment waits for the lock.
+ */
+int64
+total_read_counted(SbBuffer *buffer, const BufferShape *shape,
+				   const KeyBytes *key)
+{
+	int64		stored;
+	int64		counted;
+
+	read_both(buffer, shape, key, &stored, &counted);
+	return counted;
 }

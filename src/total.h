@@ -15,5 +15,7 @@
 extern void total_check_target(SbBuffer *buffer);
 extern int64 total_read(SbBuffer *buffer, const BufferShape *shape,
 						const KeyBytes *key);
+extern int64 total_read_counted(SbBuffer *buffer, const BufferShape *shape,
+								const KeyBytes *key);
 
 #endif							/* STATBUFFER_TOTAL_H */

@@ -17,8 +17,10 @@
  * it.  What follows for each column:
  *
  * - The count column has the total of that moment.  What is counted is the
- *	 difference to the new value, or to what is stored when the target's row is
- *	 changed or deleted.  Counts that are added by others meanwhile stay.
+ *	 difference to the new value.  Counts that are added by others meanwhile
+ *	 stay.  When the target's row is deleted or gets another key, what is counted
+ *	 for it by then goes with it: the total of that moment would not tell, for what
+ *	 is stored may be another value now.
  * - Of the others, only those that the statement has changed are updated, and
  *	 only if they still have their old values: otherwise two sessions that
  *	 compute a new value from the same old one would both succeed.
@@ -344,26 +346,54 @@ get_key(const ViewChange *change, const ViewRow *row, ViewRow *key)
 }
 
 /*
- * Add to a row's key in the buffer, as part of the transaction.  Opens the
- * buffer anew, since code that ran may have invalidated what was known of it.
+ * Open the buffer for counting, and form the key of a row.  Opens it anew, since
+ * code that ran may have invalidated what was known of it.  Returns the shape
+ * under which the key was formed.
  */
+static const BufferShape *
+open_key(ViewChange *change, const ViewRow *row, PendingTarget *pending,
+		 KeySpace *space, KeyBytes *key)
+{
+	const BufferShape *shape = change->buffer->shape;
+	ViewRow		values;
+
+	pending_open(pending, change->columns.buffer, true);
+	buffer_check_shape(pending->buffer, shape);
+	get_key(change, row, &values);
+	key_form(shape->desc, NameStr(pending->buffer->name), values.values,
+			 values.isnull, space, key);
+	return shape;
+}
+
+/* Add to a row's key in the buffer, as part of the transaction. */
 static void
 count(ViewChange *change, const ViewRow *row, int64 delta)
 {
-	const BufferShape *shape = change->buffer->shape;
+	const BufferShape *shape;
 	PendingTarget pending;
-	ViewRow		values;
 	KeySpace	space;
 	KeyBytes	key;
 
 	if (delta == 0)
 		return;
-	pending_open(&pending, change->columns.buffer, true);
-	buffer_check_shape(pending.buffer, shape);
-	get_key(change, row, &values);
-	key_form(shape->desc, NameStr(pending.buffer->name), values.values,
-			 values.isnull, &space, &key);
+	shape = open_key(change, row, &pending, &space, &key);
 	(void) pending_add(&pending, shape, &key, delta);
+}
+
+/*
+ * Get what is counted for the old row and not stored in it.  The statement has
+ * changed the row, so that no flush can change it.
+ */
+static int64
+get_counted(ViewChange *change)
+{
+	const BufferShape *shape;
+	PendingTarget pending;
+	KeySpace	space;
+	KeyBytes	key;
+
+	shape = open_key(change, &change->old, &pending, &space, &key);
+	return total_read_counted(pending.buffer, shape, &key);
 }
 
 /* ------------------------------------------------------------------------
@@ -693,28 +723,27 @@ update_row(ViewChange *change, const Bitmapset *changed, ViewRow *stored)
 	return run_statement(change, &statement, stored);
 }
 
-/* Does a change of these columns leave the key alone? */
+/* Does the row that is stored have the key of the old one? */
 static bool
-keeps_key(const ViewChange *change, const Bitmapset *changed)
+keeps_key(const ViewChange *change, const ViewRow *stored)
 {
 	for (int i = 0; i < change->target->nkeys; i++)
-		if (bms_is_member(change->keys[i], changed))
+		if (!is_same(change->desc, change->keys[i], &change->old, stored))
 			return false;
 	return true;
 }
 
 /*
  * Update a row: count what was added to the total, and update what else has
- * changed in the target.  If the key has, what is counted moves to the new one.
- * Returns NULL if the row is gone, or if a trigger of the target has prevented
- * it.
+ * changed in the target.  If the row has another key then, which a trigger of the
+ * target may have given it, what is counted moves to that one.  Returns NULL if
+ * the row is gone, or if a trigger has prevented it.
  */
 static HeapTuple
 update(ViewChange *change, HeapTuple new)
 {
-	int64		old_total = get_total(change, &change->old);
-	int64		new_total = get_total(change, &change->new);
-	int64		difference = subtract(new_total, old_total);
+	int64		difference = subtract(get_total(change, &change->new),
+									  get_total(change, &change->old));
 	Bitmapset  *changed = find_changed(change);
 	int64		moved;
 	ViewRow		stored;
@@ -730,20 +759,20 @@ update(ViewChange *change, HeapTuple new)
 	check_unchanged(change, changed, &stored);
 	if (!update_row(change, changed, &stored))
 		return NULL;
-	if (keeps_key(change, changed))
+	if (keeps_key(change, &stored))
 		count(change, &change->old, difference);
 	else
 	{
-		moved = subtract(old_total, get_total(change, &stored));
+		moved = get_counted(change);
 		count(change, &change->old, subtract(0, moved));
-		count(change, &change->new, subtract(moved, subtract(0, difference)));
+		count(change, &stored, subtract(moved, subtract(0, difference)));
 	}
 	return form_result(change, new, &stored);
 }
 
 /*
- * Delete a row, and what was counted for it as far as its total tells.  Returns
- * false if it is gone, or if a trigger of the target has prevented it.
+ * Delete a row, and what was counted for it.  Returns false if it is gone, or if
+ * a trigger of the target has prevented it.
  */
 static bool
 delete(ViewChange *change)
@@ -758,8 +787,7 @@ delete(ViewChange *change)
 	append_returning(change, &statement);
 	if (!run_statement(change, &statement, &stored))
 		return false;
-	count(change, &change->old, subtract(get_total(change, &stored),
-										 get_total(change, &change->old)));
+	count(change, &change->old, subtract(0, get_counted(change)));
 	return true;
 }
 
