@@ -266,6 +266,17 @@ SELECT * FROM by_hand;
 SELECT sb_drain('hits');
 SELECT * FROM pages ORDER BY path COLLATE "C";
 DROP VIEW by_hand;
+-- the key twice, and arguments with their names
+CREATE VIEW by_hand WITH (security_invoker = true) AS
+  SELECT path, title, path AS again, sb_total(buffer => 'hits', key => path) AS total FROM pages;
+CREATE TRIGGER sb_view INSTEAD OF INSERT OR UPDATE OR DELETE ON by_hand FOR EACH ROW EXECUTE FUNCTION sb_view_trigger();
+UPDATE by_hand SET total = total + 4;
+UPDATE by_hand SET again = '/contact', total = total + 1 RETURNING *;
+SELECT * FROM hits WHERE views <> 0;
+UPDATE by_hand SET again = '/about';
+SELECT * FROM hits WHERE views <> 0;
+DROP VIEW by_hand;
+TRUNCATE hits;
 CREATE FUNCTION try_view(definition text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
   detail text;
@@ -289,6 +300,18 @@ SELECT try_view('SELECT path, sb_total(path, ''hits'') AS views FROM pages LIMIT
 SELECT try_view('SELECT path, sb_total(path, ''hits'') AS views FROM (SELECT ''/home''::text AS path) s');
 SELECT try_view('SELECT a.path, sb_total(a.path, ''hits'') AS views FROM pages a JOIN pages b USING (path)');
 SELECT try_view('SELECT path, sb_total(path, ''hits'') AS views FROM pages UNION SELECT ''/home'', 1');
+-- no buffer that is named
+SELECT try_view('SELECT path, sb_total(path) AS views FROM pages');
+SELECT try_view('SELECT path, sb_total(path, ''-'') AS views FROM pages');
+SELECT try_view('SELECT path, sb_total(buffer => ''hits'', key => title) AS views FROM pages');
+-- Another function of that name is not taken for ours: its result is no count.
+CREATE FUNCTION sb_total(key varchar, buffer regclass) RETURNS text LANGUAGE sql AS 'SELECT $1';
+SELECT try_view('SELECT path, sb_total(path::varchar, ''hits'') AS views FROM pages');
+SELECT * FROM hits WHERE views <> 0;
+DROP FUNCTION sb_total(varchar, regclass);
+CREATE FUNCTION sb_total(a int DEFAULT 1, b regclass DEFAULT '-', c int DEFAULT 3) RETURNS bigint LANGUAGE sql AS 'SELECT $1';
+SELECT try_view('SELECT path, sb_total(c => 1, b => ''hits'') AS views FROM pages');
+DROP FUNCTION sb_total(int, regclass, int);
 DROP FUNCTION try_view;
 CREATE TRIGGER wrong AFTER INSERT ON pages FOR EACH ROW EXECUTE FUNCTION sb_view_trigger();
 INSERT INTO pages VALUES ('/x');

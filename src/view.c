@@ -147,7 +147,36 @@ get_column(Node *node, int varno)
 	return var->varattno;
 }
 
-/* Is it a call of sb_total(key, buffer), with a constant for the buffer? */
+/*
+ * Get an argument of a function, from 0, which may be written with its name.
+ * NULL: it is left out.
+ */
+static Node *
+get_argument(const FuncExpr *call, int number)
+{
+	int			i = 0;
+	ListCell   *lc;
+
+	foreach(lc, call->args)
+	{
+		NamedArgExpr *named = lfirst(lc);
+
+		if (!IsA(named, NamedArgExpr))
+		{
+			if (i++ == number)
+				return lfirst(lc);
+		}
+		else if (named->argnumber == number)
+			return (Node *) named->arg;
+	}
+	return NULL;
+}
+
+/*
+ * Is it a call of sb_total(key, buffer), with a constant for the buffer?  Users
+ * may have made functions of that name, too, but what is not of its type would be
+ * taken for a number.
+ */
 static bool
 is_total(Node *node, Oid schema)
 {
@@ -156,22 +185,25 @@ is_total(Node *node, Oid schema)
 	char	   *name;
 
 	if (!IsA(node, FuncExpr) || list_length(call->args) != 2 ||
+		call->funcresulttype != INT8OID ||
 		get_func_namespace(call->funcid) != schema)
 		return false;
 	name = get_func_name(call->funcid);
 	if (name == NULL || strcmp(name, "sb_total") != 0)
 		return false;
-	buffer = lsecond(call->args);
-	return IsA(buffer, Const) && buffer->consttype == REGCLASSOID &&
-		!buffer->constisnull;
+	buffer = (Const *) get_argument(call, 1);
+	return get_argument(call, 0) != NULL &&
+		buffer != NULL && IsA(buffer, Const) &&
+		buffer->consttype == REGCLASSOID && !buffer->constisnull &&
+		OidIsValid(DatumGetObjectId(buffer->constvalue));
 }
 
 /* Read the key and the buffer that sb_total() is called with. */
 static void
 read_total(FuncExpr *call, int varno, ViewColumns *columns)
 {
-	Node	   *key = linitial(call->args);
-	Const	   *buffer = lsecond(call->args);
+	Node	   *key = get_argument(call, 0);
+	Const	   *buffer = (Const *) get_argument(call, 1);
 	ListCell   *lc;
 
 	columns->buffer = DatumGetObjectId(buffer->constvalue);
