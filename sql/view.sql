@@ -317,6 +317,15 @@ CREATE TRIGGER wrong AFTER INSERT ON pages FOR EACH ROW EXECUTE FUNCTION sb_view
 INSERT INTO pages VALUES ('/x');
 DROP TRIGGER wrong ON pages;
 
+-- A table that inherits has a row of the same key: which one is meant is not to be told.
+CREATE TABLE more_pages (PRIMARY KEY (path)) INHERITS (pages);
+INSERT INTO more_pages SELECT path, 'more', 0 FROM pages WHERE path = '/about';
+SELECT sb_create_view('page_counts', 'hits');
+DELETE FROM page_counts WHERE path = '/about';
+UPDATE page_counts SET title = 'x' WHERE path = '/about';
+DROP VIEW page_counts;
+DROP TABLE more_pages;
+
 --
 -- Arguments and privileges
 --

@@ -206,10 +206,7 @@ receive_stored(TupleTableSlot *slot, DestReceiver *self)
 
 	Assert(!isnull);
 	if (receiver->stored[number])
-		ereport(ERROR,
-				(errcode(ERRCODE_CARDINALITY_VIOLATION),
-				 errmsg("the target table has more than one row for a key"),
-				 errdetail("Its unique index does not extend to tables that inherit from it.")));
+		target_report_duplicate();
 	receiver->stored[number] = true;
 	receiver->nstored++;
 	return true;

@@ -849,6 +849,16 @@ target_append_condition(StringInfo statement, const Target *target,
 	}
 }
 
+/* Raise the error that a key has more than one row, though its index is unique. */
+void
+target_report_duplicate(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_CARDINALITY_VIOLATION),
+			 errmsg("the target table has more than one row for a key"),
+			 errdetail("Its unique index does not extend to tables that inherit from it.")));
+}
+
 /*
  * Prepare a statement, to be planned without regard to its parameters.  The
  * caller has connected to SPI.

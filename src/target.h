@@ -71,6 +71,7 @@ extern void target_note_defaults(const Target *target);
 extern char *target_key_names(const Target *target);
 extern void target_append_condition(StringInfo statement, const Target *target,
 									const char *keys, const bool *isnull);
+extern void target_report_duplicate(void);
 extern SPIPlanPtr target_prepare(const char *statement, int nargs,
 								 Oid *argtypes);
 extern void target_keep(Target *target, TargetStatement statement,

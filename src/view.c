@@ -560,6 +560,8 @@ run_statement(ViewChange *change, ViewStatement *statement, ViewRow *result)
 	SPI_connect();
 	execute(change, statement);
 	found = SPI_processed > 0;
+	if (SPI_processed > 1)
+		target_report_duplicate();
 	oldcontext = MemoryContextSwitchTo(change->context);
 	for (int i = 0; found && i < natts; i++)
 	{
