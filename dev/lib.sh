@@ -152,17 +152,29 @@ need_packages() {
 # want_packages PACKAGE...: installs those of them that are missing and can be
 # had.  The tests that need one skip themselves where it is not.
 want_packages() {
-	local package
+	local package missing=()
 
 	[ -z "$work" ] || return 0
 	for package in "$@"; do
-		is_installed "$package" && continue
-		say "installing $package"
-		(update_index && install_packages "$package") || say "could not install $package; tests that need it are skipped"
+		is_installed "$package" || missing+=("$package")
+	done
+	[ ${#missing[@]} -gt 0 ] || return 0
+	say "installing ${missing[*]}"
+	update_index
+	! (install_packages "${missing[@]}") || return 0
+	# one after the other, because of those that cannot be had
+	for package in "${missing[@]}"; do
+		(install_packages "$package") || say "could not install $package; tests that need it are skipped"
 	done
 }
 
 # --- the sandbox ------------------------------------------------------------
+
+# What else is to be put into the sandbox before it is entered, with the caller's
+# environment; scripts may define it anew.
+fill_sandbox() {
+	:
+}
 
 # sandbox ARGUMENT...: runs this script again in a sandbox, with these
 # arguments, and exits as it does.  Inside, prepares PATH and returns.
@@ -190,6 +202,7 @@ sandbox() {
 	export UBSAN_OPTIONS=print_stacktrace=1:abort_on_error=1:log_path=$work/log/san
 	trap leave_sandbox EXIT
 	copy_sources
+	fill_sandbox
 	[ "$(id -u)" != 0 ] || chown -R postgres:postgres "$work"
 
 	run_job enter_sandbox "$script" "$@"
