@@ -117,7 +117,7 @@ SELECT count(*) FROM stored WHERE key = 'zero';
 SELECT sb_drain('buf');
 SELECT sb_flush('no such key', 'buf'), sb_flush('end', 'buf');
 -- (of another one, whose worker may be late to carry it out)
-CREATE FOREIGN TABLE empty (key text, count bigint) SERVER statbuffer;
+CREATE FOREIGN TABLE empty (key text, count bigint) SERVER statbuffer OPTIONS (handler 'store');
 SELECT sb_flush_all('empty');
 DROP FOREIGN TABLE empty;
 INSERT INTO buf VALUES ('r1', 1), ('r2', 1), ('r3', -1), ('r3', 1);

@@ -284,7 +284,7 @@ pin_group(PublishedGroup *group, uint64 nkeys)
 static bool
 pin_sorted(PendingSet *set)
 {
-	PublishedGroup group = {NULL};
+	PublishedGroup group = {0};
 	bool		pinned = false;
 
 	for (uint64 i = 0; i < set->nkeys; i++)
