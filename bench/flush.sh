@@ -57,7 +57,7 @@ flush_round() {
 
 measure_flush() {
 	local buffer buffers=(target_hits target_in_one_hits array_hits array_in_one_hits one_hits) rounds=$few
-	bench_server flush "shared_buffers = '512MB'"
+	bench_server flush "shared_buffers = '512MB'" "shared_preload_libraries = 'statbuffer'"
 	load flush.sql keys="$hundred_thousand"
 	for buffer in "${buffers[@]}"; do
 		perform "SELECT sb_increment('first', 1, '$buffer')"

@@ -31,7 +31,7 @@ wake_ups() {
 # that has none.  Returns when they have settled down.
 start_quiet_server() {
 	local before now i
-	port=$quiet_port bench_server quiet
+	port=$quiet_port bench_server quiet "shared_preload_libraries = 'statbuffer'"
 	quiet_data=$PGDATA
 	export PGPORT=$quiet_port
 	load idle.sql
@@ -70,7 +70,7 @@ measure_idle() {
 	quiet_before=$(wake_ups)
 	quiet_began=$SECONDS
 
-	port=5432 bench_server idle
+	port=5432 bench_server idle "shared_preload_libraries = 'statbuffer'"
 	load idle.sql
 	sql -c "ALTER FOREIGN TABLE once_million OPTIONS (SET interval '${interval}s')" \
 		-c "ALTER FOREIGN TABLE once_few OPTIONS (SET interval '${interval}s')"
