@@ -97,8 +97,9 @@ SKIP:
 		open_gate($gate);
 		is(sql(qq{SELECT sb_drain('$how')}), 't', "$how: launcher and worker came");
 		is(stored($node, $db, $how), '7', "$how: and stored it");
-		sql(qq{ALTER FOREIGN TABLE $how OPTIONS (SET interval '1h', ADD shutdown '0');
-			SELECT sb_increment('c', 5, '$how')});
+		sql(qq{ALTER FOREIGN TABLE $how OPTIONS (SET interval '1h', ADD shutdown '0')});
+		sql(qq{SELECT sb_drain('$how')});    # so the worker knows
+		sql(qq{SELECT sb_increment('c', 5, '$how')});
 		$node->restart;
 		sql(qq{SELECT sb_increment('c', 1, '$how')});
 		wait_for($node, $db, qq{SELECT sb_count('c', '$how') = 6}, "$how: what was held was saved and loaded");

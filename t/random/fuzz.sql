@@ -187,7 +187,8 @@ BEGIN
 	PERFORM nextval('public.ended');
 END $$;
 
--- what people do to a statement; internal errors are not for them to hide
+-- What people do to a statement.  Internal errors are not for them to hide, nor
+-- that memory is out: what a model expects does not hold then.
 
 CREATE FUNCTION try(statement text, depth int) RETURNS text LANGUAGE plpgsql AS $$
 BEGIN
@@ -197,7 +198,7 @@ BEGIN
 	EXECUTE statement;
 	RETURN 'done';
 EXCEPTION
-	WHEN internal_error THEN
+	WHEN internal_error OR out_of_memory THEN
 		RAISE;
 	WHEN OTHERS THEN
 		RETURN SQLSTATE;
