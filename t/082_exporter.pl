@@ -57,7 +57,9 @@ my %server_metrics = (
 
 # In one database the extension is where everybody looks, in the other one in a
 # schema of its own.
-my $node = new_node('main', 'statbuffer.max_workers = 7', 'statbuffer.max_memory = 64MB');
+# Preloaded, so that workers stay between the scrape and what it is compared with.
+my $node = new_node('main', "shared_preload_libraries = 'statbuffer'", 'statbuffer.max_workers = 7',
+	'statbuffer.max_memory = 64MB');
 $node->safe_psql('postgres', q{
 	CREATE ROLE prometheus LOGIN;
 	GRANT pg_monitor TO prometheus;
