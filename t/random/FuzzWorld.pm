@@ -17,7 +17,7 @@ use FuzzDraws;
 use FuzzStatements;
 use PostgreSQL::Test::Utils;
 
-our @EXPORT = qw(roles surroundings definitions ddl_surroundings);
+our @EXPORT = qw(roles surroundings definitions ddl_surroundings samples);
 
 sub roles
 {
@@ -128,6 +128,32 @@ sub make_definitions
 		  . (3, 1000, 1)[ $_ - 1 ] . "'",
 		$_ == 3 ? 'ALTER FOREIGN TABLE r_3 OWNER TO fuzz_owner' : ())
 	  foreach 1 .. 3;
+}
+
+# Statements that make a table with a column of each type, and so many rows of
+# values that keys can be.  Where there are fewer, it is null.
+sub samples
+{
+	my ($rows) = @_;
+	my @columns = map { named('some', $_) . " $_" . (/^(never_null|counted)$/ ? " DEFAULT 'x'" : '') } @types;
+	my @statements = (
+		'CREATE TABLE samples (id int, ' . join(', ', @columns) . ')',
+		"INSERT INTO samples SELECT generate_series(1, $rows)");
+
+	foreach my $type (@types)
+	{
+		my $column = named('some', $type);
+
+		foreach my $value (@{ $values{$type} })
+		{
+			my $expression = $value =~ /^=(.*)/s ? "($1)::$type" : quoted($value) . "::$type";
+
+			push @statements, 'SELECT try(' . quoted(
+				"UPDATE samples SET $column = $expression WHERE id = (SELECT min(id) FROM samples WHERE $column IS NULL)"
+				  . " AND length(($expression)::text) < 1000") . ', 0)';
+		}
+	}
+	return @statements;
 }
 
 1;
