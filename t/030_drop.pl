@@ -302,6 +302,9 @@ sub drop_halfway
 			held bigint := keys FROM sb_stat_memory;
 		BEGIN
 			WHILE (SELECT keys = held FROM sb_stat_memory) LOOP
+				IF clock_timestamp() > statement_timestamp() + interval '3 minutes' THEN
+					RAISE 'no key has gone';
+				END IF;
 			END LOOP;
 			PERFORM pg_terminate_backend($worker);
 		END \$\$});
@@ -326,6 +329,9 @@ wait_for($node, $db, q{WITH woken AS MATERIALIZED (SELECT sb_increment('k', 1, '
 	'all others are gone');
 wait_for($node, $db, q{SELECT keys = 0 FROM sb_stat_memory}, 'all of them');
 
+# preloaded: the worker is to stay while nothing is due
+$node->append_conf('postgresql.conf', "shared_preload_libraries = 'statbuffer'");
+$node->restart;
 my $offset = -s $node->logfile;
 kill 'CONT', drop_halfway();
 wait_for($node, $db, 'SELECT keys = 0 FROM sb_stat_memory', 'another worker frees the rest');
@@ -338,6 +344,7 @@ my $launcher = drop_halfway();
 PostgreSQL::Test::Utils::system_or_bail('pg_ctl', '-D', $node->data_dir, '-m', 'fast', '-W', 'stop');
 kill 'CONT', $launcher;
 $node->stop('fast');
+$node->append_conf('postgresql.conf', "shared_preload_libraries = ''");
 $node->start;
 is(sql('SELECT keys FROM sb_stat_memory'), 0, 'nothing is there after a restart');
 is(lines_in_log($node, $lost, $offset), 1, 'what is lost is told once');
