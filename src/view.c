@@ -36,7 +36,6 @@
 #include "buffer.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
-#include "common/int.h"
 #include "compat.h"
 #include "executor/spi.h"
 #include "key.h"
@@ -50,6 +49,7 @@
 #include "total.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
+#include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 
@@ -335,16 +335,12 @@ open_change(FunctionCallInfo fcinfo, ViewChange *change)
  * ------------------------------------------------------------------------
  */
 
+/* Raises an error if the result is out of range. */
 static int64
 subtract(int64 a, int64 b)
 {
-	int64		result;
-
-	if (pg_sub_s64_overflow(a, b, &result))
-		ereport(ERROR,
-				(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
-				 errmsg("bigint out of range")));
-	return result;
+	return DatumGetInt64(DirectFunctionCall2(int8mi, Int64GetDatum(a),
+											 Int64GetDatum(b)));
 }
 
 /* Get the total of a row.  Raises an error if it is null. */
