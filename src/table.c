@@ -384,7 +384,8 @@ table_is_short(SharedTable *shared, uint64 max_memory)
 /*
  * Is there memory for a new key?  If not, returns which bound is reached, the
  * buffer's or that of all buffers.  Sessions that ask at the same moment can
- * exceed it by one key each.  `shared' is NULL if the buffer has no table yet.
+ * exceed it by one key each, or by HASH_MANY where many are published at once.
+ * `shared' is NULL if the buffer has no table yet.
  */
 static inline TableResult
 find_room(SharedTable *shared, uint64 max_memory, uint16 keylen)
