@@ -16,6 +16,7 @@ OBJS = \
 	src/key.o \
 	src/launch.o \
 	src/launcher.o \
+	src/ledger.o \
 	src/load.o \
 	src/options.o \
 	src/owner.o \

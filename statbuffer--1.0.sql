@@ -28,6 +28,43 @@ COMMENT ON SERVER statbuffer IS
 'server of the foreign tables that are buffers of counts';
 
 --
+-- The ledger of durable buffers
+--
+-- Materialized views that are never populated: storage that nobody can write to
+-- or read by SQL, and that is in no publication.  See doc/internals.md.
+--
+
+CREATE FUNCTION sb_ledger_rows(OUT epoch bigint, OUT incarnation bigint, OUT body bytea)
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION sb_ledger_rows() IS
+'raises an error: keeps the ledger of durable buffers from being refreshed';
+REVOKE ALL ON FUNCTION sb_ledger_rows() FROM PUBLIC;
+
+CREATE MATERIALIZED VIEW sb_ledger_0 USING heap AS
+	SELECT * FROM @extschema@.sb_ledger_rows() WITH NO DATA;
+ALTER MATERIALIZED VIEW sb_ledger_0 ALTER COLUMN body SET STORAGE PLAIN;
+COMMENT ON MATERIALIZED VIEW sb_ledger_0 IS
+'ledger of durable buffers: what was counted and is not stored';
+
+CREATE MATERIALIZED VIEW sb_ledger_1 USING heap AS
+	SELECT * FROM @extschema@.sb_ledger_rows() WITH NO DATA;
+ALTER MATERIALIZED VIEW sb_ledger_1 ALTER COLUMN body SET STORAGE PLAIN;
+COMMENT ON MATERIALIZED VIEW sb_ledger_1 IS
+'the other ledger of durable buffers: while one is cleared, counts go to the other';
+
+CREATE MATERIALIZED VIEW sb_ledger_prepared USING heap AS
+	SELECT * FROM @extschema@.sb_ledger_rows() WITH NO DATA;
+ALTER MATERIALIZED VIEW sb_ledger_prepared ALTER COLUMN body SET STORAGE PLAIN;
+COMMENT ON MATERIALIZED VIEW sb_ledger_prepared IS
+'what prepared transactions have counted in durable buffers';
+
+CREATE MATERIALIZED VIEW sb_ledger_epochs USING heap AS
+	SELECT epoch, NULL::pg_catalog.oid AS buffer, body AS shape
+	FROM @extschema@.sb_ledger_rows() WITH NO DATA;
+COMMENT ON MATERIALIZED VIEW sb_ledger_epochs IS
+'which buffer a row of the ledger is of, and what its keys consist of';
+
+--
 -- Creating
 --
 

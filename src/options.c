@@ -54,6 +54,7 @@ typedef struct OptionDef
 static const OptionDef option_defs[] = {
 	{"target", OPTION_NAME, OPTION_FIELD(target), NULL, 0, 0},
 	{"handler", OPTION_NAME, OPTION_FIELD(handler), "handle_flush", 0, 0},
+	{"durable", OPTION_BOOL, OPTION_FIELD(durable), "false", 0, 0},
 	{"interval", OPTION_TIME, OPTION_FIELD(interval), "5s", 0, INT_MAX},
 	{"jitter", OPTION_TIME, OPTION_FIELD(jitter), "0", 0, INT_MAX},
 	{"timeout", OPTION_TIME, OPTION_FIELD(timeout), "10s", 0, INT_MAX},

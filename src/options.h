@@ -19,6 +19,7 @@ typedef struct BufferOptions
 {
 	char	   *target;			/* NULL: the handler stores the counts */
 	char	   *handler;		/* NULL: the target takes them */
+	bool		durable;
 	int			interval;		/* times are in milliseconds */
 	int			jitter;
 	int			timeout;

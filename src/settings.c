@@ -19,6 +19,7 @@
 #include "utils/guc.h"
 
 bool		statbuffer_preloaded;
+int			statbuffer_ledger_size;
 int			statbuffer_max_memory;
 int			statbuffer_max_shutdown;
 int			statbuffer_max_workers;
@@ -28,6 +29,15 @@ void
 settings_init(void)
 {
 	statbuffer_preloaded = process_shared_preload_libraries_in_progress;
+	DefineCustomIntVariable("statbuffer.ledger_size",
+							"Sets the size from which the ledger of a database's durable buffers is rotated.",
+							"It grows with each transaction that counts. When it has this size, and twice that of the counts that are not stored, only these are kept.",
+							&statbuffer_ledger_size,
+							64 * 1024,
+							1024, MAX_KILOBYTES,
+							PGC_SIGHUP,
+							GUC_UNIT_KB,
+							NULL, NULL, NULL);
 	DefineCustomIntVariable("statbuffer.max_memory",
 							"Sets the maximum amount of dynamic shared memory for counts.",
 							"When most of it is in use, keys are flushed before they are due. When all of it is in use, increments of new keys are errors; those of keys already held still work.",

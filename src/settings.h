@@ -16,6 +16,7 @@
 /* the postmaster has loaded the library, so every process has it */
 extern bool statbuffer_preloaded;
 
+extern int	statbuffer_ledger_size;
 extern int	statbuffer_max_memory;	/* kilobytes */
 extern int	statbuffer_max_shutdown;	/* milliseconds */
 extern int	statbuffer_max_workers;

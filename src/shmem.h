@@ -25,7 +25,7 @@
  * files can be replaced while it runs, and then sessions with the old and with
  * the new library meet in the same memory.
  */
-#define SHARED_LAYOUT		"statbuffer shared memory, layout 8"
+#define SHARED_LAYOUT		"statbuffer shared memory, layout 9"
 #define SHARED_LAYOUT_SIZE	96
 
 /* size of the space reserved in the main segment; must never change */
@@ -176,10 +176,12 @@ typedef struct SharedControl
 	LWLock		lock;			/* protects all fields that do not say
 								 * otherwise */
 	SharedTranches tranches;
+	uint64		life;			/* a random number; constant */
 
 	/* set once, by the first process that needs them */
 	dsa_handle	area;			/* DSM_HANDLE_INVALID: not made yet */
 	dshash_table_handle registry;	/* or InvalidDsaPointer */
+	dshash_table_handle databases;	/* likewise; see ledger.h */
 
 	SharedLauncher launcher;
 	SharedClaims claims;

@@ -19,6 +19,7 @@
 #include "fdw.h"
 #include "fmgr.h"
 #include "launch.h"
+#include "ledger.h"
 #include "miscadmin.h"
 #include "pending.h"
 #include "settings.h"
@@ -130,6 +131,7 @@ void
 _PG_init(void)
 {
 	settings_init();
+	ledger_init();
 	buffer_init();
 	ddl_init();
 	pending_init();

@@ -1,0 +1,583 @@
+/*-------------------------------------------------------------------------
+ *
+ * ledger.c
+ *	  The ledger of a database's durable buffers: its tables.
+ *
+ * What committed transactions have counted in durable buffers and is not stored
+ * yet is in the ledger, and so survives a crash.  doc/internals.md has the
+ * protocol.  This room finds the tables, appends rows, and reads them.
+ *
+ * The tables are materialized views, which nobody can write to, or read, by SQL.
+ * So privileges, triggers, publications and read-only transactions do not come
+ * in.  We use the heap's functions.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_extension.h"
+#include "common/hashfn.h"
+#include "compat.h"
+#include "key.h"
+#include "ledger.h"
+#include "miscadmin.h"
+#include "packed.h"
+#include "settings.h"
+#include "storage/lmgr.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+/* the columns of a ledger, and of what was prepared */
+#define LEDGER_EPOCH		1
+#define LEDGER_INCARNATION	2
+#define LEDGER_BODY			3
+#define LEDGER_NATTS		3
+
+/* the columns of sb_ledger_epochs */
+#define EPOCH_NUMBER		1
+#define EPOCH_BUFFER		2
+#define EPOCH_SHAPE			3
+#define EPOCH_NATTS			3
+
+#define PACKED_KEY_MAX(len) \
+	(sizeof(uint16) + PACKED_NUMBER_MAX + KEY_LENGTH(len))
+
+COMPAT_FUNCTION_INFO_V1(sb_ledger_rows);
+
+/* the tables of this database, if they were found */
+static LedgerTables found;
+
+static dshash_table *databases = NULL;
+static SharedDatabase *my_database = NULL;
+
+/* ------------------------------------------------------------------------
+ * Finding
+ * ------------------------------------------------------------------------
+ */
+
+/* Relation cache callback: the tables may be gone, or others. */
+static void
+invalidate(Datum arg, Oid relid)
+{
+	if (!OidIsValid(relid) || relid == found.ledgers[0] ||
+		relid == found.ledgers[1] || relid == found.prepared ||
+		relid == found.epochs)
+		found.epochs = InvalidOid;
+}
+
+/* Set up this room.  Called once, when the module is loaded. */
+void
+ledger_init(void)
+{
+	CacheRegisterRelcacheCallback(invalidate, (Datum) 0);
+}
+
+/* Get the schema of the extension, or InvalidOid if it is not there. */
+static Oid
+find_schema(void)
+{
+	Relation	rel = table_open(ExtensionRelationId, AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	Oid			schema = InvalidOid;
+
+	ScanKeyInit(&key, Anum_pg_extension_extname, BTEqualStrategyNumber, F_NAMEEQ,
+				CStringGetDatum("statbuffer"));
+	scan = systable_beginscan(rel, ExtensionNameIndexId, true, NULL, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+		schema = ((Form_pg_extension) GETSTRUCT(tuple))->extnamespace;
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return schema;
+}
+
+/*
+ * Find the tables of this database.  If the extension is not there, returns false
+ * with `missing_ok', and otherwise raises an error.
+ */
+bool
+ledger_find_tables(LedgerTables *tables, bool missing_ok)
+{
+	if (unlikely(!OidIsValid(found.epochs)))
+	{
+		Oid			schema = find_schema();
+
+		if (OidIsValid(schema))
+		{
+			found.ledgers[0] = get_relname_relid("sb_ledger_0", schema);
+			found.ledgers[1] = get_relname_relid("sb_ledger_1", schema);
+			found.prepared = get_relname_relid("sb_ledger_prepared", schema);
+			found.epochs = get_relname_relid("sb_ledger_epochs", schema);
+		}
+		if (!OidIsValid(schema) || !OidIsValid(found.ledgers[0]) ||
+			!OidIsValid(found.ledgers[1]) || !OidIsValid(found.prepared))
+			found.epochs = InvalidOid;
+	}
+	if (!OidIsValid(found.epochs))
+	{
+		if (missing_ok)
+			return false;
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("the ledger of durable buffers is missing"),
+				 errhint("Drop and create the extension \"%s\".", "statbuffer")));
+	}
+	*tables = found;
+	return true;
+}
+
+/* Attach to the table of databases, or with `create' make it. */
+static bool
+attach_databases(bool create)
+{
+	dshash_parameters params = {
+		.key_size = sizeof(Oid),
+		.entry_size = sizeof(SharedDatabase),
+		.compare_function = dshash_memcmp,
+		.hash_function = dshash_memhash,
+		COMPAT_DSHASH_COPY_MEMCPY
+	};
+	MemoryContext oldcontext;
+	dshash_table *table = NULL;
+
+	if (likely(databases != NULL))
+		return true;
+	if (!shmem_attach(create))
+		return false;
+
+	params.tranche_id = shared_control->tranches.registry;
+	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
+	oldcontext = MemoryContextSwitchTo(TopMemoryContext);
+	if (DsaPointerIsValid(shared_control->databases))
+		table = dshash_attach(shared_area, &params, shared_control->databases,
+							  NULL);
+	else if (create)
+	{
+		table = dshash_create(shared_area, &params, NULL);
+		shared_control->databases = dshash_get_hash_table_handle(table);
+	}
+	MemoryContextSwitchTo(oldcontext);
+	LWLockRelease(&shared_control->lock);
+	databases = table;
+	return databases != NULL;
+}
+
+/*
+ * Get what processes share of a database, or with `create' make it; otherwise
+ * returns NULL if it is not there.  The result stays valid as long as somebody
+ * is connected to the database, or for the launcher, who removes it.  Raises an
+ * error if memory is out.
+ */
+SharedDatabase *
+ledger_database(Oid dboid, bool create)
+{
+	SharedDatabase *database;
+	bool		is_there = true;
+
+	if (likely(my_database != NULL && dboid == MyDatabaseId))
+		return my_database;
+	if (!attach_databases(create))
+		return NULL;
+	if (create)
+		database = dshash_find_or_insert(databases, &dboid, &is_there);
+	else
+		database = dshash_find(databases, &dboid, false);
+	if (database == NULL)
+		return NULL;
+	if (!is_there)
+	{
+		database->keeper = 0;
+		database->latch = NULL;
+		database->asked = 0;
+		pg_atomic_init_u32(&database->current, 0);
+		pg_atomic_init_u32(&database->loaded, 0);
+		pg_atomic_init_u32(&database->wants, 0);
+		pg_atomic_init_u64(&database->nrounds, 0);
+		pg_atomic_init_u64(&database->rotate_at, 0);
+		ConditionVariableInit(&database->cv);
+	}
+	dshash_release_lock(databases, database);
+	if (dboid == MyDatabaseId)
+		my_database = database;
+	return database;
+}
+
+/* Begin a walk through all databases; there may be none. */
+bool
+ledger_begin_walk(dshash_seq_status *walk)
+{
+	if (!attach_databases(false))
+		return false;
+	dshash_seq_init(walk, databases, true);
+	return true;
+}
+
+/*
+ * The incarnation of this database: a number for what memory has of it now, and
+ * never had before.
+ */
+uint64
+ledger_incarnation(void)
+{
+	static uint64 incarnation = 0;
+
+	if (incarnation == 0)
+		incarnation = hash_bytes_extended((unsigned char *) &MyDatabaseId,
+										  sizeof(Oid), shared_control->life);
+	return incarnation;
+}
+
+/*
+ * Want something of the keeper of this database.  Takes no lock, cannot fail
+ * once ledger_database() has made it.
+ */
+void
+ledger_want(uint32 what)
+{
+	SharedDatabase *database = my_database;
+
+	if ((pg_atomic_read_u32(&database->wants) & what) == what)
+		return;
+	(void) pg_atomic_fetch_or_u32(&database->wants, what);
+	ledger_wake(database);
+}
+
+/* Wake the keeper of a database, or the launcher, who starts one. */
+void
+ledger_wake(SharedDatabase *database)
+{
+	Latch	   *latch = *(Latch *volatile *) &database->latch;
+
+	if (latch != NULL)
+		SetLatch(latch);
+	else
+		launcher_slot_wake();
+}
+
+/* ------------------------------------------------------------------------
+ * Epochs
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Read the epochs of a buffer, or if `relid' is InvalidOid, of all.  The result
+ * is in the current memory context.  What the transaction itself has done is
+ * seen after CommandCounterIncrement().
+ */
+List *
+ledger_read_epochs(Oid relid)
+{
+	LedgerTables tables;
+	Relation	rel;
+	Snapshot	snapshot;
+	TableScanDesc scan;
+	HeapTuple	tuple;
+	ScanKeyData key;
+	List	   *epochs = NIL;
+
+	ledger_find_tables(&tables, false);
+	rel = table_open(tables.epochs, AccessShareLock);
+	ScanKeyInit(&key, EPOCH_BUFFER, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(relid));
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	scan = table_beginscan(rel, snapshot, OidIsValid(relid) ? 1 : 0, &key);
+	while ((tuple = heap_getnext(scan, ForwardScanDirection)) != NULL)
+	{
+		LedgerEpoch *epoch = palloc(sizeof(LedgerEpoch));
+		Datum		values[EPOCH_NATTS];
+		bool		isnull[EPOCH_NATTS];
+		bytea	   *shape;
+
+		heap_deform_tuple(tuple, RelationGetDescr(rel), values, isnull);
+		shape = DatumGetByteaPCopy(values[EPOCH_SHAPE - 1]);
+		epoch->number = (uint64) DatumGetInt64(values[EPOCH_NUMBER - 1]);
+		epoch->relid = DatumGetObjectId(values[EPOCH_BUFFER - 1]);
+		epoch->shape = (KeyShape *) VARDATA(shape);
+		epoch->tid = tuple->t_self;
+		if (!shape_is_valid(epoch->shape, VARSIZE(shape) - VARHDRSZ))
+			ereport(ERROR,
+					(errcode(ERRCODE_DATA_CORRUPTED),
+					 errmsg("invalid shape of keys in the ledger, of buffer %u",
+							epoch->relid)));
+		epochs = lappend(epochs, epoch);
+	}
+	table_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	table_close(rel, AccessShareLock);
+	return epochs;
+}
+
+/* Insert a row. */
+static void
+insert(Relation rel, Datum *values, int options, ItemPointer tid)
+{
+	static bool isnull[LEDGER_NATTS] = {false};
+	HeapTuple	tuple = heap_form_tuple(RelationGetDescr(rel), values, isnull);
+
+	heap_insert(rel, tuple, GetCurrentCommandId(true),
+				options | HEAP_INSERT_NO_LOGICAL, NULL);
+	*tid = tuple->t_self;
+	heap_freetuple(tuple);
+}
+
+/*
+ * Make an epoch of a buffer, on which the caller has a lock to the end of the
+ * transaction.  If it is `frozen', it stays if the transaction rolls back.  The
+ * result is in the current memory context.
+ */
+LedgerEpoch *
+ledger_make_epoch(Oid relid, const KeyShape *shape, bool frozen)
+{
+	LedgerEpoch *epoch = palloc(sizeof(LedgerEpoch));
+	bytea	   *copy = palloc(VARHDRSZ + shape->size);
+	LedgerTables tables;
+	Relation	rel;
+	Datum		values[EPOCH_NATTS];
+
+	SET_VARSIZE(copy, VARHDRSZ + shape->size);
+	memcpy(VARDATA(copy), shape, shape->size);
+	epoch->relid = relid;
+	epoch->shape = (KeyShape *) VARDATA(copy);
+	do
+	{
+		if (!pg_strong_random(&epoch->number, sizeof(uint64)))
+			ereport(ERROR,
+					(errcode(ERRCODE_INTERNAL_ERROR),
+					 errmsg("could not generate a random number")));
+	} while (epoch->number == 0);
+
+	ledger_find_tables(&tables, false);
+	rel = table_open(tables.epochs, RowExclusiveLock);
+	values[EPOCH_NUMBER - 1] = Int64GetDatum((int64) epoch->number);
+	values[EPOCH_BUFFER - 1] = ObjectIdGetDatum(relid);
+	values[EPOCH_SHAPE - 1] = PointerGetDatum(copy);
+	insert(rel, values, frozen ? HEAP_INSERT_FROZEN : 0, &epoch->tid);
+	table_close(rel, NoLock);
+	CommandCounterIncrement();
+	return epoch;
+}
+
+/*
+ * Delete an epoch: the ledger's rows of it are nobody's.  The caller has
+ * AccessExclusiveLock on the buffer.
+ */
+void
+ledger_delete_epoch(const LedgerEpoch *epoch)
+{
+	LedgerTables tables;
+	Relation	rel;
+	ItemPointerData tid = epoch->tid;
+
+	ledger_find_tables(&tables, false);
+	rel = table_open(tables.epochs, RowExclusiveLock);
+	simple_heap_delete(rel, &tid);
+	table_close(rel, NoLock);
+	CommandCounterIncrement();
+}
+
+/* ------------------------------------------------------------------------
+ * Appending
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Open the current ledger to append to it, with a lock that lasts to the end of
+ * the transaction.  With `at_once', for increments outside of the transaction,
+ * rows are visible at once, whatever becomes of the transaction, and the lock is
+ * released by ledger_close().
+ */
+void
+ledger_open_current(LedgerWriter *writer, bool at_once)
+{
+	SharedDatabase *database = ledger_database(MyDatabaseId, true);
+
+	writer->prepared = false;
+	writer->at_once = at_once;
+	writer->incarnation = ledger_incarnation();
+	for (;;)
+	{
+		uint32		current = pg_atomic_read_u32(&database->current);
+		LedgerTables tables;
+		Oid			relid;
+
+		ledger_find_tables(&tables, false);
+		relid = tables.ledgers[current];
+		LockRelationOid(relid, RowExclusiveLock);
+
+		/* whoever has the lock keeps the ledger from being rotated */
+		if (likely(pg_atomic_read_u32(&database->current) == current))
+		{
+			writer->rel = table_open(relid, NoLock);
+			return;
+		}
+		UnlockRelationOid(relid, RowExclusiveLock);
+	}
+}
+
+/* Open the table of what prepared transactions have counted. */
+void
+ledger_open_prepared(LedgerWriter *writer)
+{
+	LedgerTables tables;
+
+	ledger_find_tables(&tables, false);
+	writer->rel = table_open(tables.prepared, RowExclusiveLock);
+	writer->prepared = true;
+	writer->at_once = false;
+	writer->incarnation = 0;
+}
+
+/* Begin to put keys of an epoch together. */
+void
+ledger_begin_body(LedgerBody *body, uint64 epoch)
+{
+	body->epoch = epoch;
+	body->used = VARHDRSZ;
+}
+
+/* Append the keys that were put together, if there are any. */
+void
+ledger_end_body(LedgerWriter *writer, LedgerBody *body)
+{
+	SharedDatabase *database = ledger_database(MyDatabaseId, true);
+	Datum		values[LEDGER_NATTS];
+	ItemPointerData tid;
+	uint64		rotate_at;
+
+	if (body->used == VARHDRSZ)
+		return;
+	SET_VARSIZE(body->data, body->used);
+	values[LEDGER_EPOCH - 1] = Int64GetDatum((int64) body->epoch);
+	values[LEDGER_INCARNATION - 1] = Int64GetDatum((int64) writer->incarnation);
+	values[LEDGER_BODY - 1] = PointerGetDatum(body->data);
+	insert(writer->rel, values, writer->at_once ? HEAP_INSERT_FROZEN : 0, &tid);
+	body->used = VARHDRSZ;
+	if (writer->prepared)
+		return;
+
+	rotate_at = pg_atomic_read_u64(&database->rotate_at);
+	if (unlikely((uint64) ItemPointerGetBlockNumber(&tid) * BLCKSZ >=
+				 Max(rotate_at, (uint64) statbuffer_ledger_size * 1024)))
+		ledger_want(LEDGER_ROTATE);
+}
+
+/* Put a key into a body, which is appended first if that is full. */
+void
+ledger_put(LedgerWriter *writer, LedgerBody *body, const char *data, uint16 len,
+		   int64 count)
+{
+	char	   *to;
+
+	if (body->used + PACKED_KEY_MAX(len) > LEDGER_BODY_SIZE)
+		ledger_end_body(writer, body);
+	to = body->data + body->used;
+	memcpy(to, &len, sizeof(len));
+	to = pack_number(to + sizeof(len), fold_sign(count));
+	memcpy(to, data, KEY_LENGTH(len));
+	body->used = to + KEY_LENGTH(len) - body->data;
+}
+
+/* Close a table that was opened to append to it. */
+void
+ledger_close(LedgerWriter *writer)
+{
+	table_close(writer->rel, writer->at_once ? RowExclusiveLock : NoLock);
+
+	/* tell the WAL writer, as for a transaction that commits asynchronously */
+	if (writer->at_once)
+		XLogSetAsyncXactLSN(XactLastRecEnd);
+}
+
+/* ------------------------------------------------------------------------
+ * Reading
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Visit the rows of one of the tables, which the caller has opened, that a
+ * snapshot sees.  The row is valid during the call.
+ */
+void
+ledger_scan(Relation rel, Snapshot snapshot, LedgerVisitor visit, void *arg)
+{
+	TableScanDesc scan = table_beginscan(rel, snapshot, 0, NULL);
+	HeapTuple	tuple;
+
+	while ((tuple = heap_getnext(scan, ForwardScanDirection)) != NULL)
+	{
+		Datum		values[LEDGER_NATTS];
+		bool		isnull[LEDGER_NATTS];
+		LedgerRow	row;
+		struct varlena *body;
+
+		CHECK_FOR_INTERRUPTS();
+		heap_deform_tuple(tuple, RelationGetDescr(rel), values, isnull);
+		body = (struct varlena *) DatumGetPointer(values[LEDGER_BODY - 1]);
+		row.epoch = (uint64) DatumGetInt64(values[LEDGER_EPOCH - 1]);
+		row.incarnation = (uint64) DatumGetInt64(values[LEDGER_INCARNATION - 1]);
+		row.tuple = tuple;
+		row.next = VARDATA_ANY(body);
+		row.end = row.next + VARSIZE_ANY_EXHDR(body);
+		visit(&row, arg);
+	}
+	table_endscan(scan);
+}
+
+/* Take the next key of a row.  Returns false at the end. */
+bool
+ledger_next_key(LedgerRow *row, LedgerKey *key)
+{
+	const char *from = row->next;
+	uint64		count = 0;
+
+	if (from == row->end)
+		return false;
+	if (row->end - from >= sizeof(key->len))
+	{
+		memcpy(&key->len, from, sizeof(key->len));
+		from = unpack_number(from + sizeof(key->len), row->end, &count);
+	}
+	else
+		from = NULL;
+	if (from == NULL || KEY_LENGTH(key->len) > KEY_MAX_SIZE ||
+		KEY_LENGTH(key->len) > row->end - from)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("invalid row (%u,%u) in the ledger of durable buffers",
+						ItemPointerGetBlockNumber(&row->tuple->t_self),
+						ItemPointerGetOffsetNumber(&row->tuple->t_self))));
+	key->count = unfold_sign(count);
+	key->data = from;
+	row->next = from + KEY_LENGTH(key->len);
+	return true;
+}
+
+/*
+ * What a REFRESH of one of the materialized views would fill it with: nothing
+ * does.
+ */
+Datum
+sb_ledger_rows(PG_FUNCTION_ARGS)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("cannot refresh the ledger of durable buffers"),
+			 errdetail("It has counts that are not stored yet.")));
+	PG_RETURN_NULL();
+}
