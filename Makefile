@@ -9,6 +9,7 @@ OBJS = \
 	src/ddl.o \
 	src/define.o \
 	src/drain.o \
+	src/durable.o \
 	src/fdw.o \
 	src/flush.o \
 	src/functions.o \

@@ -64,6 +64,19 @@ CREATE MATERIALIZED VIEW sb_ledger_epochs USING heap AS
 COMMENT ON MATERIALIZED VIEW sb_ledger_epochs IS
 'which buffer a row of the ledger is of, and what its keys consist of';
 
+COMMENT ON COLUMN sb_ledger_0.epoch IS 'the epoch in sb_ledger_epochs that the row is of';
+COMMENT ON COLUMN sb_ledger_0.incarnation IS 'the life of the shared memory that has the counts of the row, too';
+COMMENT ON COLUMN sb_ledger_0.body IS 'keys, and what was added to each';
+COMMENT ON COLUMN sb_ledger_1.epoch IS 'the epoch in sb_ledger_epochs that the row is of';
+COMMENT ON COLUMN sb_ledger_1.incarnation IS 'the life of the shared memory that has the counts of the row, too';
+COMMENT ON COLUMN sb_ledger_1.body IS 'keys, and what was added to each';
+COMMENT ON COLUMN sb_ledger_prepared.epoch IS 'the epoch in sb_ledger_epochs that the row is of';
+COMMENT ON COLUMN sb_ledger_prepared.incarnation IS '0: in no memory yet';
+COMMENT ON COLUMN sb_ledger_prepared.body IS 'keys, and what was added to each';
+COMMENT ON COLUMN sb_ledger_epochs.epoch IS 'random number of a span of the buffer''s life';
+COMMENT ON COLUMN sb_ledger_epochs.buffer IS 'OID of the buffer';
+COMMENT ON COLUMN sb_ledger_epochs.shape IS 'the types of its key columns at that time';
+
 --
 -- Creating
 --

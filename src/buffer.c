@@ -548,6 +548,11 @@ build(SbBuffer *buffer, Relation rel, BufferLocker lock)
 	buffer->owner = rel->rd_rel->relowner;
 	buffer->created = rel->rd_createSubid != InvalidSubTransactionId;
 
+	/* the epochs may be others */
+	retire(buffer->epochs_context);
+	buffer->epochs_context = NULL;
+	buffer->epochs = NIL;
+
 	/* find the shared part again, and look up its number for the shape */
 	buffer->shared = NULL;
 	buffer->in_force = false;
@@ -589,6 +594,8 @@ forget_dropped(void)
 			MemoryContextDelete(buffer->shape->context);
 		if (buffer->options_context)
 			MemoryContextDelete(buffer->options_context);
+		if (buffer->epochs_context)
+			MemoryContextDelete(buffer->epochs_context);
 		if (buffer->pending_space)
 			pfree(buffer->pending_space);
 		(void) hash_search(buffers, &relid, HASH_REMOVE, NULL);

@@ -67,6 +67,10 @@ typedef struct SbBuffer
 	BufferShape *shape;			/* NULL: not read yet */
 	BufferOptions options;
 
+	/* durable.c: what the ledger has of it; no context: not read yet */
+	List	   *epochs;
+	MemoryContext epochs_context;
+
 	/* a user known to have the INSERT privilege, or InvalidOid */
 	Oid			incrementer;
 

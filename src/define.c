@@ -30,6 +30,7 @@
 #include "compat.h"
 #include "ddl.h"
 #include "define.h"
+#include "durable.h"
 #include "foreign/foreign.h"
 #include "miscadmin.h"
 #include "owner.h"
@@ -380,6 +381,7 @@ statbuffer_fdw_validator(PG_FUNCTION_ARGS)
 	if (catalog == ForeignTableRelationId)
 	{
 		options_parse(options, &parsed);
+		durable_note_options();
 
 		/* the statement that loads the library is not watched */
 		if (current == NULL)

@@ -33,6 +33,7 @@
 #include "catalog/namespace.h"
 #include "common/int.h"
 #include "compat.h"
+#include "durable.h"
 #include "flush.h"
 #include "key.h"
 #include "miscadmin.h"
@@ -743,6 +744,142 @@ deliver(FlushState *flush)
 	CHECK_FOR_INTERRUPTS();
 }
 
+/* A count that was discarded, followed by the key's stored form. */
+typedef struct DiscardedKey
+{
+	uint64		epoch;
+	int64		count;
+	uint16		len;
+} DiscardedKey;
+
+/*
+ * The batch is of a durable buffer: look up the epochs of its keys.  Before it is
+ * delivered, because if that fails, and counts are discarded, the buffer may get
+ * other epochs before we have told the ledger.
+ */
+static void
+find_epochs(FlushState *flush)
+{
+	uint32		known = 0;
+
+	flush->preparing = true;
+	for (int i = 0; i < flush->batch.nitems; i++)
+	{
+		int			shape = flush->batch.items[i].ref.counter->shape;
+
+		if ((known & (uint32) 1 << shape) != 0)
+			continue;
+		flush->epochs[shape] =
+			durable_epoch(flush->buffer,
+						  table_shape(&flush->shared->table, shape));
+		known |= (uint32) 1 << shape;
+	}
+}
+
+/* Append to the ledger that the counts of the batch are no longer held. */
+static void
+append_taken(FlushState *flush)
+{
+	CounterBatch *batch = &flush->batch;
+	LedgerBody *bodies[TABLE_SHAPES] = {NULL};
+	LedgerWriter writer;
+
+	flush->preparing = true;
+	ledger_open_current(&writer, false);
+	for (int i = 0; i < batch->nitems; i++)
+	{
+		BatchItem  *item = &batch->items[i];
+		SharedCounter *counter = item->ref.counter;
+
+		if (item->count == 0)
+			continue;
+		if (bodies[counter->shape] == NULL)
+		{
+			bodies[counter->shape] = palloc(sizeof(LedgerBody));
+			ledger_begin_body(bodies[counter->shape],
+							  flush->epochs[counter->shape]);
+		}
+		ledger_put(&writer, bodies[counter->shape], counter->key,
+				   counter->keylen, (int64) (0 - (uint64) item->count));
+	}
+	for (int i = 0; i < TABLE_SHAPES; i++)
+		if (bodies[i] != NULL)
+			ledger_end_body(&writer, bodies[i]);
+	ledger_close(&writer);
+	flush->preparing = false;
+}
+
+/*
+ * After a batch has failed: note what was discarded, for the ledger still has
+ * it.
+ */
+static void
+note_discards(FlushState *flush)
+{
+	CounterBatch *batch = &flush->batch;
+
+	if (!flush->buffer->options.durable)
+		return;
+	for (int i = 0; i < batch->ntaken; i++)
+	{
+		BatchItem  *item = &batch->items[i];
+		SharedCounter *counter = item->ref.counter;
+		DiscardedKey key = {.count = item->count};
+
+		if (item->outcome != BATCH_DISCARD || item->count == 0)
+			continue;
+		key.epoch = flush->epochs[counter->shape];
+		key.len = counter->keylen;
+		appendBinaryStringInfo(&flush->discards, (char *) &key, sizeof(key));
+		appendBinaryStringInfo(&flush->discards, counter->key,
+							   KEY_LENGTH(counter->keylen));
+	}
+}
+
+/*
+ * The step of append_discards().  It needs no lock on the buffer: if its epochs
+ * have changed meanwhile, what is appended is nobody's.
+ */
+static void
+append_discarded(FlushState *flush, ClockTime now)
+{
+	const char *next = flush->discards.data;
+	LedgerBody *body = palloc(sizeof(LedgerBody));
+	LedgerWriter writer;
+
+	ledger_open_current(&writer, false);
+	ledger_begin_body(body, 0);
+	while (next < flush->discards.data + flush->discards.len)
+	{
+		DiscardedKey key;
+
+		memcpy(&key, next, sizeof(key));
+		next += sizeof(key);
+		if (key.epoch != body->epoch)
+		{
+			ledger_end_body(&writer, body);
+			ledger_begin_body(body, key.epoch);
+		}
+		ledger_put(&writer, body, next, key.len, (int64) (0 - (uint64) key.count));
+		next += KEY_LENGTH(key.len);
+	}
+	ledger_end_body(&writer, body);
+	ledger_close(&writer);
+}
+
+/*
+ * Tell the ledger what was discarded.  If that fails, it is tried again with the
+ * next batch; if the server crashes before, the counts are attempted once
+ * more.
+ */
+static void
+append_discards(FlushState *flush)
+{
+	if (flush->discards.len > 0 &&
+		attempt(flush, append_discarded, 0, false))
+		resetStringInfo(&flush->discards);
+}
+
 /* The step of flush_batch(). */
 static void
 take_and_deliver(FlushState *flush, ClockTime now)
@@ -762,7 +899,11 @@ take_and_deliver(FlushState *flush, ClockTime now)
 	MemoryContextSwitchTo(flush->context);
 	if (batch_take(&flush->batch, &flush->buffer->table, max_keys, now, clock_add(now, BACKOFF_MAX_MSECS)) > 0)
 	{
+		if (flush->buffer->options.durable)
+			find_epochs(flush);
 		deliver(flush);
+		if (flush->buffer->options.durable)
+			append_taken(flush);
 		flush->shared->flush.breakdowns = 0;
 		registry_clear_error(flush->shared);
 	}
@@ -833,6 +974,10 @@ flush_batch(FlushState *flush, ClockTime now)
 					  (int64) flush->buffer->options.batch_time * 1000,
 					  flush->ndelivered < flush->nkeys);
 	}
+	else if (batch->ntaken > 0)
+		note_discards(flush);
+	if (unlikely(flush->discards.len > 0))
+		append_discards(flush);
 	flush_log_discarded(flush, false);
 
 	if (!flush->leaving)
@@ -875,11 +1020,16 @@ flush_begin(FlushState *flush, SharedBuffer *shared)
 void
 flush_set_connected(FlushState *flush)
 {
+	MemoryContext oldcontext;
+
 	session_set_connected();
 	RegisterXactCallback(xact_callback, flush);
 	flush->context = AllocSetContextCreate(TopMemoryContext,
 										   "statbuffer batch",
 										   ALLOCSET_DEFAULT_SIZES);
+	oldcontext = MemoryContextSwitchTo(TopMemoryContext);
+	initStringInfo(&flush->discards);
+	MemoryContextSwitchTo(oldcontext);
 }
 
 /*

@@ -12,6 +12,7 @@
 
 #include "batch.h"
 #include "buffer.h"
+#include "lib/stringinfo.h"
 #include "sink.h"
 
 /*
@@ -51,9 +52,14 @@ typedef struct FlushState
 	int			nfailed;		/* keys of the transaction that failed,
 								 * without those passed over; 0: the buffer
 								 * itself failed */
-	bool		preparing;		/* the sink has not got any key yet */
+	bool		preparing;		/* no key is to blame for an error */
 	ClockTime	began;			/* when the sink began to store the first key */
 	int64		usecs;			/* how long it took for all; 0: not at all */
+
+	/* of a durable buffer */
+	uint64		epochs[TABLE_SHAPES];	/* of the keys of the batch, by shape */
+	StringInfoData discards;	/* DiscardedKey...: what was discarded, and the
+								 * ledger still has */
 } FlushState;
 
 extern void flush_begin(FlushState *flush, SharedBuffer *shared);

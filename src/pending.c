@@ -32,6 +32,7 @@
 
 #include "access/xact.h"
 #include "common/int.h"
+#include "durable.h"
 #include "launch.h"
 #include "miscadmin.h"
 #include "pending_internal.h"
@@ -841,6 +842,49 @@ pending_add_text(PendingTarget *target, const char *text, Size len,
 }
 
 /*
+ * Raise an error if the transaction has truncated the buffer: if it is rolled
+ * back, so are the epochs that it has made.
+ */
+static void
+check_durable(SbBuffer *buffer)
+{
+	if (buffer->pending->truncated)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot increment buffer \"%s\" asynchronously in a transaction that has truncated it",
+						NameStr(buffer->name)),
+				 errdetail("The buffer is durable.")));
+}
+
+/*
+ * Append an increment that is outside of the transaction to the ledger.  Before it
+ * is added to the counter: a flush that takes it must come after it in WAL.
+ * Releases the pin if that fails.
+ */
+static void
+append_at_once(SbBuffer *buffer, const BufferShape *shape, const KeyBytes *key,
+			   int64 count, CounterPin *pin)
+{
+	LedgerWriter writer;
+	LedgerBody	body;
+
+	PG_TRY();
+	{
+		ledger_begin_body(&body, durable_epoch(buffer, shape->keys));
+		ledger_open_current(&writer, true);
+		ledger_put(&writer, &body, key->data, key->len, count);
+		ledger_end_body(&writer, &body);
+		ledger_close(&writer);
+	}
+	PG_CATCH();
+	{
+		counters_unpin(buffer->shared, pin);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+}
+
+/*
  * Add to a key of an open buffer immediately, outside of the transaction.
  * `shape' is the one under which the key was formed.  Returns false if nothing
  * was added: it was discarded, or the buffer is gone.
@@ -865,6 +909,8 @@ pending_add_now(const PendingTarget *target, const BufferShape *shape,
 		return false;
 	buffer_check_shape(buffer, shape);
 	buffer_check_settled(buffer);
+	if (buffer->options.durable)
+		check_durable(buffer);
 	buffer_attach(buffer, true);
 	launch_ensure();
 	shared = buffer->shared;
@@ -879,6 +925,8 @@ pending_add_now(const PendingTarget *target, const BufferShape *shape,
 		if (unlikely(full) && !buffer->options.discard)
 			table_report_full(result, NameStr(buffer->name));
 		locked = pin.locked;
+		if (buffer->options.durable && !full)
+			append_at_once(buffer, shape, key, count, &pin);
 		if (likely(!full))
 			counters_add(shared, &pin, count, &now);
 		if (locked)
@@ -911,6 +959,8 @@ pending_truncate(SbBuffer *buffer)
 	if (closed)
 		report_closed(buffer);
 	buffer_lock_for_transaction(buffer->relid, AccessExclusiveLock);
+	if (buffer->options.durable)
+		durable_truncate(buffer);
 	pending_come_first(false);
 	for (PendingKey *key = counted.keys; key != NULL; key = key->next)
 	{
@@ -1136,6 +1186,7 @@ close_transaction(void)
 	if (closed)
 		return;
 	closed = true;
+	durable_reconcile(false);
 	if (counted.buffers == NULL)
 		return;
 
@@ -1159,6 +1210,8 @@ xact_callback(XactEvent event, void *arg)
 		close_transaction();
 	else
 		closed = false;
+	if (event == XACT_EVENT_PRE_PREPARE)
+		durable_reconcile(true);
 	if (counted.buffers == NULL)
 		return;
 
@@ -1181,17 +1234,10 @@ xact_callback(XactEvent event, void *arg)
 					ereport(ERROR,
 							(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 							 errmsg("cannot PREPARE a transaction that has truncated a statbuffer buffer")));
-			for (PendingKey *key = counted.keys; key != NULL; key = key->next)
-			{
-				CHECK_FOR_INTERRUPTS();
-				if (key->nincrements > 0)
-					ereport(ERROR,
-							(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-							 errmsg("cannot PREPARE a transaction that has incremented a statbuffer buffer"),
-							 errhint("Use sb_async_increment(), which does not depend on the transaction.")));
-			}
+			publish_append_prepared(&counted);
 			break;
 		case XACT_EVENT_PREPARE:
+			publish_prepared(&counted);
 			forget_all();
 			break;
 		case XACT_EVENT_PARALLEL_PRE_COMMIT:

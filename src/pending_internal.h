@@ -17,6 +17,7 @@
 #endif
 
 #include "counters.h"
+#include "ledger.h"
 #include "pending.h"
 #include "utils/memutils.h"
 
@@ -46,6 +47,7 @@ struct PendingBuffer
 	CounterPin *truncate_pins;
 	int			ntruncate_pins;
 	bool		has_requests;	/* some PublishedKey has a request */
+	LedgerBody *body;			/* what is appended to the ledger, or NULL */
 };
 
 #define PENDING_UNDO_BITS	46
@@ -126,6 +128,8 @@ extern void publish_warn_full(SbBuffer *buffer, SharedBuffer *shared,
 extern void publish_prepare(PendingSet *set);
 extern void publish_commit(PendingSet *set);
 extern void publish_abort(PendingSet *set);
+extern void publish_append_prepared(PendingSet *set);
+extern void publish_prepared(PendingSet *set);
 extern void publish_forget(void);
 
 #endif							/* STATBUFFER_PENDING_INTERNAL_H */

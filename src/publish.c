@@ -16,6 +16,7 @@
  */
 #include "postgres.h"
 
+#include "durable.h"
 #include "launch.h"
 #include "miscadmin.h"
 #include "pending_internal.h"
@@ -381,6 +382,118 @@ allocate_requests(void)
 }
 
 /*
+ * Begin what a durable buffer appends to the ledger.  Returns whether it is
+ * durable.
+ */
+static bool
+begin_body(PendingBuffer *pending)
+{
+	SbBuffer   *buffer = pending->buffer;
+
+	if (likely(!buffer->options.durable))
+		return false;
+	pending->body = MemoryContextAlloc(TopTransactionContext,
+									   sizeof(LedgerBody));
+	ledger_begin_body(pending->body, durable_epoch(buffer, buffer->shape->keys));
+	return true;
+}
+
+/* Append what was put into the bodies. */
+static void
+end_bodies(PendingSet *set, LedgerWriter *writer)
+{
+	for (PendingBuffer *pending = set->buffers; pending;
+		 pending = pending->next)
+		if (pending->body != NULL)
+			ledger_end_body(writer, pending->body);
+	ledger_close(writer);
+}
+
+/*
+ * Append to the ledger what is published to durable buffers: what has found room
+ * in memory.
+ */
+static void
+append_published(PendingSet *set)
+{
+	LedgerWriter writer;
+
+	ledger_open_current(&writer, false);
+	for (uint64 i = 0; i < npublished; i++)
+	{
+		PublishedKey *entry = &published[i];
+
+		CHECK_FOR_INTERRUPTS();
+		if (entry->pending->body != NULL && entry->pin.ref.counter != NULL)
+			ledger_put(&writer, entry->pending->body, entry->key->data,
+					   entry->key->len, entry->delta);
+	}
+	end_bodies(set, &writer);
+}
+
+/*
+ * Before PREPARE TRANSACTION: append what was counted in durable buffers to the
+ * table from which it is counted when the transaction has committed.  Raises an
+ * error if something was counted in others.
+ */
+void
+publish_append_prepared(PendingSet *set)
+{
+	LedgerWriter writer;
+	bool		open = false;
+
+	for (PendingKey *key = set->keys; key != NULL; key = key->next)
+	{
+		SbBuffer   *buffer = pending_key_buffer(key);
+
+		CHECK_FOR_INTERRUPTS();
+		if (key->nincrements == 0 || !buffer_revalidate(buffer))
+			continue;
+		if (!buffer->options.durable)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("cannot PREPARE a transaction that has incremented buffer \"%s\"",
+							NameStr(buffer->name)),
+					 errdetail("The buffer is not durable."),
+					 errhint("Set its option \"%s\", or use sb_async_increment(), which does not depend on the transaction.",
+							 "durable")));
+		buffer_check_shape(buffer, key->shape);
+		if (key->delta == 0)
+			continue;
+		if (!open)
+			ledger_open_prepared(&writer);
+		open = true;
+		if (buffer->pending->body == NULL)
+			(void) begin_body(buffer->pending);
+		ledger_put(&writer, buffer->pending->body, key->data, key->len,
+				   key->delta);
+	}
+	if (!open)
+		return;
+	end_bodies(set, &writer);
+
+	/* so that nothing can fail when it is prepared */
+	(void) ledger_database(MyDatabaseId, true);
+	launch_ensure();
+}
+
+/*
+ * The transaction is prepared: have the keeper look when it commits.  Takes no
+ * lock, cannot fail.
+ */
+void
+publish_prepared(PendingSet *set)
+{
+	for (PendingBuffer *pending = set->buffers; pending;
+		 pending = pending->next)
+		if (pending->body != NULL)
+		{
+			ledger_want(LEDGER_SWEEP);
+			return;
+		}
+}
+
+/*
  * Do everything that can fail: pin the counter of each key.  Raises an error
  * if one cannot be pinned, if the transaction is cancelled, or if the server is
  * stopping.
@@ -390,6 +503,7 @@ publish_prepare(PendingSet *set)
 {
 	bool		any = false;
 	bool		pinned = false;
+	bool		durable = false;
 
 	for (PendingBuffer *pending = set->buffers; pending;
 		 pending = pending->next)
@@ -399,6 +513,8 @@ publish_prepare(PendingSet *set)
 			continue;
 		pending->dropped = !pending->buffer->valid &&
 			!buffer_revalidate(pending->buffer);
+		if (pending->locked && !pending->dropped)
+			durable |= begin_body(pending);
 		if (!pending->dropped && pending->truncated)
 			pinned |= pin_truncated(pending);
 	}
@@ -406,6 +522,8 @@ publish_prepare(PendingSet *set)
 	pinned |= list_keys(set) ? pin_sorted(set) : pin_unsorted(set);
 	if (pinned)
 		counters_check_open();
+	if (unlikely(durable) && pinned)
+		append_published(set);
 	if (set->flush_requested)
 		allocate_requests();
 	for (PendingBuffer *pending = set->buffers; pending;

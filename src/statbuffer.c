@@ -15,6 +15,7 @@
 #include "compat.h"
 #include "ddl.h"
 #include "define.h"
+#include "durable.h"
 #include "executor/executor.h"
 #include "fdw.h"
 #include "fmgr.h"
@@ -134,6 +135,7 @@ _PG_init(void)
 	ledger_init();
 	buffer_init();
 	ddl_init();
+	durable_init();
 	pending_init();
 	prev_ProcessUtility_hook = ProcessUtility_hook;
 	ProcessUtility_hook = process_utility;

@@ -982,6 +982,16 @@ table_find_shape(SharedTable *shared, const KeyShape *shape, bool create,
 		table_report_full(TABLE_FULL, NULL);
 }
 
+/*
+ * Get a shape that some key has.  The caller has a lock on the relation, so it
+ * stays.
+ */
+KeyShape *
+table_shape(SharedTable *shared, int number)
+{
+	return dsa_get_address(shared_area, shared->shapes[number]);
+}
+
 /* Get the number of a buffer's shapes.  Takes SharedTable.lock. */
 int
 table_count_shapes(SharedTable *shared)

@@ -245,6 +245,7 @@ extern void table_warn_full(int elevel, TableResult result, const char *name,
 /* shapes */
 extern void table_find_shape(SharedTable *shared, const KeyShape *shape,
 							 bool create, CounterTable *table);
+extern KeyShape *table_shape(SharedTable *shared, int number);
 extern int	table_count_shapes(SharedTable *shared);
 
 /* for the buffer's worker, or the process that removes the buffer */

@@ -1,0 +1,22 @@
+/*-------------------------------------------------------------------------
+ *
+ * durable.h
+ *	  Durable buffers: their epochs, and switching "durable" on and off.
+ *
+ * Copyright (c) 2026, statbuffer developers
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef STATBUFFER_DURABLE_H
+#define STATBUFFER_DURABLE_H
+
+#include "buffer.h"
+#include "ledger.h"
+
+extern void durable_init(void);
+extern uint64 durable_epoch(SbBuffer *buffer, const KeyShape *shape);
+extern void durable_truncate(SbBuffer *buffer);
+extern void durable_note_options(void);
+extern void durable_reconcile(bool preparing);
+
+#endif							/* STATBUFFER_DURABLE_H */
