@@ -52,7 +52,7 @@ PGFILEDESC = "statbuffer - adds up increments of hot counters"
 
 REGRESS = setup increment default_buffer types options shape transactions \
 	fdw handler flushing async startstop renamed stats privileges security overflow \
-	trigger altered define target view
+	trigger altered define target view durable
 ISOLATION = visibility new_key flush flush_own ddl drain stop range grants trigger_rows cursor_locks \
 	grow default_replaced view_updates
 ISOLATION_OPTS = --load-extension=statbuffer

@@ -34,32 +34,48 @@ COMMENT ON SERVER statbuffer IS
 -- or read by SQL, and that is in no publication.  See doc/internals.md.
 --
 
-CREATE FUNCTION sb_ledger_rows(OUT epoch bigint, OUT incarnation bigint, OUT body bytea)
+CREATE TYPE sb_ledger_body;
+CREATE FUNCTION sb_ledger_body_in(cstring) RETURNS sb_ledger_body
+AS 'byteain' LANGUAGE internal IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION sb_ledger_body_in(cstring) IS
+'input function of sb_ledger_body';
+CREATE FUNCTION sb_ledger_body_out(sb_ledger_body) RETURNS cstring
+AS 'byteaout' LANGUAGE internal IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION sb_ledger_body_out(sb_ledger_body) IS
+'output function of sb_ledger_body';
+
+-- Not bytea, for that is toasted, and ANALYZE would show keys in pg_stats.
+CREATE TYPE sb_ledger_body (
+	INPUT = sb_ledger_body_in,
+	OUTPUT = sb_ledger_body_out,
+	INTERNALLENGTH = VARIABLE,
+	ALIGNMENT = int4,
+	STORAGE = plain
+);
+COMMENT ON TYPE sb_ledger_body IS
+'keys, and what was added to each, in the ledger of durable buffers';
+
+CREATE FUNCTION sb_ledger_rows(OUT epoch bigint, OUT incarnation bigint, OUT body sb_ledger_body, OUT shape bytea)
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION sb_ledger_rows() IS
 'raises an error: keeps the ledger of durable buffers from being refreshed';
 REVOKE ALL ON FUNCTION sb_ledger_rows() FROM PUBLIC;
 
-CREATE MATERIALIZED VIEW sb_ledger_0 USING heap AS
-	SELECT * FROM @extschema@.sb_ledger_rows() WITH NO DATA;
-ALTER MATERIALIZED VIEW sb_ledger_0 ALTER COLUMN body SET STORAGE PLAIN;
+-- vacuum_truncate: nobody who commits is to wait for it.
+CREATE MATERIALIZED VIEW sb_ledger_0 USING heap WITH (vacuum_truncate = off) AS
+	SELECT epoch, incarnation, body FROM @extschema@.sb_ledger_rows() WITH NO DATA;
 COMMENT ON MATERIALIZED VIEW sb_ledger_0 IS
 'ledger of durable buffers: what was counted and is not stored';
-
-CREATE MATERIALIZED VIEW sb_ledger_1 USING heap AS
-	SELECT * FROM @extschema@.sb_ledger_rows() WITH NO DATA;
-ALTER MATERIALIZED VIEW sb_ledger_1 ALTER COLUMN body SET STORAGE PLAIN;
+CREATE MATERIALIZED VIEW sb_ledger_1 USING heap WITH (vacuum_truncate = off) AS
+	SELECT epoch, incarnation, body FROM @extschema@.sb_ledger_rows() WITH NO DATA;
 COMMENT ON MATERIALIZED VIEW sb_ledger_1 IS
-'the other ledger of durable buffers: while one is cleared, counts go to the other';
-
-CREATE MATERIALIZED VIEW sb_ledger_prepared USING heap AS
-	SELECT * FROM @extschema@.sb_ledger_rows() WITH NO DATA;
-ALTER MATERIALIZED VIEW sb_ledger_prepared ALTER COLUMN body SET STORAGE PLAIN;
+'the other ledger of durable buffers: while one is emptied, counts go to the other';
+CREATE MATERIALIZED VIEW sb_ledger_prepared USING heap WITH (vacuum_truncate = off) AS
+	SELECT epoch, incarnation, body FROM @extschema@.sb_ledger_rows() WITH NO DATA;
 COMMENT ON MATERIALIZED VIEW sb_ledger_prepared IS
 'what prepared transactions have counted in durable buffers';
-
-CREATE MATERIALIZED VIEW sb_ledger_epochs USING heap AS
-	SELECT epoch, NULL::pg_catalog.oid AS buffer, body AS shape
+CREATE MATERIALIZED VIEW sb_ledger_epochs USING heap WITH (vacuum_truncate = off) AS
+	SELECT epoch, NULL::pg_catalog.oid AS buffer, shape
 	FROM @extschema@.sb_ledger_rows() WITH NO DATA;
 COMMENT ON MATERIALIZED VIEW sb_ledger_epochs IS
 'which buffer a row of the ledger is of, and what its keys consist of';
@@ -125,19 +141,19 @@ COMMENT ON FUNCTION sb_increment("char", bigint, regclass) IS
 
 CREATE FUNCTION sb_async_increment(key text, count bigint DEFAULT 1, buffer regclass DEFAULT '-')
 RETURNS bigint
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION sb_async_increment(text, bigint, regclass) IS
 'adds to a key''s count at once, regardless of the outcome of the transaction; returns what it has added';
 
 CREATE FUNCTION sb_async_increment(key anyelement, count bigint DEFAULT 1, buffer regclass DEFAULT '-')
 RETURNS bigint
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION sb_async_increment(anyelement, bigint, regclass) IS
 'adds to a key''s count at once, regardless of the outcome of the transaction; returns what it has added; several key columns are specified as a row';
 
 CREATE FUNCTION sb_async_increment(key "char", count bigint DEFAULT 1, buffer regclass DEFAULT '-')
 RETURNS bigint
-AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION sb_async_increment("char", bigint, regclass) IS
 'adds to a key''s count at once, regardless of the outcome of the transaction; returns what it has added';
 

@@ -318,6 +318,25 @@ durable_note_options(void)
 }
 
 /*
+ * Has the transaction switched a buffer on or off, or created a durable one?
+ * Then it gets its epochs, or loses them, only when it commits.
+ */
+bool
+durable_is_unsettled(const SbBuffer *buffer)
+{
+	bool		durable = buffer->options.durable;
+	LOCKTAG		tag;
+
+	if (likely(!options_set))
+		return false;
+	buffer_set_relation_tag(&tag, buffer->relid);
+	if (!compat_lock_held(&tag, AccessExclusiveLock))
+		return false;
+	return (durable && buffer->created) ||
+		durable != (ledger_read_epochs(buffer->relid) != NIL);
+}
+
+/*
  * At the end of the transaction, make the epochs of the buffers whose options it
  * has set agree with them.  With `preparing', raises an error if they do not:
  * what is appended says that memory has the same, which would not be true any

@@ -24,13 +24,14 @@
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/indexing.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_extension.h"
-#include "common/hashfn.h"
 #include "compat.h"
 #include "key.h"
 #include "ledger.h"
 #include "miscadmin.h"
 #include "packed.h"
+#include "pgstat.h"
 #include "settings.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
@@ -84,6 +85,22 @@ void
 ledger_init(void)
 {
 	CacheRegisterRelcacheCallback(invalidate, (Datum) 0);
+}
+
+/* Get a random number that is not 0, or raise an error. */
+static uint64
+random_number(void)
+{
+	uint64		number;
+
+	do
+	{
+		if (!pg_strong_random(&number, sizeof(number)))
+			ereport(ERROR,
+					(errcode(ERRCODE_INTERNAL_ERROR),
+					 errmsg("could not generate a random number")));
+	} while (number == 0);
+	return number;
 }
 
 /* Get the schema of the extension, or InvalidOid if it is not there. */
@@ -188,12 +205,16 @@ SharedDatabase *
 ledger_database(Oid dboid, bool create)
 {
 	SharedDatabase *database;
+	uint64		incarnation;
 	bool		is_there = true;
 
 	if (likely(my_database != NULL && dboid == MyDatabaseId))
 		return my_database;
 	if (!attach_databases(create))
 		return NULL;
+
+	/* first, because it can fail */
+	incarnation = random_number();
 	if (create)
 		database = dshash_find_or_insert(databases, &dboid, &is_there);
 	else
@@ -202,6 +223,7 @@ ledger_database(Oid dboid, bool create)
 		return NULL;
 	if (!is_there)
 	{
+		database->incarnation = incarnation;
 		database->keeper = 0;
 		database->latch = NULL;
 		database->asked = 0;
@@ -226,21 +248,6 @@ ledger_begin_walk(dshash_seq_status *walk)
 		return false;
 	dshash_seq_init(walk, databases, true);
 	return true;
-}
-
-/*
- * The incarnation of this database: a number for what memory has of it now, and
- * never had before.
- */
-uint64
-ledger_incarnation(void)
-{
-	static uint64 incarnation = 0;
-
-	if (incarnation == 0)
-		incarnation = hash_bytes_extended((unsigned char *) &MyDatabaseId,
-										  sizeof(Oid), shared_control->life);
-	return incarnation;
 }
 
 /*
@@ -276,9 +283,10 @@ ledger_wake(SharedDatabase *database)
  */
 
 /*
- * Read the epochs of a buffer, or if `relid' is InvalidOid, of all.  The result
- * is in the current memory context.  What the transaction itself has done is
- * seen after CommandCounterIncrement().
+ * Read the epochs of a buffer, or if `relid' is InvalidOid, of all, as they are
+ * now, whatever the transaction's snapshot is.  Those of a buffer on which the
+ * caller has a lock stay as they are.  The result is in the current memory
+ * context.
  */
 List *
 ledger_read_epochs(Oid relid)
@@ -295,8 +303,13 @@ ledger_read_epochs(Oid relid)
 	rel = table_open(tables.epochs, AccessShareLock);
 	ScanKeyInit(&key, EPOCH_BUFFER, BTEqualStrategyNumber, F_OIDEQ,
 				ObjectIdGetDatum(relid));
-	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	scan = table_beginscan(rel, snapshot, OidIsValid(relid) ? 1 : 0, &key);
+
+	/*
+	 * SnapshotSelf is as good as any where nobody updates, and leaves no
+	 * predicate locks.  The other one is for shapes that are toasted.
+	 */
+	snapshot = RegisterSnapshot(GetCatalogSnapshot(tables.epochs));
+	scan = table_beginscan(rel, SnapshotSelf, OidIsValid(relid) ? 1 : 0, &key);
 	while ((tuple = heap_getnext(scan, ForwardScanDirection)) != NULL)
 	{
 		LedgerEpoch *epoch = palloc(sizeof(LedgerEpoch));
@@ -348,26 +361,24 @@ ledger_make_epoch(Oid relid, const KeyShape *shape, bool frozen)
 	bytea	   *copy = palloc(VARHDRSZ + shape->size);
 	LedgerTables tables;
 	Relation	rel;
+	Snapshot	snapshot;
 	Datum		values[EPOCH_NATTS];
 
 	SET_VARSIZE(copy, VARHDRSZ + shape->size);
 	memcpy(VARDATA(copy), shape, shape->size);
 	epoch->relid = relid;
 	epoch->shape = (KeyShape *) VARDATA(copy);
-	do
-	{
-		if (!pg_strong_random(&epoch->number, sizeof(uint64)))
-			ereport(ERROR,
-					(errcode(ERRCODE_INTERNAL_ERROR),
-					 errmsg("could not generate a random number")));
-	} while (epoch->number == 0);
-
+	epoch->number = random_number();
 	ledger_find_tables(&tables, false);
 	rel = table_open(tables.epochs, RowExclusiveLock);
 	values[EPOCH_NUMBER - 1] = Int64GetDatum((int64) epoch->number);
 	values[EPOCH_BUFFER - 1] = ObjectIdGetDatum(relid);
 	values[EPOCH_SHAPE - 1] = PointerGetDatum(copy);
+
+	/* for a shape that is toasted */
+	snapshot = RegisterSnapshot(GetCatalogSnapshot(tables.epochs));
 	insert(rel, values, frozen ? HEAP_INSERT_FROZEN : 0, &epoch->tid);
+	UnregisterSnapshot(snapshot);
 	table_close(rel, NoLock);
 	CommandCounterIncrement();
 	return epoch;
@@ -409,7 +420,7 @@ ledger_open_current(LedgerWriter *writer, bool at_once)
 
 	writer->prepared = false;
 	writer->at_once = at_once;
-	writer->incarnation = ledger_incarnation();
+	writer->incarnation = database->incarnation;
 	for (;;)
 	{
 		uint32		current = pg_atomic_read_u32(&database->current);
@@ -418,16 +429,32 @@ ledger_open_current(LedgerWriter *writer, bool at_once)
 
 		ledger_find_tables(&tables, false);
 		relid = tables.ledgers[current];
-		LockRelationOid(relid, RowExclusiveLock);
 
-		/* whoever has the lock keeps the ledger from being rotated */
+		/*
+		 * Do not wait in line for a ledger that is no longer current: the
+		 * keeper has it while it empties it.
+		 */
+		if (unlikely(!ConditionalLockRelationOid(relid, RowExclusiveLock)))
+		{
+			if (pg_atomic_read_u32(&database->current) != current)
+				continue;
+			LockRelationOid(relid, RowExclusiveLock);
+		}
+
+		/* whoever has the lock keeps the ledger from being emptied */
 		if (likely(pg_atomic_read_u32(&database->current) == current))
 		{
 			writer->rel = table_open(relid, NoLock);
-			return;
+			break;
 		}
 		UnlockRelationOid(relid, RowExclusiveLock);
 	}
+
+	/*
+	 * heap_insert() counts rows when they are in the table, and may have to
+	 * allocate memory for that.  If there is none, find that out before.
+	 */
+	pgstat_count_heap_insert(writer->rel, 0);
 }
 
 /* Open the table of what prepared transactions have counted. */
@@ -568,16 +595,38 @@ ledger_next_key(LedgerRow *row, LedgerKey *key)
 	return true;
 }
 
-/*
- * What a REFRESH of one of the materialized views would fill it with: nothing
- * does.
- */
-Datum
-sb_ledger_rows(PG_FUNCTION_ARGS)
+static void
+report_refresh(void)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("cannot refresh the ledger of durable buffers"),
 			 errdetail("It has counts that are not stored yet.")));
+}
+
+/*
+ * A materialized view is going to be refreshed.  Raise an error if it is one of
+ * ours: WITH NO DATA does not even call sb_ledger_rows().
+ */
+void
+ledger_check_refresh(const RangeVar *name)
+{
+	LedgerTables tables;
+	Oid			relid = RangeVarGetRelid(name, NoLock, true);
+
+	if (OidIsValid(relid) && ledger_find_tables(&tables, true) &&
+		(relid == tables.ledgers[0] || relid == tables.ledgers[1] ||
+		 relid == tables.prepared || relid == tables.epochs))
+		report_refresh();
+}
+
+/*
+ * sb_ledger_rows(): the query of the materialized views.  Raises an error, so
+ * that they are never refreshed.
+ */
+Datum
+sb_ledger_rows(PG_FUNCTION_ARGS)
+{
+	report_refresh();
 	PG_RETURN_NULL();
 }

@@ -12,6 +12,7 @@
 
 #include "access/htup.h"
 #include "nodes/pg_list.h"
+#include "nodes/primnodes.h"
 #include "shape.h"
 #include "shmem.h"
 #include "utils/relcache.h"
@@ -42,6 +43,7 @@
 typedef struct SharedDatabase
 {
 	Oid			dboid;			/* constant; must be first */
+	uint64		incarnation;	/* a random number, not 0; constant */
 	pid_t		keeper;			/* 0: none */
 	Latch	   *latch;			/* the keeper's, or NULL; read without the lock,
 								 * to wake it */
@@ -116,7 +118,7 @@ typedef void (*LedgerVisitor) (LedgerRow *row, void *arg);
 extern void ledger_init(void);
 extern bool ledger_find_tables(LedgerTables *tables, bool missing_ok);
 extern SharedDatabase *ledger_database(Oid dboid, bool create);
-extern uint64 ledger_incarnation(void);
+extern void ledger_check_refresh(const RangeVar *name);
 extern bool ledger_begin_walk(dshash_seq_status *walk);
 extern void ledger_want(uint32 what);
 extern void ledger_wake(SharedDatabase *database);

@@ -842,13 +842,19 @@ pending_add_text(PendingTarget *target, const char *text, Size len,
 }
 
 /*
- * Raise an error if the transaction has truncated the buffer: if it is rolled
- * back, so are the epochs that it has made.
+ * Raise an error if the transaction has made other epochs for a durable buffer,
+ * or is going to: if it is rolled back, so are they.
  */
 static void
 check_durable(SbBuffer *buffer)
 {
-	if (buffer->pending->truncated)
+	if (durable_is_unsettled(buffer))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot increment buffer \"%s\" asynchronously in a transaction that has set its option \"%s\"",
+						NameStr(buffer->name), "durable"),
+				 errhint("Set the option in a transaction of its own.")));
+	if (buffer->options.durable && buffer->pending->truncated)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("cannot increment buffer \"%s\" asynchronously in a transaction that has truncated it",
@@ -909,8 +915,7 @@ pending_add_now(const PendingTarget *target, const BufferShape *shape,
 		return false;
 	buffer_check_shape(buffer, shape);
 	buffer_check_settled(buffer);
-	if (buffer->options.durable)
-		check_durable(buffer);
+	check_durable(buffer);
 	buffer_attach(buffer, true);
 	launch_ensure();
 	shared = buffer->shared;

@@ -85,8 +85,6 @@ init_control(void *memory)
 	control->area = DSM_HANDLE_INVALID;
 	control->registry = InvalidDsaPointer;
 	control->databases = InvalidDsaPointer;
-	if (!pg_strong_random(&control->life, sizeof(control->life)))
-		elog(ERROR, "could not generate a random number");
 	pg_atomic_init_u32(&control->claims.closed, 0);
 	pg_atomic_init_u32(&control->load.state, 0);
 	pg_atomic_init_u64(&control->load.offset, 0);

@@ -176,7 +176,6 @@ typedef struct SharedControl
 	LWLock		lock;			/* protects all fields that do not say
 								 * otherwise */
 	SharedTranches tranches;
-	uint64		life;			/* a random number; constant */
 
 	/* set once, by the first process that needs them */
 	dsa_handle	area;			/* DSM_HANDLE_INVALID: not made yet */

@@ -115,6 +115,8 @@ process_utility(PlannedStmt *pstmt, const char *query_string,
 		return;
 	}
 
+	if (type == T_RefreshMatViewStmt)
+		ledger_check_refresh(((RefreshMatViewStmt *) pstmt->utilityStmt)->relation);
 	if (type == T_TransactionStmt &&
 		((TransactionStmt *) pstmt->utilityStmt)->kind == TRANS_STMT_COMMIT)
 		pending_come_first(true);
