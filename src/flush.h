@@ -58,8 +58,8 @@ typedef struct FlushState
 
 	/* of a durable buffer */
 	uint64		epochs[TABLE_SHAPES];	/* of the keys of the batch, by shape */
-	StringInfoData discards;	/* DiscardedKey...: what was discarded, and the
-								 * ledger still has */
+	StringInfoData discards;	/* DiscardedKey...: what was discarded, and
+								 * the ledger still has */
 } FlushState;
 
 extern void flush_begin(FlushState *flush, SharedBuffer *shared);

@@ -1,5 +1,8 @@
 #ifndef STATBUFFER_RECOVER_H
 #define STATBUFFER_RECOVER_H
 /* replaced by the room */
-static inline void recover_buffer(Oid relid) {}
+static inline void
+recover_buffer(Oid relid)
+{
+}
 #endif
