@@ -248,6 +248,32 @@ sub make_rows
 			"$f one 100000", "$f loop 100000", '<= 1.15');
 	}
 
+	foreach (
+		[ 'INSERT of a row of that size, no index' => 'insert', '>= 1.0' ],
+		[ 'UPDATE of the row' => 'update', '>= 10' ],
+		[ 'INSERT of a row, rolled up each second' => 'append', '>= 1.1' ],
+		[ 'one that is not durable' => 'soft' ])
+	{
+		ratio_row("64 clients, one durable increment / $_->[0]",
+			'durable one durable 64', "durable one $_->[1] 64", $_->[2]);
+	}
+	ratio_row('TPC-B-like, 8 clients, durable sb_trigger / without a trigger',
+		'durable tpc-b-on durable 8', 'durable tpc-b-on none 8', '>= 0.95');
+	ratio_row('  the same, synchronous_commit off',
+		'durable tpc-b-off durable 8', 'durable tpc-b-off none 8', '>= 0.93');
+	value_row('WAL of a transaction with one durable increment, beyond its commit',
+		'durable wal durable 1', undef, '<= 160');
+	ratio_row('flush of 100,000 keys, durable / not durable',
+		'durable flush durable 100000', 'durable flush soft 100000', '<= 1.20');
+	value_row('recovery of 1,000,000 keys after a crash',
+		'durable recovery durable 1000000', undef, '<= 5');
+	value_row('  the worst commit of 4 clients meanwhile',
+		'durable worst-commit recovery 4', undef, '<= 50');
+	value_row('8 clients while a ledger of 4 MB is rotated; not rotated: the worst commit',
+		'durable worst-commit ledger-4MB 8', 'durable worst-commit ledger-1GB 8', '<= 50', 1);
+	value_row('the ledger after 10,000,000 increments of 10,000 keys',
+		'durable ledger-size durable 10000000', undef, '<= 128');
+
 	value_row('memory for each of 1,000,000 keys of 16 bytes, pages in use',
 		'memory all statbuffer 1000000', undef, '<= 92');
 	value_row("  of that, $_", "memory $_ statbuffer 1000000")
