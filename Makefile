@@ -37,6 +37,7 @@ OBJS = \
 	src/shutdown.o \
 	src/sink_function.o \
 	src/sink_target.o \
+	src/standby.o \
 	src/statbuffer.o \
 	src/stats.o \
 	src/table.o \

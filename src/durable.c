@@ -151,7 +151,7 @@ typedef struct HeldKey
 	int64		count;
 	uint16		len;
 	uint8		shape;
-}			HeldKey;
+} HeldKey;
 
 /* Copy the keys of the next portion.  Returns false at the end. */
 static bool

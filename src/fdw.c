@@ -35,10 +35,12 @@
 #include "optimizer/planmain.h"
 #include "optimizer/restrictinfo.h"
 #include "pending.h"
+#include "standby.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
 
 COMPAT_FUNCTION_INFO_V1(statbuffer_fdw_handler);
 
@@ -58,6 +60,9 @@ typedef struct ScanBlock
 	Size		used;
 	char		data[FLEXIBLE_ARRAY_MEMBER];
 } ScanBlock;
+
+/* how many keys the planner expects on a standby, where counting them is costly */
+#define STANDBY_KEYS	1000
 
 typedef struct BufferScan
 {
@@ -110,7 +115,9 @@ get_rel_size(PlannerInfo *root, RelOptInfo *rel, Oid relid)
 	SbBuffer   *buffer = buffer_open(relid, AccessShareLock);
 
 	rel->tuples = 0;
-	if (buffer_attach(buffer, false))
+	if (standby_applies(buffer))
+		rel->tuples = STANDBY_KEYS;
+	else if (buffer_attach(buffer, false))
 		rel->tuples = table_nkeys(&buffer->shared->table);
 	rel->rows = clamp_row_est(rel->tuples *
 							  clauselist_selectivity(root,
@@ -252,6 +259,30 @@ visit_pending(const KeyBytes *key, int64 delta, void *arg)
 	add_row(arg, key->data, key->len, delta);
 }
 
+/* Copy a key that the ledger has: a StandbyVisitor. */
+static void
+visit_standby(const KeyBytes *key, int64 count, void *arg)
+{
+	add_row(arg, key->data, key->len, count);
+}
+
+/* On a standby: copy all rows from the ledger. */
+static void
+copy_ledger(BufferScan *state)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
+												  "statbuffer standby",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext oldcontext = MemoryContextSwitchTo(context);
+	Snapshot	snapshot;
+	StandbyCounts *counts = standby_read(state->buffer, &snapshot);
+
+	UnregisterSnapshot(snapshot);
+	standby_visit(counts, visit_standby, state);
+	MemoryContextSwitchTo(oldcontext);
+	MemoryContextDelete(context);
+}
+
 /* Add the transaction's own increments to the rows. */
 static void
 add_pending(BufferScan *state)
@@ -306,6 +337,11 @@ start(BufferScan *state)
 	if (!buffer_revalidate(buffer))
 		return;
 	buffer_check_shape(buffer, state->shape);
+	if (standby_applies(buffer))
+	{
+		copy_ledger(state);
+		return;
+	}
 	if (buffer_attach(buffer, false) && !pending_truncated(buffer))
 	{
 		state->shared = buffer->shared;

@@ -750,7 +750,7 @@ typedef struct DiscardedKey
 	uint64		epoch;
 	int64		count;
 	uint16		len;
-}			DiscardedKey;
+} DiscardedKey;
 
 /*
  * The batch is of a durable buffer: look up the epochs of its keys.  Before it is

@@ -24,11 +24,13 @@
 #include "pending.h"
 #include "registry.h"
 #include "table.h"
+#include "standby.h"
 #include "total.h"
 #include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
 
 COMPAT_FUNCTION_INFO_V1(sb_increment);
 COMPAT_FUNCTION_INFO_V1(sb_increment_text);
@@ -443,6 +445,16 @@ sb_count(PG_FUNCTION_ARGS)
 	if (!key_is_current(buffer, read_key(fcinfo, cache, buffer, &space, &key)))
 		PG_RETURN_NULL();
 
+	if (standby_applies(buffer))
+	{
+		Snapshot	snapshot;
+
+		found = standby_look_up(standby_read(buffer, &snapshot), &key, &count);
+		UnregisterSnapshot(snapshot);
+		if (!found)
+			PG_RETURN_NULL();
+		PG_RETURN_INT64(count);
+	}
 	found = buffer_attach_for_key(buffer, &key) && !pending_truncated(buffer) &&
 		table_read(&buffer->table, &key, &count, &in_flight);
 	if (buffer->pending != NULL)

@@ -63,7 +63,7 @@ COMPAT_FUNCTION_INFO_V1(sb_ledger_rows);
 static LedgerTables found;
 
 static dshash_table *databases = NULL;
-static SharedDatabase * my_database = NULL;
+static SharedDatabase *my_database = NULL;
 
 /* ------------------------------------------------------------------------
  * Finding
@@ -129,7 +129,7 @@ find_schema(void)
  * with `missing_ok', and otherwise raises an error.
  */
 bool
-ledger_find_tables(LedgerTables * tables, bool missing_ok)
+ledger_find_tables(LedgerTables *tables, bool missing_ok)
 {
 	if (unlikely(!OidIsValid(found.epochs)))
 	{
@@ -267,7 +267,7 @@ ledger_want(uint32 what)
 
 /* Wake the keeper of a database, or the launcher, who starts one. */
 void
-ledger_wake(SharedDatabase * database)
+ledger_wake(SharedDatabase *database)
 {
 	Latch	   *latch = *(Latch *volatile *) &database->latch;
 
@@ -389,7 +389,7 @@ ledger_make_epoch(Oid relid, const KeyShape *shape, bool frozen)
  * AccessExclusiveLock on the buffer.
  */
 void
-ledger_delete_epoch(const LedgerEpoch * epoch)
+ledger_delete_epoch(const LedgerEpoch *epoch)
 {
 	LedgerTables tables;
 	Relation	rel;
@@ -414,7 +414,7 @@ ledger_delete_epoch(const LedgerEpoch * epoch)
  * released by ledger_close().
  */
 void
-ledger_open_current(LedgerWriter * writer, bool at_once)
+ledger_open_current(LedgerWriter *writer, bool at_once)
 {
 	SharedDatabase *database = ledger_database(MyDatabaseId, true);
 
@@ -459,7 +459,7 @@ ledger_open_current(LedgerWriter * writer, bool at_once)
 
 /* Open the table of what prepared transactions have counted. */
 void
-ledger_open_prepared(LedgerWriter * writer)
+ledger_open_prepared(LedgerWriter *writer)
 {
 	LedgerTables tables;
 
@@ -472,7 +472,7 @@ ledger_open_prepared(LedgerWriter * writer)
 
 /* Begin to put keys of an epoch together. */
 void
-ledger_begin_body(LedgerBody * body, uint64 epoch)
+ledger_begin_body(LedgerBody *body, uint64 epoch)
 {
 	body->epoch = epoch;
 	body->used = VARHDRSZ;
@@ -480,7 +480,7 @@ ledger_begin_body(LedgerBody * body, uint64 epoch)
 
 /* Append the keys that were put together, if there are any. */
 void
-ledger_end_body(LedgerWriter * writer, LedgerBody * body)
+ledger_end_body(LedgerWriter *writer, LedgerBody *body)
 {
 	SharedDatabase *database = ledger_database(MyDatabaseId, true);
 	Datum		values[LEDGER_NATTS];
@@ -506,7 +506,7 @@ ledger_end_body(LedgerWriter * writer, LedgerBody * body)
 
 /* Put a key into a body, which is appended first if that is full. */
 void
-ledger_put(LedgerWriter * writer, LedgerBody * body, const char *data, uint16 len,
+ledger_put(LedgerWriter *writer, LedgerBody *body, const char *data, uint16 len,
 		   int64 count)
 {
 	char	   *to;
@@ -522,7 +522,7 @@ ledger_put(LedgerWriter * writer, LedgerBody * body, const char *data, uint16 le
 
 /* Close a table that was opened to append to it. */
 void
-ledger_close(LedgerWriter * writer)
+ledger_close(LedgerWriter *writer)
 {
 	table_close(writer->rel, writer->at_once ? RowExclusiveLock : NoLock);
 
@@ -568,7 +568,7 @@ ledger_scan(Relation rel, Snapshot snapshot, LedgerVisitor visit, void *arg)
 
 /* Take the next key of a row.  Returns false at the end. */
 bool
-ledger_next_key(LedgerRow * row, LedgerKey * key)
+ledger_next_key(LedgerRow *row, LedgerKey *key)
 {
 	const char *from = row->next;
 	uint64		count = 0;

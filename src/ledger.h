@@ -56,7 +56,7 @@ typedef struct SharedDatabase
 	pg_atomic_uint64 rotate_at; /* size of the ledger in bytes from which it
 								 * is rotated; 0: ledger_size */
 	ConditionVariable cv;
-}			SharedDatabase;
+} SharedDatabase;
 
 /* The relations of the ledger. */
 typedef struct LedgerTables
@@ -64,7 +64,7 @@ typedef struct LedgerTables
 	Oid			ledgers[2];
 	Oid			prepared;
 	Oid			epochs;
-}			LedgerTables;
+} LedgerTables;
 
 /*
  * An epoch: a span in the life of a durable buffer, from TRUNCATE to TRUNCATE,
@@ -76,7 +76,7 @@ typedef struct LedgerEpoch
 	Oid			relid;
 	KeyShape   *shape;
 	ItemPointerData tid;
-}			LedgerEpoch;
+} LedgerEpoch;
 
 /* Keys of one epoch that are put together for a row. */
 typedef struct LedgerBody
@@ -84,7 +84,7 @@ typedef struct LedgerBody
 	uint64		epoch;
 	int			used;			/* bytes of `data', with its header */
 	char		data[LEDGER_BODY_SIZE];
-}			LedgerBody;
+} LedgerBody;
 
 /* A table of the ledger that is open to insert rows. */
 typedef struct LedgerWriter
@@ -93,7 +93,7 @@ typedef struct LedgerWriter
 	bool		prepared;		/* it is the one of prepared transactions */
 	bool		at_once;		/* rows are visible at once */
 	uint64		incarnation;
-}			LedgerWriter;
+} LedgerWriter;
 
 /* A key of a row, as ledger_next_key() takes it from the body. */
 typedef struct LedgerKey
@@ -101,7 +101,7 @@ typedef struct LedgerKey
 	int64		count;
 	uint16		len;			/* as in KeyBytes */
 	const char *data;			/* the stored form; not aligned */
-}			LedgerKey;
+} LedgerKey;
 
 /* A row that is being read. */
 typedef struct LedgerRow
@@ -111,36 +111,36 @@ typedef struct LedgerRow
 	HeapTuple	tuple;
 	const char *next;
 	const char *end;
-}			LedgerRow;
+} LedgerRow;
 
-typedef void (*LedgerVisitor) (LedgerRow * row, void *arg);
+typedef void (*LedgerVisitor) (LedgerRow *row, void *arg);
 
 extern void ledger_init(void);
-extern bool ledger_find_tables(LedgerTables * tables, bool missing_ok);
-extern SharedDatabase * ledger_database(Oid dboid, bool create);
+extern bool ledger_find_tables(LedgerTables *tables, bool missing_ok);
+extern SharedDatabase *ledger_database(Oid dboid, bool create);
 extern void ledger_check_refresh(const RangeVar *name);
 extern bool ledger_begin_walk(dshash_seq_status *walk);
 extern void ledger_want(uint32 what);
-extern void ledger_wake(SharedDatabase * database);
+extern void ledger_wake(SharedDatabase *database);
 
 /* epochs */
 extern List *ledger_read_epochs(Oid relid);
-extern LedgerEpoch * ledger_make_epoch(Oid relid, const KeyShape *shape,
-									   bool frozen);
-extern void ledger_delete_epoch(const LedgerEpoch * epoch);
+extern LedgerEpoch *ledger_make_epoch(Oid relid, const KeyShape *shape,
+									  bool frozen);
+extern void ledger_delete_epoch(const LedgerEpoch *epoch);
 
 /* appending */
-extern void ledger_open_current(LedgerWriter * writer, bool at_once);
-extern void ledger_open_prepared(LedgerWriter * writer);
-extern void ledger_begin_body(LedgerBody * body, uint64 epoch);
-extern void ledger_put(LedgerWriter * writer, LedgerBody * body,
+extern void ledger_open_current(LedgerWriter *writer, bool at_once);
+extern void ledger_open_prepared(LedgerWriter *writer);
+extern void ledger_begin_body(LedgerBody *body, uint64 epoch);
+extern void ledger_put(LedgerWriter *writer, LedgerBody *body,
 					   const char *data, uint16 len, int64 count);
-extern void ledger_end_body(LedgerWriter * writer, LedgerBody * body);
-extern void ledger_close(LedgerWriter * writer);
+extern void ledger_end_body(LedgerWriter *writer, LedgerBody *body);
+extern void ledger_close(LedgerWriter *writer);
 
 /* reading */
 extern void ledger_scan(Relation rel, Snapshot snapshot, LedgerVisitor visit,
 						void *arg);
-extern bool ledger_next_key(LedgerRow * row, LedgerKey * key);
+extern bool ledger_next_key(LedgerRow *row, LedgerKey *key);
 
 #endif							/* STATBUFFER_LEDGER_H */

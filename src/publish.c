@@ -400,7 +400,7 @@ begin_body(PendingBuffer *pending)
 
 /* Append what was put into the bodies. */
 static void
-end_bodies(PendingSet *set, LedgerWriter * writer)
+end_bodies(PendingSet *set, LedgerWriter *writer)
 {
 	for (PendingBuffer *pending = set->buffers; pending;
 		 pending = pending->next)

@@ -12,6 +12,7 @@
 
 #include "clock.h"
 #include "lib/dshash.h"
+#include "miscadmin.h"
 #include "port/atomics.h"
 #include "storage/condition_variable.h"
 #include "storage/latch.h"

@@ -29,6 +29,7 @@
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "pending.h"
+#include "standby.h"
 #include "storage/lock.h"
 #include "table.h"
 #include "target.h"
@@ -180,6 +181,18 @@ read_once(SbBuffer *buffer, const BufferShape *shape, const KeyBytes *key,
 	/* what may wait comes before the moment of which the total is */
 	buffer_get_source(buffer, &source);
 	target = target_open(&source, false, AccessShareLock);
+	if (standby_applies(buffer))
+	{
+		StandbyCounts *standby = standby_read(buffer, &snapshot);
+
+		if (!standby_look_up(standby, key, counted))
+			*counted = 0;
+		buffer_begin_use(buffer, &use);
+		*stored = read_stored(target, shape, key, snapshot);
+		buffer_end_use(&use);
+		UnregisterSnapshot(snapshot);
+		return true;
+	}
 	counts = buffer_attach_for_key(buffer, key) && !pending_truncated(buffer);
 	shared = buffer->shared;
 	if (counts)
