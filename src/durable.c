@@ -32,10 +32,19 @@
 #include "options.h"
 #include "recover.h"
 #include "savefile.h"
+#include "storage/condition_variable.h"
 #include "storage/lmgr.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+/*
+ * how long COMMIT PREPARED waits until what was counted is in memory, and how
+ * often it looks
+ */
+#define COMMIT_PREPARED_MSECS	1000
+#define LOOK_AGAIN_MSECS		20
 
 /* the transaction has set options of a foreign table of ours */
 static bool options_set = false;
@@ -138,6 +147,60 @@ durable_truncate(SbBuffer *buffer)
 	delete_epochs(ledger_read_epochs(buffer->relid));
 	(void) ledger_make_epoch(buffer->relid, shape, false);
 	epochs_changed(buffer->relid);
+}
+
+/* ------------------------------------------------------------------------
+ * Prepared transactions
+ * ------------------------------------------------------------------------
+ */
+
+/* Note that there is a row: a LedgerVisitor. */
+static void
+note_row(LedgerRow *row, void *arg)
+{
+	*(bool *) arg = true;
+}
+
+/* Is there anything that a prepared transaction has counted, and has committed? */
+static bool
+has_prepared(Oid relid)
+{
+	Relation	rel = table_open(relid, AccessShareLock);
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	bool		found = false;
+
+	ledger_scan(rel, snapshot, note_row, &found);
+	UnregisterSnapshot(snapshot);
+	table_close(rel, AccessShareLock);
+	return found;
+}
+
+/*
+ * COMMIT PREPARED has been executed: if the transaction has counted in durable
+ * buffers, wait for a while until the keeper has put that into memory, so that
+ * the session sees it.  The keeper looks each second by itself.
+ */
+void
+durable_commit_prepared(void)
+{
+	LedgerTables tables;
+	SharedDatabase *database;
+	ClockTime	until;
+
+	if (!ledger_find_tables(&tables, true) || !has_prepared(tables.prepared))
+		return;
+	(void) registry_attach(true);
+	database = ledger_database(MyDatabaseId, true);
+	launch_ensure();
+	until = clock_add(clock_now(), COMMIT_PREPARED_MSECS);
+	ConditionVariablePrepareToSleep(&database->cv);
+	do
+	{
+		ledger_want(LEDGER_SWEEP);
+		(void) ConditionVariableTimedSleep(&database->cv, LOOK_AGAIN_MSECS,
+										   compat_wait_event("StatbufferPrepared"));
+	} while (has_prepared(tables.prepared) && clock_now() < until);
+	ConditionVariableCancelSleep();
 }
 
 /* ------------------------------------------------------------------------

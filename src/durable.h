@@ -16,6 +16,7 @@
 extern void durable_init(void);
 extern uint64 durable_epoch(SbBuffer *buffer, const KeyShape *shape);
 extern void durable_truncate(SbBuffer *buffer);
+extern void durable_commit_prepared(void);
 extern void durable_note_options(void);
 extern bool durable_is_unsettled(const SbBuffer *buffer);
 extern void durable_reconcile(bool preparing);

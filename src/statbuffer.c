@@ -75,6 +75,7 @@ process_utility(PlannedStmt *pstmt, const char *query_string,
 	ProcessUtility_hook_type next = prev_ProcessUtility_hook ?
 	prev_ProcessUtility_hook : standard_ProcessUtility;
 	bool		force;
+	bool		commits_prepared;
 	Oid			dboid = ddl_wanted_database(pstmt->utilityStmt, &force);
 
 	/* look now: a statement that rolls back may free itself */
@@ -115,6 +116,8 @@ process_utility(PlannedStmt *pstmt, const char *query_string,
 		return;
 	}
 
+	commits_prepared = type == T_TransactionStmt &&
+		((TransactionStmt *) pstmt->utilityStmt)->kind == TRANS_STMT_COMMIT_PREPARED;
 	if (type == T_RefreshMatViewStmt)
 		ledger_check_refresh(((RefreshMatViewStmt *) pstmt->utilityStmt)->relation);
 	if (type == T_TransactionStmt &&
@@ -122,6 +125,8 @@ process_utility(PlannedStmt *pstmt, const char *query_string,
 		pending_come_first(true);
 	next(pstmt, query_string, read_only_tree, context, params, query_env, dest,
 		 qc);
+	if (commits_prepared)
+		durable_commit_prepared();
 	if (type == T_CopyStmt || type == T_TruncateStmt || type == T_LoadStmt)
 		pending_come_first(false);
 }

@@ -1,0 +1,123 @@
+# Prepared transactions that have counted in durable buffers: counted when they
+# are committed, by whichever session, across restarts and crashes, and forgotten
+# when they are rolled back.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib $FindBin::RealBin;
+
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use StatbufferTest;
+use Test::More;
+
+my $db = 'postgres';
+my $node = PostgreSQL::Test::Cluster->new('node');
+$node->init;
+$node->append_conf('postgresql.conf', qq{
+shared_preload_libraries = 'statbuffer'
+max_prepared_transactions = 10
+log_line_prefix = '%m [%p] %b %q%a '
+});
+$node->start;
+$node->safe_psql($db, q{
+CREATE EXTENSION statbuffer;
+CREATE TABLE t (k text PRIMARY KEY, n bigint NOT NULL DEFAULT 0);
+SELECT sb_create('hits', 't', 'n', 'durable=true', 'interval=1h');
+SELECT sb_create('soft', 't', 'n', 'interval=1h');
+CREATE TABLE likes (k text);
+CREATE TRIGGER counting AFTER INSERT ON likes FOR EACH ROW EXECUTE FUNCTION sb_trigger('hits', 'k');
+});
+
+sub prepare
+{
+	my ($name, @statements) = @_;
+
+	$node->safe_psql($db, join(';', 'BEGIN', @statements, "PREPARE TRANSACTION '$name'"));
+	return;
+}
+
+sub count
+{
+	my ($key) = @_;
+
+	return $node->safe_psql($db, "SELECT sb_count('$key', 'hits')");
+}
+
+# What a transaction has counted in every way is one row, and is counted at once
+# when another session commits it.
+prepare('a', q{INSERT INTO hits VALUES ('a', 2)},
+	q{SELECT sb_increment('a', 3, 'hits')},
+	q{SAVEPOINT s}, q{INSERT INTO hits VALUES ('a', 100)}, q{ROLLBACK TO s},
+	q{INSERT INTO likes VALUES ('a'), ('b')});
+is(count('a'), '', 'what is prepared is not counted');
+$node->safe_psql($db, q{COMMIT PREPARED 'a'});
+is(count('a'), 6, 'it is counted when it is committed');
+is(count('b'), 1, 'each key of it');
+
+prepare('b', q{INSERT INTO hits VALUES ('a', 50)});
+$node->safe_psql($db, q{ROLLBACK PREPARED 'b'});
+is(count('a'), 6, 'what is rolled back is not counted');
+
+# Nothing to count is nothing to prepare; others are refused.
+prepare('c', q{INSERT INTO hits VALUES ('a', 1), ('a', -1)});
+$node->safe_psql($db, q{COMMIT PREPARED 'c'});
+is(count('a'), 6, 'an increment of 0 is not counted');
+like(error_of($node, $db, q{BEGIN; INSERT INTO soft VALUES ('x'); PREPARE TRANSACTION 'x'}),
+	qr/cannot PREPARE a transaction that has incremented buffer "soft"/, 'a buffer that is not durable');
+like(error_of($node, $db, q{BEGIN; TRUNCATE hits; PREPARE TRANSACTION 'x'}),
+	qr/cannot PREPARE a transaction that has truncated/, 'TRUNCATE');
+like(error_of($node, $db, q{BEGIN; ALTER FOREIGN TABLE soft OPTIONS (ADD durable 'true'); PREPARE TRANSACTION 'x'}),
+	qr/cannot PREPARE a transaction that has set option "durable"/, 'switching it on');
+
+# Restarts and crashes: before it is committed, and before it is in memory.
+prepare('d', q{INSERT INTO hits VALUES ('d', 1)});
+prepare('e', q{INSERT INTO hits VALUES ('e', 1)});
+prepare('f', q{INSERT INTO hits VALUES ('f', 1)});
+$node->restart;
+is(count('d'), '', 'after a restart it is still prepared');
+is(count('a'), 6, 'and what was counted is there');
+$node->safe_psql($db, q{COMMIT PREPARED 'd'});
+is(count('d'), 1, 'committed after the restart');
+$node->stop('immediate');
+$node->start;
+is(count('d'), 1, 'there after a crash');
+$node->safe_psql($db, q{COMMIT PREPARED 'e'; ROLLBACK PREPARED 'f'});
+is(count('e'), 1, 'committed after the crash');
+is(count('f'), '', 'rolled back after the crash');
+$node->stop('immediate');
+$node->start;
+is(count($_), 1, "$_ after another crash") for 'd', 'e';
+is(count('a'), 6, 'a, too');
+
+# While it is prepared, the buffer is not truncated or altered.
+prepare('g', q{INSERT INTO hits VALUES ('g', 1)});
+like(error_of($node, $db, q{SET lock_timeout = '100ms'; TRUNCATE hits}), qr/lock timeout/,
+	'TRUNCATE waits for who has prepared');
+$node->safe_psql($db, q{COMMIT PREPARED 'g'});
+$node->safe_psql($db, 'TRUNCATE hits');
+is($node->safe_psql($db, 'SELECT count(*) FROM hits'), 0, 'TRUNCATE discards it when it is committed');
+
+# Switching it off takes what is committed.
+prepare('h', q{INSERT INTO hits VALUES ('h', 1)});
+$node->safe_psql($db, q{COMMIT PREPARED 'h'});
+$node->safe_psql($db, q{ALTER FOREIGN TABLE hits OPTIONS (SET durable 'false')});
+is(count('h'), 1, 'it is there when the buffer is no longer durable');
+$node->stop('immediate');
+$node->start;
+is(count('h'), '', 'and then a crash loses it');
+
+# In the end, each is stored once.
+$node->safe_psql($db, q{ALTER FOREIGN TABLE hits OPTIONS (SET durable 'true')});
+prepare('i', map { "INSERT INTO hits VALUES ('i', $_)" } 1 .. 10);
+$node->safe_psql($db, q{COMMIT PREPARED 'i'});
+is($node->safe_psql($db, q{SELECT sb_drain('hits')}), 't', 'drained');
+$node->stop('immediate');
+$node->start;
+is($node->safe_psql($db, q{SELECT string_agg(k || n, ' ' ORDER BY k) FROM t}), 'i55', 'what is stored');
+is($node->safe_psql($db, 'SELECT count(*) FROM hits'), 0, 'and nothing is held after a crash');
+$node->stop;
+ok(!lines_in_log($node, qr/PANIC|TRAP|could not/), 'nothing went wrong');
+done_testing();
