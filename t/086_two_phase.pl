@@ -22,6 +22,7 @@ max_prepared_transactions = 10
 log_line_prefix = '%m [%p] %b %q%a '
 });
 $node->start;
+use_node($node);
 $node->safe_psql($db, q{
 CREATE EXTENSION statbuffer;
 CREATE TABLE t (k text PRIMARY KEY, n bigint NOT NULL DEFAULT 0);
@@ -65,11 +66,11 @@ is(count('a'), 6, 'what is rolled back is not counted');
 prepare('c', q{INSERT INTO hits VALUES ('a', 1), ('a', -1)});
 $node->safe_psql($db, q{COMMIT PREPARED 'c'});
 is(count('a'), 6, 'an increment of 0 is not counted');
-like(error_of($node, $db, q{BEGIN; INSERT INTO soft VALUES ('x'); PREPARE TRANSACTION 'x'}),
+like(error_of(q{BEGIN; INSERT INTO soft VALUES ('x'); PREPARE TRANSACTION 'x'}),
 	qr/cannot PREPARE a transaction that has incremented buffer "soft"/, 'a buffer that is not durable');
-like(error_of($node, $db, q{BEGIN; TRUNCATE hits; PREPARE TRANSACTION 'x'}),
+like(error_of(q{BEGIN; TRUNCATE hits; PREPARE TRANSACTION 'x'}),
 	qr/cannot PREPARE a transaction that has truncated/, 'TRUNCATE');
-like(error_of($node, $db, q{BEGIN; ALTER FOREIGN TABLE soft OPTIONS (ADD durable 'true'); PREPARE TRANSACTION 'x'}),
+like(error_of(q{BEGIN; ALTER FOREIGN TABLE soft OPTIONS (ADD durable 'true'); PREPARE TRANSACTION 'x'}),
 	qr/cannot PREPARE a transaction that has set option "durable"/, 'switching it on');
 
 # Restarts and crashes: before it is committed, and before it is in memory.
@@ -94,7 +95,7 @@ is(count('a'), 6, 'a, too');
 
 # While it is prepared, the buffer is not truncated or altered.
 prepare('g', q{INSERT INTO hits VALUES ('g', 1)});
-like(error_of($node, $db, q{SET lock_timeout = '100ms'; TRUNCATE hits}), qr/lock timeout/,
+like(error_of(q{SET lock_timeout = '100ms'; TRUNCATE hits}), qr/lock timeout/,
 	'TRUNCATE waits for who has prepared');
 $node->safe_psql($db, q{COMMIT PREPARED 'g'});
 $node->safe_psql($db, 'TRUNCATE hits');
