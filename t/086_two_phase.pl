@@ -40,11 +40,12 @@ sub prepare
 	return;
 }
 
+# What a key has, stored or not: what is recovered after a crash is due at once.
 sub count
 {
 	my ($key) = @_;
 
-	return $node->safe_psql($db, "SELECT sb_count('$key', 'hits')");
+	return $node->safe_psql($db, "SELECT sb_total('$key', 'hits')");
 }
 
 # What a transaction has counted in every way is one row, and is counted at once
@@ -53,7 +54,7 @@ prepare('a', q{INSERT INTO hits VALUES ('a', 2)},
 	q{SELECT sb_increment('a', 3, 'hits')},
 	q{SAVEPOINT s}, q{INSERT INTO hits VALUES ('a', 100)}, q{ROLLBACK TO s},
 	q{INSERT INTO likes VALUES ('a'), ('b')});
-is(count('a'), '', 'what is prepared is not counted');
+is(count('a'), 0, 'what is prepared is not counted');
 $node->safe_psql($db, q{COMMIT PREPARED 'a'});
 is(count('a'), 6, 'it is counted when it is committed');
 is(count('b'), 1, 'each key of it');
@@ -78,7 +79,7 @@ prepare('d', q{INSERT INTO hits VALUES ('d', 1)});
 prepare('e', q{INSERT INTO hits VALUES ('e', 1)});
 prepare('f', q{INSERT INTO hits VALUES ('f', 1)});
 $node->restart;
-is(count('d'), '', 'after a restart it is still prepared');
+is(count('d'), 0, 'after a restart it is still prepared');
 is(count('a'), 6, 'and what was counted is there');
 $node->safe_psql($db, q{COMMIT PREPARED 'd'});
 is(count('d'), 1, 'committed after the restart');
@@ -87,7 +88,7 @@ $node->start;
 is(count('d'), 1, 'there after a crash');
 $node->safe_psql($db, q{COMMIT PREPARED 'e'; ROLLBACK PREPARED 'f'});
 is(count('e'), 1, 'committed after the crash');
-is(count('f'), '', 'rolled back after the crash');
+is(count('f'), 0, 'rolled back after the crash');
 $node->stop('immediate');
 $node->start;
 is(count($_), 1, "$_ after another crash") for 'd', 'e';
@@ -108,7 +109,7 @@ $node->safe_psql($db, q{ALTER FOREIGN TABLE hits OPTIONS (SET durable 'false')})
 is(count('h'), 1, 'it is there when the buffer is no longer durable');
 $node->stop('immediate');
 $node->start;
-is(count('h'), '', 'and then a crash loses it');
+is(count('h'), 0, 'and then a crash loses it');
 
 # In the end, each is stored once.
 $node->safe_psql($db, q{ALTER FOREIGN TABLE hits OPTIONS (SET durable 'true')});
@@ -117,7 +118,7 @@ $node->safe_psql($db, q{COMMIT PREPARED 'i'});
 is($node->safe_psql($db, q{SELECT sb_drain('hits')}), 't', 'drained');
 $node->stop('immediate');
 $node->start;
-is($node->safe_psql($db, q{SELECT string_agg(k || n, ' ' ORDER BY k) FROM t}), 'i55', 'what is stored');
+is($node->safe_psql($db, q{SELECT string_agg(k || n, ' ' ORDER BY k) FROM t WHERE n <> 0}), 'a6 b1 d1 e1 i55', 'what is stored');
 is($node->safe_psql($db, 'SELECT count(*) FROM hits'), 0, 'and nothing is held after a crash');
 $node->stop;
 ok(!lines_in_log($node, qr/PANIC|TRAP|could not/), 'nothing went wrong');
