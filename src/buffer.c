@@ -863,16 +863,41 @@ buffer_check_shape(SbBuffer *buffer, const BufferShape *shape)
 			 errhint("Change the columns in a transaction of its own.")));
 }
 
+static void
+set_settings(BufferSettings *settings, Oid owner, bool created,
+			 const BufferOptions *options)
+{
+	settings->owner = owner;
+	settings->stopped = options->stopped;
+	settings->provisional = created;
+	settings->durable = options->durable;
+	settings->interval = (int64) options->interval * 1000;
+	settings->jitter = (int64) options->jitter * 1000;
+	settings->max_memory = (uint64) options->max_memory * 1024;
+}
+
 /* Extract from the definition what shared memory keeps. */
 void
 buffer_get_settings(const SbBuffer *buffer, BufferSettings *settings)
 {
-	settings->owner = buffer->owner;
-	settings->stopped = buffer->options.stopped;
-	settings->provisional = buffer->created;
-	settings->interval = (int64) buffer->options.interval * 1000;
-	settings->jitter = (int64) buffer->options.jitter * 1000;
-	settings->max_memory = (uint64) buffer->options.max_memory * 1024;
+	set_settings(settings, buffer->owner, buffer->created, &buffer->options);
+}
+
+/*
+ * Likewise, from a relation that the caller has locked, whatever its columns
+ * are.  Returns false if it is not a buffer.  Takes no lock, caches nothing.
+ */
+bool
+buffer_read_settings(Relation rel, BufferSettings *settings)
+{
+	BufferOptions options;
+
+	if (!buffer_is_relation(rel))
+		return false;
+	options_parse(GetForeignTable(RelationGetRelid(rel))->options, &options);
+	set_settings(settings, rel->rd_rel->relowner,
+				 rel->rd_createSubid != InvalidSubTransactionId, &options);
+	return true;
 }
 
 /* Extract from the definition what its sink needs. */

@@ -167,6 +167,7 @@ extern void buffer_check_running(SbBuffer *buffer);
 extern void buffer_check_shape(SbBuffer *buffer, const BufferShape *shape);
 extern void buffer_get_settings(const SbBuffer *buffer,
 								BufferSettings *settings);
+extern bool buffer_read_settings(Relation rel, BufferSettings *settings);
 extern void buffer_get_source(const SbBuffer *buffer, SinkSource *source);
 
 #endif							/* STATBUFFER_BUFFER_H */

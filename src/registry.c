@@ -152,6 +152,7 @@ settings_init(SharedSettings *shared, const BufferSettings *settings)
 	pg_atomic_init_u32(&shared->stopped, settings->stopped);
 	pg_atomic_init_u32(&shared->provisional, settings->provisional);
 	pg_atomic_init_u32(&shared->dropped, 0);
+	pg_atomic_init_u32(&shared->durable, settings->durable);
 	pg_atomic_init_u64(&shared->interval, (uint64) settings->interval);
 	pg_atomic_init_u64(&shared->jitter, (uint64) settings->jitter);
 	pg_atomic_init_u64(&shared->max_memory, settings->max_memory);
@@ -215,6 +216,7 @@ registry_make(Oid dboid, Oid relid, const BufferSettings *settings, bool *made)
 		pg_atomic_init_u32(&buffer->in_flight.ended, 0);
 		totals_init(&buffer->totals);
 		schedule_init(&buffer->schedule, settings->interval, clock_now());
+		pg_atomic_init_u32(&buffer->ledger_loaded, 0);
 	}
 	registry_unlock(buffer);
 
@@ -246,6 +248,8 @@ registry_set(SharedBuffer *buffer, const BufferSettings *settings)
 	}
 	if (pg_atomic_read_u32(&shared->provisional) != (uint32) settings->provisional)
 		pg_atomic_write_u32(&shared->provisional, settings->provisional);
+	if (pg_atomic_read_u32(&shared->durable) != (uint32) settings->durable)
+		pg_atomic_write_u32(&shared->durable, settings->durable);
 	if (pg_atomic_read_u64(&shared->interval) != (uint64) settings->interval)
 		pg_atomic_write_u64(&shared->interval, (uint64) settings->interval);
 	if (pg_atomic_read_u64(&shared->jitter) != (uint64) settings->jitter)
@@ -274,6 +278,18 @@ registry_set_committed(SharedBuffer *buffer)
 {
 	if (pg_atomic_read_u32(&buffer->settings.provisional) != 0)
 		pg_atomic_write_u32(&buffer->settings.provisional, 0);
+}
+
+/*
+ * Set only whether the ledger has the buffer's counts, too, so that the next
+ * shutdown does not save them a second time, or saves them.  The caller has a lock
+ * on the relation, and is just committing.  Takes no lock, cannot fail.
+ */
+void
+registry_set_durable(SharedBuffer *buffer, bool durable)
+{
+	if (pg_atomic_read_u32(&buffer->settings.durable) != (uint32) durable)
+		pg_atomic_write_u32(&buffer->settings.durable, durable);
 }
 
 /* ------------------------------------------------------------------------

@@ -44,7 +44,8 @@ typedef struct SharedBufferKey
  * sb_start() changes only buffers in which nobody can count); or the worker
  * with the gate.  The owner is also written by registry_set_owner(), for which
  * any lock on the relation will do, `provisional' by registry_set_committed(),
- * and `dropped' by registry_begin_drop().  Read without a lock; the launcher
+ * `durable' by registry_set_durable(), and `dropped' by registry_begin_drop().
+ * Read without a lock; the launcher
  * may see an older state.
  */
 typedef struct SharedSettings
@@ -54,6 +55,7 @@ typedef struct SharedSettings
 	pg_atomic_uint32 provisional;	/* no process has seen it committed */
 	pg_atomic_uint32 dropped;	/* the relation is gone for good; a process
 								 * must remove what is left */
+	pg_atomic_uint32 durable;	/* the ledger has its counts, too */
 	pg_atomic_uint64 interval;	/* microseconds */
 	pg_atomic_uint64 jitter;	/* microseconds */
 	pg_atomic_uint64 max_memory;	/* of its keys, in bytes; 0: no bound */
@@ -65,6 +67,7 @@ typedef struct BufferSettings
 	Oid			owner;
 	bool		stopped;
 	bool		provisional;
+	bool		durable;
 	int64		interval;		/* microseconds */
 	int64		jitter;			/* microseconds */
 	uint64		max_memory;		/* bytes */
@@ -197,6 +200,10 @@ typedef struct SharedTotals
  * done in steps, and another process may go on; see registry_begin_drop().  Its
  * address stays valid as long as the entry exists, which a lock on the
  * relation, a claim, or registry_lock() ensures.
+ *
+ * `ledger_loaded' says that memory has all that the ledger has of a durable
+ * buffer, also while SharedDatabase.loaded does not say so of all buffers.  Set
+ * by a process with a lock on the relation, when it commits.
  */
 typedef struct SharedBuffer
 {
@@ -209,6 +216,7 @@ typedef struct SharedBuffer
 	SharedInFlight in_flight;
 	SharedTotals totals;
 	SharedSchedule schedule;
+	pg_atomic_uint32 ledger_loaded;
 } SharedBuffer;
 
 /* A scan of the registry, which holds the lock of a partition. */
@@ -249,6 +257,7 @@ extern void registry_set(SharedBuffer *buffer, const BufferSettings *settings);
 extern void registry_set_owner(SharedBuffer *buffer, Oid owner);
 
 extern void registry_set_committed(SharedBuffer *buffer);
+extern void registry_set_durable(SharedBuffer *buffer, bool durable);
 
 extern void registry_wake(SharedBuffer *buffer);
 extern void registry_ask(SharedBuffer *buffer, uint32 what);
@@ -329,6 +338,13 @@ static inline bool
 registry_is_closed(void)
 {
 	return pg_atomic_read_u32(&shared_control->claims.closed) != 0;
+}
+
+/* Has the ledger the buffer's counts, too?  Without a lock; see SharedSettings. */
+static inline bool
+registry_is_durable(SharedBuffer *buffer)
+{
+	return pg_atomic_read_u32(&buffer->settings.durable) != 0;
 }
 
 /* Add to one of the buffer's totals.  Takes no lock, cannot fail. */

@@ -312,8 +312,11 @@ save_buffers(Saving *saving)
 	{
 		SharedBufferKey *key;
 
-		/* its removal was interrupted, and what it held was reported as lost */
-		if (registry_is_dropped(buffer))
+		/*
+		 * The removal of one was interrupted, and what it held was reported
+		 * as lost.  The ledger has the counts of another.
+		 */
+		if (registry_is_dropped(buffer) || registry_is_durable(buffer))
 			continue;
 		key = palloc(sizeof(SharedBufferKey));
 		*key = buffer->key;
