@@ -15,6 +15,8 @@ OBJS = \
 	src/functions.o \
 	src/hashtable.o \
 	src/key.o \
+	src/keeper.o \
+	src/keepers.o \
 	src/launch.o \
 	src/launcher.o \
 	src/ledger.o \
@@ -25,6 +27,7 @@ OBJS = \
 	src/pending.o \
 	src/publish.o \
 	src/queue.o \
+	src/recover.o \
 	src/registry.o \
 	src/requests.o \
 	src/save.o \

@@ -39,6 +39,8 @@
 #include "utils/acl.h"
 #include "utils/backend_status.h"
 #include "utils/guc_tables.h"
+#include "utils/rel.h"
+#include "utils/relcache.h"
 #include "utils/regproc.h"
 #include "utils/varlena.h"
 #if PG_VERSION_NUM >= 160000
@@ -239,6 +241,17 @@ compat_name_tranche(int tranche, const char *name)
 #ifndef ATTRIBUTE_GENERATED_VIRTUAL
 #define ATTRIBUTE_GENERATED_VIRTUAL	'v'
 #endif
+
+/* 16: the file of a relation has another name.  Gives it a new, empty one. */
+static inline void
+compat_new_storage(Relation rel)
+{
+#if PG_VERSION_NUM >= 160000
+	RelationSetNewRelfilenumber(rel, rel->rd_rel->relpersistence);
+#else
+	RelationSetNewRelfilenode(rel, rel->rd_rel->relpersistence);
+#endif
+}
 
 /* 17: extensions can define wait events */
 static inline uint32

@@ -22,12 +22,15 @@
 #include "access/xact.h"
 #include "catalog/objectaccess.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_database.h"
 #include "catalog/pg_foreign_table.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
 #include "compat.h"
 #include "ddl.h"
+#include "ledger.h"
 #include "miscadmin.h"
+#include "settings.h"
 #include "storage/ipc.h"
 #include "utils/memutils.h"
 #include "utils/syscache.h"
@@ -374,15 +377,36 @@ ddl_evicted_until(Oid dboid)
 }
 
 /*
- * Does any buffer of the database have a worker?  Locks partitions of the
- * registry.
+ * Does another session hold, or wait for, a lock on this database that keeps new
+ * processes out of it, because it needs it alone?  For our background processes.
+ * Where the library is preloaded, the session asks us instead: see
+ * ddl_evicted_until().
+ */
+bool
+ddl_database_is_wanted(void)
+{
+	LOCKTAG		tag;
+
+	if (statbuffer_preloaded)
+		return false;
+	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, MyDatabaseId, 0);
+	if (LockAcquire(&tag, RowExclusiveLock, true, true) == LOCKACQUIRE_NOT_AVAIL)
+		return true;
+	LockRelease(&tag, RowExclusiveLock, true);
+	return false;
+}
+
+/*
+ * Does any buffer of the database have a worker, or the database a keeper?  The
+ * keeper is woken.  Locks partitions of the registry, and of the table of
+ * databases.
  */
 static bool
 has_workers(Oid dboid)
 {
 	RegistryScan scan;
 	SharedBuffer *buffer;
-	bool		found = false;
+	bool		found = ledger_evict_keeper(dboid);
 
 	registry_begin_scan(&scan);
 	while (!found && (buffer = registry_next(&scan)) != NULL)
@@ -412,6 +436,7 @@ ddl_evict(Oid dboid, bool wait)
 	}
 	begin_eviction(dboid, start, clock_add(start, EVICTION_MSECS));
 	registry_wake_workers(dboid);
+	(void) ledger_evict_keeper(dboid);
 	while (wait && has_workers(dboid) &&
 		   !clock_passed(start, clock_now(), EVICTION_WAIT_MSECS))
 	{

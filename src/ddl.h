@@ -28,5 +28,6 @@ extern Oid	ddl_wanted_database(Node *statement, bool *force);
 extern void ddl_evict(Oid dboid, bool wait);
 extern void ddl_admit(Oid dboid);
 extern ClockTime ddl_evicted_until(Oid dboid);
+extern bool ddl_database_is_wanted(void);
 
 #endif							/* STATBUFFER_DDL_H */

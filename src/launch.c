@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * launch.c
- *	  Starting the launcher, and waiting for it to load saved counts.
+ *	  Starting the launcher, and waiting for what is loaded after a restart.
  *
  * For processes that count, or look at counts.  What the launcher does is in
  * launcher.c.
@@ -15,6 +15,7 @@
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "launch.h"
+#include "ledger.h"
 #include "load.h"
 #include "miscadmin.h"
 #include "postmaster/bgworker.h"
@@ -26,7 +27,7 @@
 
 #define LAUNCHER_RESTART_SECS	1
 
-/* how long to wait for saved counts to be loaded */
+/* how long to wait for counts to be loaded */
 #define LOAD_WAIT_MSECS			10000
 
 /* Fill in the registration of the launcher. */
@@ -179,6 +180,66 @@ launch_await_load(Oid relid, uint64 position)
 		warned = true;
 		ereport(WARNING,
 				(errmsg("counts that were saved when the server was stopped are not loaded yet"),
+				 errhint("The counts are not lost. See the server log for what delays them.")));
+	}
+	return loaded;
+}
+
+/* Has memory all that the ledger has of a buffer, on which we have a lock? */
+static inline bool
+ledger_is_loaded(SharedDatabase *database, Oid relid)
+{
+	SharedBuffer *buffer;
+
+	if (likely(pg_atomic_read_u32(&database->loaded) != 0))
+		return true;
+	buffer = registry_find(MyDatabaseId, relid);
+	return buffer != NULL && pg_atomic_read_u32(&buffer->ledger_loaded) != 0;
+}
+
+/*
+ * Wait until the counts that the ledger has of a durable buffer are in memory.
+ * Callers do this before they look at counts.  They have a lock on the buffer, of
+ * a mode that lets others count: whoever keeps them out would wait in vain, and
+ * calls recover_buffer() instead.  Returns false, after a warning, if that takes
+ * too long, and on a standby, where there is nothing in memory.
+ */
+bool
+launch_await_ledger(Oid relid)
+{
+	static bool warned = false;
+	SharedDatabase *database;
+	ClockTime	until = 0;
+	bool		loaded;
+
+	if (unlikely(RecoveryInProgress()))
+		return false;
+	registry_attach(true);
+	database = ledger_database(MyDatabaseId, true);
+	if (likely(ledger_is_loaded(database, relid)))
+		return true;
+	launch_ensure();
+	ledger_want(LEDGER_LOAD | LEDGER_URGENT);
+
+	ConditionVariablePrepareToSleep(&database->cv);
+	while (!(loaded = ledger_is_loaded(database, relid)))
+	{
+		ClockTime	now = clock_now();
+
+		if (until == 0)
+			until = clock_add(now, warned ? 0 : LOAD_WAIT_MSECS);
+		if (now >= until)
+			break;
+		(void) ConditionVariableTimedSleep(&database->cv,
+										   (until - now) / 1000 + 1,
+										   compat_wait_event("StatbufferLoad"));
+	}
+	ConditionVariableCancelSleep();
+	if (!loaded && !warned)
+	{
+		warned = true;
+		ereport(WARNING,
+				(errmsg("counts that the ledger of durable buffers has are not loaded yet"),
 				 errhint("The counts are not lost. See the server log for what delays them.")));
 	}
 	return loaded;

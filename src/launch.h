@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * launch.h
- *	  Starting the launcher, and waiting for it to load saved counts.
+ *	  Starting the launcher, and waiting for what is loaded after a restart.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -17,5 +17,6 @@ extern void launch_register(void);
 extern void launch_ensure(void);
 extern bool launch_successor(void);
 extern bool launch_await_load(Oid relid, uint64 position);
+extern bool launch_await_ledger(Oid relid);
 
 #endif							/* STATBUFFER_LAUNCH_H */

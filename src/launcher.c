@@ -13,7 +13,8 @@
  * pauses between walks: see WALK_SHARE.
  *
  * It also loads the counts that the last shutdown saved, saves counts at the
- * next one, and triggers early flushes when memory runs short.
+ * next one, triggers early flushes when memory runs short, and starts the keepers
+ * of ledgers (keepers.c).
  *
  * If the library is preloaded, the launcher starts with the server; otherwise
  * the first transaction that counts registers it.
@@ -30,6 +31,7 @@
 #include "catalog/pg_database.h"
 #include "compat.h"
 #include "ddl.h"
+#include "keepers.h"
 #include "launch.h"
 #include "launcher.h"
 #include "load.h"
@@ -808,6 +810,7 @@ look_around(void)
 	ClockTime	now = clock_now();
 	ClockTime	next = request_early_flushes();
 	ClockTime	start_at;
+	ClockTime	keepers_at;
 
 	/* with an empty registry, nothing else that we do unmaps segments */
 	shmem_unmap_freed();
@@ -821,6 +824,8 @@ look_around(void)
 	}
 	start_at = start_workers(progress != LOAD_FINISHED);
 	next = Min(next, start_at);
+	keepers_at = keepers_start();
+	next = Min(next, keepers_at);
 	return progress == LOAD_FINISHED ? next : Min(next, load_at);
 }
 
@@ -866,6 +871,7 @@ statbuffer_launcher_main(Datum main_arg)
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 	pgstat_report_activity(STATE_IDLE, NULL);
 
+	keepers_init();
 	context = AllocSetContextCreate(TopMemoryContext, "statbuffer launcher",
 									ALLOCSET_DEFAULT_SIZES);
 	shmem_set_limit();

@@ -226,7 +226,15 @@ ledger_database(Oid dboid, bool create)
 		database->incarnation = incarnation;
 		database->keeper = 0;
 		database->latch = NULL;
-		database->asked = 0;
+		database->start_after = 0;
+		database->start_failures = 0;
+		database->logged_at = 0;
+		for (int i = 0; i < LEDGER_TASKS; i++)
+		{
+			database->tasks[i].not_before = 0;
+			database->tasks[i].again_at = LEDGER_NEVER;
+			database->tasks[i].failures = 0;
+		}
 		pg_atomic_init_u32(&database->current, 0);
 		pg_atomic_init_u32(&database->loaded, 0);
 		pg_atomic_init_u32(&database->wants, 0);
@@ -265,6 +273,14 @@ ledger_want(uint32 what)
 	ledger_wake(database);
 }
 
+/* The size in bytes from which a ledger is to be rotated. */
+uint64
+ledger_rotation_size(SharedDatabase *database)
+{
+	return Max(pg_atomic_read_u64(&database->rotate_at),
+			   (uint64) statbuffer_ledger_size * 1024);
+}
+
 /* Wake the keeper of a database, or the launcher, who starts one. */
 void
 ledger_wake(SharedDatabase *database)
@@ -275,6 +291,83 @@ ledger_wake(SharedDatabase *database)
 		SetLatch(latch);
 	else
 		launcher_slot_wake();
+}
+
+/* ------------------------------------------------------------------------
+ * The keeper's slot
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Become the keeper of this database.  Returns false if it has one.  Raises an
+ * error if memory is out.  Takes SharedControl.lock.
+ */
+bool
+ledger_claim_keeper(void)
+{
+	SharedDatabase *database = ledger_database(MyDatabaseId, true);
+	bool		claimed = false;
+
+	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
+	database->start_failures = 0;
+	database->start_after = 0;
+	if (database->keeper == 0)
+	{
+		database->keeper = MyProcPid;
+		database->latch = MyLatch;
+		claimed = true;
+	}
+	LWLockRelease(&shared_control->lock);
+	return claimed;
+}
+
+/*
+ * Cease to be the keeper, if this process is, and wake the launcher, which looks
+ * whether another one is needed.  Takes SharedControl.lock.
+ */
+void
+ledger_release_keeper(void)
+{
+	SharedDatabase *database = my_database;
+
+	if (database == NULL || database->keeper != MyProcPid)
+		return;
+	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
+	database->keeper = 0;
+	database->latch = NULL;
+	LWLockRelease(&shared_control->lock);
+	launcher_slot_wake();
+}
+
+/* Start no keeper of a database before `when'.  Takes SharedControl.lock. */
+void
+ledger_start_keeper_after(SharedDatabase *database, ClockTime when)
+{
+	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
+	database->start_after = when;
+	LWLockRelease(&shared_control->lock);
+}
+
+/*
+ * Wake the keeper of a database, so that it looks whether it must leave.  Returns
+ * whether there is one.  Locks a partition of the table of databases.
+ */
+bool
+ledger_evict_keeper(Oid dboid)
+{
+	SharedDatabase *database;
+	bool		found;
+
+	if (!attach_databases(false))
+		return false;
+	database = dshash_find(databases, &dboid, false);
+	if (database == NULL)
+		return false;
+	found = *(volatile pid_t *) &database->keeper != 0;
+	if (found)
+		ledger_wake(database);
+	dshash_release_lock(databases, database);
+	return found;
 }
 
 /* ------------------------------------------------------------------------
@@ -485,7 +578,6 @@ ledger_end_body(LedgerWriter *writer, LedgerBody *body)
 	SharedDatabase *database = ledger_database(MyDatabaseId, true);
 	Datum		values[LEDGER_NATTS];
 	ItemPointerData tid;
-	uint64		rotate_at;
 
 	if (body->used == VARHDRSZ)
 		return;
@@ -495,12 +587,9 @@ ledger_end_body(LedgerWriter *writer, LedgerBody *body)
 	values[LEDGER_BODY - 1] = PointerGetDatum(body->data);
 	insert(writer->rel, values, writer->at_once ? HEAP_INSERT_FROZEN : 0, &tid);
 	body->used = VARHDRSZ;
-	if (writer->prepared)
-		return;
-
-	rotate_at = pg_atomic_read_u64(&database->rotate_at);
-	if (unlikely((uint64) ItemPointerGetBlockNumber(&tid) * BLCKSZ >=
-				 Max(rotate_at, (uint64) statbuffer_ledger_size * 1024)))
+	if (!writer->prepared &&
+		unlikely((uint64) ItemPointerGetBlockNumber(&tid) * BLCKSZ >=
+				 ledger_rotation_size(database)))
 		ledger_want(LEDGER_ROTATE);
 }
 
@@ -520,6 +609,21 @@ ledger_put(LedgerWriter *writer, LedgerBody *body, const char *data, uint16 len,
 	body->used = to + KEY_LENGTH(len) - body->data;
 }
 
+/* Append a row as it is.  For one that is damaged, and is kept. */
+void
+ledger_copy_row(LedgerWriter *writer, const LedgerRow *row)
+{
+	int			len = row->end - row->next;
+	LedgerBody	body;
+
+	if (len > LEDGER_BODY_SIZE - VARHDRSZ)
+		elog(ERROR, "row of %d bytes in the ledger of durable buffers", len);
+	ledger_begin_body(&body, row->epoch);
+	memcpy(body.data + body.used, row->next, len);
+	body.used += len;
+	ledger_end_body(writer, &body);
+}
+
 /* Close a table that was opened to append to it. */
 void
 ledger_close(LedgerWriter *writer)
@@ -537,8 +641,44 @@ ledger_close(LedgerWriter *writer)
  */
 
 /*
+ * Parse the next key of a row that is not at its end.  Returns false if it is
+ * damaged.
+ */
+static bool
+parse_key(LedgerRow *row, LedgerKey *key)
+{
+	const char *from = row->next;
+	uint64		count;
+
+	if (row->end - from < sizeof(key->len))
+		return false;
+	memcpy(&key->len, from, sizeof(key->len));
+	from = unpack_number(from + sizeof(key->len), row->end, &count);
+	if (from == NULL || KEY_LENGTH(key->len) > KEY_MAX_SIZE ||
+		KEY_LENGTH(key->len) > row->end - from)
+		return false;
+	key->count = unfold_sign(count);
+	key->data = from;
+	row->next = from + KEY_LENGTH(key->len);
+	return true;
+}
+
+/* Can all keys of a row be read? */
+static bool
+is_readable(LedgerRow row)
+{
+	LedgerKey	key;
+
+	while (row.next != row.end)
+		if (!parse_key(&row, &key))
+			return false;
+	return true;
+}
+
+/*
  * Visit the rows of one of the tables, which the caller has opened, that a
- * snapshot sees.  The row is valid during the call.
+ * snapshot sees.  The row is valid during the call.  One that is damaged is
+ * logged; it has no keys then, so that no part of it is counted.
  */
 void
 ledger_scan(Relation rel, Snapshot snapshot, LedgerVisitor visit, void *arg)
@@ -561,6 +701,16 @@ ledger_scan(Relation rel, Snapshot snapshot, LedgerVisitor visit, void *arg)
 		row.tuple = tuple;
 		row.next = VARDATA_ANY(body);
 		row.end = row.next + VARSIZE_ANY_EXHDR(body);
+		row.damaged = false;
+		row.damaged = !is_readable(row);
+		if (unlikely(row.damaged))
+			ereport(WARNING,
+					(errcode(ERRCODE_DATA_CORRUPTED),
+					 errmsg("invalid row (%u,%u) in \"%s\", the ledger of durable buffers",
+							ItemPointerGetBlockNumber(&tuple->t_self),
+							ItemPointerGetOffsetNumber(&tuple->t_self),
+							RelationGetRelationName(rel)),
+					 errdetail("It is not counted, and is kept.")));
 		visit(&row, arg);
 	}
 	table_endscan(scan);
@@ -570,28 +720,10 @@ ledger_scan(Relation rel, Snapshot snapshot, LedgerVisitor visit, void *arg)
 bool
 ledger_next_key(LedgerRow *row, LedgerKey *key)
 {
-	const char *from = row->next;
-	uint64		count = 0;
-
-	if (from == row->end)
+	if (row->damaged || row->next == row->end)
 		return false;
-	if (row->end - from >= sizeof(key->len))
-	{
-		memcpy(&key->len, from, sizeof(key->len));
-		from = unpack_number(from + sizeof(key->len), row->end, &count);
-	}
-	else
-		from = NULL;
-	if (from == NULL || KEY_LENGTH(key->len) > KEY_MAX_SIZE ||
-		KEY_LENGTH(key->len) > row->end - from)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg("invalid row (%u,%u) in the ledger of durable buffers",
-						ItemPointerGetBlockNumber(&row->tuple->t_self),
-						ItemPointerGetOffsetNumber(&row->tuple->t_self))));
-	key->count = unfold_sign(count);
-	key->data = from;
-	row->next = from + KEY_LENGTH(key->len);
+	if (!parse_key(row, key))
+		elog(ERROR, "invalid row in the ledger of durable buffers");
 	return true;
 }
 

@@ -24,16 +24,36 @@
  */
 #define LEDGER_BODY_SIZE	3900
 
-/* What is wanted of a database's keeper; a set. */
+/* What is wanted of a database's keeper; a set.  The first bits are its tasks. */
 #define LEDGER_LOAD			0x01	/* load what memory does not have */
 #define LEDGER_SWEEP		0x02	/* look at what was prepared */
 #define LEDGER_ROTATE		0x04	/* the current ledger is too large */
+#define LEDGER_URGENT		0x08	/* a session waits for LEDGER_LOAD */
+
+#define LEDGER_TASKS		3
+
+/* LedgerTask.again_at: not again, unless it is wanted */
+#define LEDGER_NEVER		PG_INT64_MAX
+
+/*
+ * One of the tasks of a keeper.  Written by the keeper; read without a lock, for
+ * a wrong guess costs a needless wake-up.
+ */
+typedef struct LedgerTask
+{
+	ClockTime	not_before;		/* it has failed, and is not tried again
+								 * before this, even if it is wanted */
+	ClockTime	again_at;		/* it is to be done then, even if it is not
+								 * wanted; while it is being done: 0 */
+	int			failures;		/* in a row */
+} LedgerTask;
 
 /*
  * A database with durable buffers, as all processes see it.  It is made by the
  * first process that needs it, and removed when the database is gone.
  *
- * `keeper' is protected by SharedControl.lock.  `current' is only changed by the
+ * `keeper', and what is about the start of one, is protected by
+ * SharedControl.lock.  `current' is only changed by the
  * keeper.  `loaded' is set by the keeper, when no row of another incarnation is
  * left whose count is not in memory.  `wants' is set by any process, which then
  * wakes the launcher, and cleared by the keeper before it looks.  `nrounds' is
@@ -47,8 +67,11 @@ typedef struct SharedDatabase
 	pid_t		keeper;			/* 0: none */
 	Latch	   *latch;			/* the keeper's, or NULL; read without the
 								 * lock, to wake it */
-	ClockTime	asked;			/* when a keeper was last started; 0: never.
-								 * For the launcher */
+	ClockTime	start_after;	/* start no keeper before this */
+	int			start_failures; /* how many in a row have not connected */
+	ClockTime	logged_at;		/* when a keeper last logged an error; 0:
+								 * never.  For the keeper */
+	LedgerTask	tasks[LEDGER_TASKS];
 	pg_atomic_uint32 current;	/* to which of the ledgers one appends */
 	pg_atomic_uint32 loaded;
 	pg_atomic_uint32 wants;
@@ -108,6 +131,7 @@ typedef struct LedgerRow
 {
 	uint64		epoch;
 	uint64		incarnation;	/* 0: of a prepared transaction */
+	bool		damaged;		/* it cannot be read, and has no keys */
 	HeapTuple	tuple;
 	const char *next;
 	const char *end;
@@ -122,6 +146,12 @@ extern void ledger_check_refresh(const RangeVar *name);
 extern bool ledger_begin_walk(dshash_seq_status *walk);
 extern void ledger_want(uint32 what);
 extern void ledger_wake(SharedDatabase *database);
+extern uint64 ledger_rotation_size(SharedDatabase *database);
+extern bool ledger_claim_keeper(void);
+extern void ledger_release_keeper(void);
+extern void ledger_start_keeper_after(SharedDatabase *database,
+									  ClockTime when);
+extern bool ledger_evict_keeper(Oid dboid);
 
 /* epochs */
 extern List *ledger_read_epochs(Oid relid);
@@ -135,6 +165,7 @@ extern void ledger_open_prepared(LedgerWriter *writer);
 extern void ledger_begin_body(LedgerBody *body, uint64 epoch);
 extern void ledger_put(LedgerWriter *writer, LedgerBody *body,
 					   const char *data, uint16 len, int64 count);
+extern void ledger_copy_row(LedgerWriter *writer, const LedgerRow *row);
 extern void ledger_end_body(LedgerWriter *writer, LedgerBody *body);
 extern void ledger_close(LedgerWriter *writer);
 
@@ -142,5 +173,14 @@ extern void ledger_close(LedgerWriter *writer);
 extern void ledger_scan(Relation rel, Snapshot snapshot, LedgerVisitor visit,
 						void *arg);
 extern bool ledger_next_key(LedgerRow *row, LedgerKey *key);
+
+/* When a task is to be done, if nothing happens before. */
+static inline ClockTime
+ledger_task_due(SharedDatabase *database, int task)
+{
+	if (pg_atomic_read_u32(&database->wants) & (1 << task))
+		return database->tasks[task].not_before;
+	return database->tasks[task].again_at;
+}
 
 #endif							/* STATBUFFER_LEDGER_H */

@@ -21,7 +21,6 @@
 #include "access/xact.h"
 #include "batch.h"
 #include "buffer.h"
-#include "catalog/pg_database.h"
 #include "compat.h"
 #include "ddl.h"
 #include "flush.h"
@@ -594,28 +593,21 @@ make_way(WorkerState *worker, ClockTime now, ClockTime next)
 }
 
 /*
- * Does another session hold, or wait for, a lock on the database that keeps new
- * processes out of it, because it needs it alone?  Looks no more often than
- * STRANGER_MSECS, and not where the session asks us: see ddl_evicted_until().
+ * Does another session need the database alone?  Looks no more often than
+ * STRANGER_MSECS.
  */
 static bool
 database_is_wanted(WorkerState *worker)
 {
-	LOCKTAG		tag;
-
 	if (statbuffer_preloaded ||
-		!clock_limit(&worker->looked_at, clock_now(), STRANGER_MSECS))
+		!clock_limit(&worker->looked_at, clock_now(), STRANGER_MSECS) ||
+		!ddl_database_is_wanted())
 		return false;
-	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, MyDatabaseId, 0);
-	if (LockAcquire(&tag, RowExclusiveLock, true, true) == LOCKACQUIRE_NOT_AVAIL)
-	{
-		/* another worker would only wait for that lock */
-		registry_start_after(worker->flush.shared,
-							 clock_add(clock_now(), STRANGER_MSECS));
-		return true;
-	}
-	LockRelease(&tag, RowExclusiveLock, true);
-	return false;
+
+	/* another worker would only wait for that lock */
+	registry_start_after(worker->flush.shared,
+						 clock_add(clock_now(), STRANGER_MSECS));
+	return true;
 }
 
 /*
