@@ -1027,6 +1027,24 @@ attach(SbBuffer *buffer, bool create)
 }
 
 /*
+ * Wait until what is counted in an open buffer is in memory: all that is up to a
+ * position in its table.  While this session keeps others from counting, the
+ * ledger of a durable buffer cannot be loaded, and what it has is not seen.
+ */
+static void
+await_counts(SbBuffer *buffer, uint64 position)
+{
+	LOCKTAG		tag;
+
+	(void) launch_await_load(buffer->relid, position);
+	if (likely(!buffer->options.durable))
+		return;
+	buffer_set_relation_tag(&tag, buffer->relid);
+	if (!compat_lock_held_or_stronger(&tag, ShareLock))
+		(void) launch_await_ledger(buffer->relid);
+}
+
+/*
  * Attach to the shared part of an open buffer.  With `create', for callers
  * that are about to count, it is created if necessary.  Without, for callers
  * that want to see what is counted, this waits for saved counts to be loaded,
@@ -1039,7 +1057,7 @@ bool
 buffer_attach(SbBuffer *buffer, bool create)
 {
 	if (!create)
-		(void) launch_await_load(buffer->relid, LAUNCH_ALL_KEYS);
+		await_counts(buffer, LAUNCH_ALL_KEYS);
 	if (!attach(buffer, create))
 		return false;
 	if (create && buffer->table.shape == TABLE_SHAPES)
@@ -1054,7 +1072,7 @@ buffer_attach(SbBuffer *buffer, bool create)
 bool
 buffer_attach_for_key(SbBuffer *buffer, const KeyBytes *key)
 {
-	(void) launch_await_load(buffer->relid, table_position(key));
+	await_counts(buffer, table_position(key));
 	return attach(buffer, false);
 }
 

@@ -147,6 +147,7 @@ durable_truncate(SbBuffer *buffer)
 	delete_epochs(ledger_read_epochs(buffer->relid));
 	(void) ledger_make_epoch(buffer->relid, shape, false);
 	epochs_changed(buffer->relid);
+	recover_settle(buffer->relid);
 }
 
 /* ------------------------------------------------------------------------
@@ -295,6 +296,7 @@ switch_on(Oid relid, bool created)
 
 	(void) ledger_make_epoch(relid, buffer->shape->keys, false);
 	epochs_changed(relid);
+	recover_settle(relid);
 	if (created)
 		return;
 	if (!launch_await_load(relid, LAUNCH_ALL_KEYS))
