@@ -290,6 +290,7 @@ CREATE FUNCTION sb_stat_get_buffer(buffer oid,
 	OUT in_flight bigint,
 	OUT memory bigint,
 	OUT oldest_due timestamptz,
+	OUT durable text,
 	OUT increments bigint,
 	OUT flushed_keys bigint,
 	OUT flushed_count bigint,
@@ -345,6 +346,12 @@ CREATE VIEW sb_stat_buffers AS
 		s.in_flight,
 		s.memory,
 		s.oldest_due,
+		s.durable,
+		CASE WHEN s.durable OPERATOR(pg_catalog.<>) 'off' THEN
+			pg_catalog.pg_relation_size('@extschema@.sb_ledger_0'::pg_catalog.regclass)
+			OPERATOR(pg_catalog.+)
+			pg_catalog.pg_relation_size('@extschema@.sb_ledger_1'::pg_catalog.regclass)
+		END AS ledger_size,
 		s.increments,
 		s.flushed_keys,
 		s.flushed_count,
@@ -377,6 +384,8 @@ COMMENT ON COLUMN sb_stat_buffers.pending IS 'sum of the counts that wait for a 
 COMMENT ON COLUMN sb_stat_buffers.in_flight IS 'sum of the counts that are being stored';
 COMMENT ON COLUMN sb_stat_buffers.memory IS 'bytes of shared memory that it takes with its keys';
 COMMENT ON COLUMN sb_stat_buffers.oldest_due IS 'when the first of its keys is due';
+COMMENT ON COLUMN sb_stat_buffers.durable IS 'off; on; or pending, while what the ledger has is not in memory after a restart';
+COMMENT ON COLUMN sb_stat_buffers.ledger_size IS 'bytes of the ledger of all durable buffers of the database; null if this one is not durable';
 COMMENT ON COLUMN sb_stat_buffers.increments IS 'number of increments published';
 COMMENT ON COLUMN sb_stat_buffers.flushed_keys IS 'number of keys stored, counted at each flush';
 COMMENT ON COLUMN sb_stat_buffers.flushed_count IS 'sum of the counts stored';

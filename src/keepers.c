@@ -52,7 +52,7 @@ typedef struct StartedKeeper
 	bool		waited_for;		/* other databases wait until it has loaded
 								 * this one, or has tried to */
 	uint64		nrounds;		/* SharedDatabase.nrounds when it was started */
-} StartedKeeper;
+}			StartedKeeper;
 
 /* A database that needs a keeper. */
 typedef struct Candidate

@@ -244,3 +244,34 @@ launch_await_ledger(Oid relid)
 	}
 	return loaded;
 }
+
+/*
+ * Has memory all that the ledger has of a durable buffer?  For display, without a
+ * lock on the relation.  If not, has it loaded, but does not wait.  On a standby the
+ * ledger itself is read.
+ */
+bool
+launch_ledger_is_loaded(Oid relid)
+{
+	SharedBufferKey key = {MyDatabaseId, relid};
+	SharedBuffer *buffer;
+	SharedDatabase *database;
+	bool		loaded;
+
+	if (RecoveryInProgress())
+		return true;
+	registry_attach(true);
+	database = ledger_database(MyDatabaseId, true);
+	if (pg_atomic_read_u32(&database->loaded) != 0)
+		return true;
+	buffer = registry_lock(&key);
+	loaded = buffer != NULL && pg_atomic_read_u32(&buffer->ledger_loaded) != 0;
+	if (buffer != NULL)
+		registry_unlock(buffer);
+	if (!loaded)
+	{
+		launch_ensure();
+		ledger_want(LEDGER_LOAD);
+	}
+	return loaded;
+}

@@ -46,7 +46,7 @@ typedef struct LedgerTask
 	ClockTime	again_at;		/* it is to be done then, even if it is not
 								 * wanted; while it is being done: 0 */
 	int			failures;		/* in a row */
-} LedgerTask;
+}			LedgerTask;
 
 /*
  * A database with durable buffers, as all processes see it.  It is made by the

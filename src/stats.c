@@ -38,7 +38,7 @@ COMPAT_FUNCTION_INFO_V1(sb_get_keys);
 COMPAT_FUNCTION_INFO_V1(sb_get_totals);
 COMPAT_FUNCTION_INFO_V1(sb_reset_stats);
 
-#define STAT_COLUMNS	17
+#define STAT_COLUMNS	18
 #define MEMORY_COLUMNS	5
 #define KEY_COLUMNS		6
 #define TOTAL_COLUMNS	2
@@ -96,28 +96,43 @@ may_see_all(Oid relid)
 		 compat_owns_relation(relid, GetUserId()));
 }
 
+/* Get an option that is a boolean, and false by default. */
+static bool
+get_flag(List *options, const char *name)
+{
+	DefElem    *option = options_find(options, name);
+	bool		flag = false;
+
+	if (option != NULL)
+		(void) parse_bool(defGetString(option), &flag);
+	return flag;
+}
+
 /*
- * Get the option "stopped".  Returns false if the relation is not a foreign
- * table.
+ * Get the options "stopped" and "durable".  Returns false if the relation is not
+ * a foreign table.
  */
 static bool
-is_stopped(Oid relid, bool *stopped)
+get_flags(Oid relid, bool *stopped, bool *durable)
 {
 	HeapTuple	tuple = SearchSysCache1(FOREIGNTABLEREL,
 										ObjectIdGetDatum(relid));
 	Datum		options;
-	DefElem    *option = NULL;
 	bool		isnull;
 
 	*stopped = false;
+	*durable = false;
 	if (!HeapTupleIsValid(tuple))
 		return false;
 	options = SysCacheGetAttr(FOREIGNTABLEREL, tuple,
 							  Anum_pg_foreign_table_ftoptions, &isnull);
 	if (!isnull)
-		option = options_find(untransformRelOptions(options), "stopped");
-	if (option != NULL)
-		(void) parse_bool(defGetString(option), stopped);
+	{
+		List	   *list = untransformRelOptions(options);
+
+		*stopped = get_flag(list, "stopped");
+		*durable = get_flag(list, "durable");
+	}
 	ReleaseSysCache(tuple);
 	return true;
 }
@@ -252,8 +267,9 @@ sb_stat_get_buffer(PG_FUNCTION_ARGS)
 	Datum		due;
 	bool		no_due = true;
 	bool		stopped;
+	bool		durable;
 
-	if (!is_stopped(relid, &stopped))
+	if (!get_flags(relid, &stopped, &durable))
 		PG_RETURN_NULL();
 	desc = get_row_type(fcinfo, STAT_COLUMNS);
 
@@ -272,6 +288,7 @@ sb_stat_get_buffer(PG_FUNCTION_ARGS)
 	if (pending != 0)
 		set_clock_time(&due, &no_due, stats.first_due, clock_to_timestamp());
 	put(&row, no_due ? (Datum) 0 : due, no_due);
+	put_text(&row, !durable ? "off" : launch_ledger_is_loaded(relid) ? "on" : "pending");
 	for (int i = 0; i < STAT_COUNT; i++)
 		if (i != STAT_PUBLISHED)
 			put_count(&row, stats.total[i] - stats.base[i]);
