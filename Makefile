@@ -17,6 +17,7 @@ OBJS = \
 	src/launch.o \
 	src/launcher.o \
 	src/load.o \
+	src/move.o \
 	src/options.o \
 	src/owner.o \
 	src/pace.o \
@@ -35,6 +36,7 @@ OBJS = \
 	src/shutdown.o \
 	src/sink_function.o \
 	src/sink_target.o \
+	src/space.o \
 	src/statbuffer.o \
 	src/stats.o \
 	src/table.o \

@@ -165,9 +165,11 @@ compat_name_tranche(int tranche, const char *name)
  * twice as large as the one before the last
  */
 #if PG_VERSION_NUM >= 170000
+#define COMPAT_SEGMENTS_BOUNDED		true
 #define compat_create_area(tranche, largest_segment) \
 	dsa_create_ext(tranche, DSA_DEFAULT_INIT_SEGMENT_SIZE, largest_segment)
 #else
+#define COMPAT_SEGMENTS_BOUNDED		false
 #define compat_create_area(tranche, largest_segment) \
 	((void) (largest_segment), dsa_create(tranche))
 #endif

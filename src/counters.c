@@ -565,7 +565,7 @@ counters_request_flush(SharedBuffer *buffer, const CounterTable *table,
 	if (ref.counter != NULL)
 		requests_flush_key(&buffer->requests, request, ref);
 	else
-		dsa_free(shared_area, request);
+		space_free(request);
 }
 
 /* ------------------------------------------------------------------------
