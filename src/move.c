@@ -161,14 +161,15 @@ end_pass(MoveState *state, SharedBuffer *buffer)
 }
 
 /*
- * In PG_CATCH, with all locks released: go on if the error is only that there is
- * no memory.
+ * In PG_CATCH: go on if the error is only that there is no memory.  Scans, and
+ * dsa.c, raise errors with their locks held.
  */
 static void
 forgive_memory_error(MemoryContext context)
 {
 	ErrorData  *edata;
 
+	LWLockReleaseAll();
 	MemoryContextSwitchTo(context);
 	edata = CopyErrorData();
 	FlushErrorState();
@@ -225,6 +226,12 @@ move_portion(MoveState *state, SharedBuffer *buffer)
 	{
 		CurrentResourceOwner = owner;
 		state->full = true;
+
+		/*
+		 * whatever comes of it, this pass cannot go on: its scan may be
+		 * locked
+		 */
+		state->step = MOVE_OVER;
 		forgive_memory_error(context);
 	}
 	PG_END_TRY();
