@@ -127,21 +127,18 @@ make_area(int place)
 
 /*
  * Attach to the area of the present place, in which the caller has counted an
- * object.  The first process that comes here makes it.  May take
- * SharedControl.lock.
+ * object.  The first process that comes here makes it, and others wait for it
+ * to have done so.  Takes SharedControl.lock.
  */
 static void
 attach_present(int place)
 {
+	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
 	if (shared_place(place)->area == DSM_HANDLE_INVALID)
-	{
-		LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
-		if (shared_place(place)->area == DSM_HANDLE_INVALID)
-			make_area(place);
-		LWLockRelease(&shared_control->lock);
-	}
-	if (space_has_changed(place))
+		make_area(place);
+	else
 		space_attach(place);
+	LWLockRelease(&shared_control->lock);
 }
 
 /* ------------------------------------------------------------------------
