@@ -61,6 +61,8 @@ StaticAssertDecl((SCAN_AHEAD & (SCAN_AHEAD - 1)) == 0,
 /* shrink if there are more than this many buckets for a key */
 #define SHRINK_FACTOR		2
 
+static void remove_chunk(HashPartition *partition);
+
 /* ------------------------------------------------------------------------
  * Buckets
  * ------------------------------------------------------------------------
@@ -179,7 +181,8 @@ hash_init(HashPartition *partitions, int tranche)
 }
 
 /*
- * Free what an empty table has allocated.  No other process uses it any more.
+ * Free what an empty table has allocated, from its end, so that another call can
+ * go on after an error.  No other process uses it any more.
  */
 void
 hash_free_buckets(HashPartition *partitions)
@@ -187,22 +190,16 @@ hash_free_buckets(HashPartition *partitions)
 	for (int i = 0; i < HASH_PARTITIONS; i++)
 	{
 		HashPartition *partition = &partitions[i];
-		uint32		nchunks;
 
 		Assert(partition->nkeys == 0);
-		if (partition->nbuckets == HASH_FIRST_BUCKETS)
-			continue;
-		nchunks = chunk_number(partition->nbuckets - 1) + 1;
-		if (nchunks > 1)
+		while (partition->nbuckets > HASH_FIRST_BUCKETS)
 		{
-			HashDirectory *directory = space_address(partition->root);
+			uint32		last = partition->nbuckets - 1;
 
-			for (uint32 c = 0; c < nchunks; c++)
-				space_free(directory->chunks[c]);
+			(void) space_address(partition->root);
+			partition->nbuckets = last - chunk_offset(last);
+			remove_chunk(partition);
 		}
-		space_free(partition->root);
-		partition->nbuckets = HASH_FIRST_BUCKETS;
-		partition->root = InvalidDsaPointer;
 	}
 }
 
@@ -348,10 +345,14 @@ hash_prepare(HashSpare *spare)
 void
 hash_free_spare(HashSpare *spare)
 {
-	if (DsaPointerIsValid(spare->chunk))
-		space_free(spare->chunk);
-	if (DsaPointerIsValid(spare->directory))
-		space_free(spare->directory);
+	dsa_pointer chunk = spare->chunk;
+	dsa_pointer directory = spare->directory;
+
+	spare->chunk = spare->directory = InvalidDsaPointer;
+	if (DsaPointerIsValid(chunk))
+		space_free(chunk);
+	if (DsaPointerIsValid(directory))
+		space_free(directory);
 }
 
 /*
@@ -769,6 +770,7 @@ hash_move_buckets(HashPartition *partitions, int number, dsa_pointer *held)
 	{
 		Size		planned;
 		Size		size = 0;
+		dsa_pointer unused;
 		dsa_pointer *link;
 
 		LWLockAcquire(&partition->lock, LW_SHARED);
@@ -794,8 +796,9 @@ hash_move_buckets(HashPartition *partitions, int number, dsa_pointer *held)
 			*held = old;
 		}
 		LWLockRelease(&partition->lock);
-		space_free(*held);
+		unused = *held;
 		*held = InvalidDsaPointer;
+		space_free(unused);
 	}
 }
 

@@ -258,7 +258,9 @@ space_try_allocate(Size size, int flags)
 
 /*
  * Free what was allocated here.  May raise an error if memory cannot be mapped;
- * then it is not freed, but does not keep its area from being removed.
+ * then it is not freed, but does not keep its area from being removed.  So the
+ * caller forgets the pointer before: an object that was freed twice would be
+ * counted twice.
  */
 void
 space_free(dsa_pointer pointer)
@@ -267,7 +269,18 @@ space_free(dsa_pointer pointer)
 	dsa_area   *area;
 
 	if (unlikely(space_has_changed(place)))
-		space_attach(place);
+	{
+		PG_TRY();
+		{
+			space_attach(place);
+		}
+		PG_CATCH();
+		{
+			leave(place);
+			PG_RE_THROW();
+		}
+		PG_END_TRY();
+	}
 	area = space_local[place].area;
 	leave(place);
 	dsa_free(area, pointer & SPACE_MASK);
