@@ -684,7 +684,7 @@ move_counters(ClockTime now)
 	}
 	until = clock_add(now, MOVE_MSECS);
 	while (move.todo != NIL)
-		if (!move_first(&move, until))
+		if (!move_first(&move, until) || clock_now() >= until)
 			return now;
 
 	if (!space_end_move())
