@@ -83,18 +83,21 @@ cmp_ok($full, '>', 24 * 1024 * 1024, 'memory is used');
 sql(q{SELECT sb_flush_all('failing')});
 wait_for($node, $db, q{SELECT failures >= 10 FROM sb_stat_buffers WHERE buffer = 'failing'}, 'some keys fail');
 sql(q{SELECT sb_stop('halted')});
-let_most_go();
 
-# A session remembers where the counter is that it has counted in last.
+# A session remembers where the counter is that it has counted in last.  On a
+# slow machine all may have moved before it counts again.
 my $session = $node->background_psql($db);
 my $more = 0;
+$session->query_safe("SELECT sb_increment('key $every', 1, 'big')");
+let_most_go();
 memory_is_given_back('at rest', sub
 	{
 		$session->query_safe("SELECT sb_increment('key $every', 1, 'big')");
 		$more++;
 	});
+$session->query_safe("SELECT sb_increment('key $every', 1, 'big')");
+$more++;
 $session->quit;
-cmp_ok($more, '>', 1, 'a session has counted before and after');
 is(sql(q{SELECT count(*), sum(count) FROM big}), $stay . '|' . ($stay + $more), 'the keys that stayed are there');
 is(sql(qq{SELECT count(*), sum(count), min(key), max(key) FROM $_}), '10|10|1/1|1/9', "so are those of the buffer that is $_") foreach @others;
 is(sql(q{SELECT sum(sb_count('key ' || g, 'big')) FROM generate_series(1, 1000) g}), 3 + $more, 'and each is found');
@@ -172,7 +175,7 @@ my $counted = sql(q{SELECT sum(n) FROM ledger});
 cmp_ok($counted, '>', 100, 'there was something to see');
 sql(q{DELETE FROM failing_bad; DELETE FROM halted_bad});
 is(sql("SELECT sb_drain('$_', '$patience')"), 't', "what is in the buffer $_ is stored") foreach 'big', @others;
-is(sql('SELECT sum(sum) FROM big_stored'), 2 * $keys + 2 * $stay + $more + $counted, 'each count was stored once');
+is(sql('SELECT sum(sum) FROM big_stored'), 2 * $keys + 2 * $stay + 1 + $more + $counted, 'each count was stored once');
 is(stored($node, $db, $_), 20, "those of the buffer $_, too") foreach qw(failing halted);
 is(stored($node, $db, 'quiet'), 20 + 2 + $counted, 'those of the buffer quiet, too');
 like(sql(q{SELECT count(*) FROM cut}), qr/^(0|100)$/, 'what was truncated is gone, but for what its session could not truncate any more');
