@@ -718,6 +718,8 @@ hash_move(HashPartition *partitions, CounterRef ref, CounterRef copy,
 			 (COUNTER_PINS | COUNTER_LINKED)) == (linked ? COUNTER_LINKED : 0);
 	if (moves)
 	{
+		/* what those with pins have done is seen; releasing one is a barrier */
+		pg_read_barrier();
 		memcpy(copy.counter, ref.counter, size);
 		*link = copy.self;
 		pg_atomic_fetch_add_u64(nmoved, 1);

@@ -88,7 +88,7 @@ init_control(void *memory)
 	pg_atomic_init_u32(&control->spaces.moving, 0);
 	for (int i = 0; i < SHARED_SPACES; i++)
 	{
-		pg_atomic_init_u32(&control->spaces.places[i].generation, 0);
+		pg_atomic_init_u32(&control->spaces.places[i].generation, 1);
 		control->spaces.places[i].area = DSM_HANDLE_INVALID;
 		pg_atomic_init_u64(&control->memory.nobjects[i], 0);
 	}

@@ -36,6 +36,9 @@
 
 #define SHARED_EVICTIONS	8
 
+/* the size of the first segment of an area */
+#define SHMEM_FIRST_SEGMENT	((size_t) 1024 * 1024)
+
 /* how many areas of counters there can be at a time */
 #define SHARED_SPACES		2
 
@@ -161,7 +164,8 @@ typedef struct SharedQueue
 /* A place for an area of counters.  See SharedSpaces. */
 typedef struct SharedSpace
 {
-	pg_atomic_uint32 generation;	/* changes when it gets or loses its area */
+	pg_atomic_uint32 generation;	/* changes when it gets or loses its area;
+									 * never 0 */
 	dsa_handle	area;			/* DSM_HANDLE_INVALID: none */
 	size_t		limit;			/* of the area's size, as dsa.c knows it */
 } SharedSpace;

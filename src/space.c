@@ -35,6 +35,16 @@ shared_place(int place)
 	return &shared_control->spaces.places[place];
 }
 
+/*
+ * The most memory that there may be for counters.  The rest of
+ * statbuffer.max_memory is the first segment of the area of all else.
+ */
+size_t
+space_bound(void)
+{
+	return (size_t) statbuffer_max_memory * 1024 - SHMEM_FIRST_SEGMENT;
+}
+
 /* ------------------------------------------------------------------------
  * Attaching
  * ------------------------------------------------------------------------
@@ -104,7 +114,7 @@ make_area(int place)
 {
 	SharedSpace *shared = shared_place(place);
 	size_t		largest = shmem_largest_segment();
-	size_t		bound = (size_t) statbuffer_max_memory * 1024;
+	size_t		bound = space_bound();
 	MemoryContext oldcontext;
 	dsa_area   *area;
 
@@ -147,30 +157,43 @@ attach_present(int place)
  */
 
 static inline void
-leave(int place)
+leave(int place, uint32 nobjects)
 {
-	pg_atomic_fetch_sub_u64(&shared_control->memory.nobjects[place], 1);
+	pg_atomic_fetch_sub_u64(&shared_control->memory.nobjects[place], nobjects);
 }
 
 /*
- * Count an object in the present place, which stays what it is until leave().
- * Returns its number.
+ * Count objects in the present place, which stays what it is until they are
+ * freed, or until space_end_reserve().  The caller calls that in any case, when
+ * it has allocated what it needs, and on error.  Takes no lock, cannot fail.
  */
-static inline int
-enter(void)
+void
+space_reserve(SpaceReserve * reserve, uint32 nobjects)
 {
 	pg_atomic_uint32 *current = &shared_control->spaces.current;
 
+	reserve->nobjects = nobjects;
 	for (;;)
 	{
 		int			place = (int) pg_atomic_read_u32(current);
 
 		/* this is a barrier */
-		pg_atomic_fetch_add_u64(&shared_control->memory.nobjects[place], 1);
+		pg_atomic_fetch_add_u64(&shared_control->memory.nobjects[place],
+								nobjects);
+		reserve->place = place;
 		if (likely(place == (int) pg_atomic_read_u32(current)))
-			return place;
-		leave(place);
+			return;
+		leave(place, nobjects);
 	}
+}
+
+/* Of the objects of a reserve, count only those that were allocated. */
+void
+space_end_reserve(SpaceReserve * reserve)
+{
+	if (reserve->nobjects > 0)
+		leave(reserve->place, reserve->nobjects);
+	reserve->nobjects = 0;
 }
 
 /*
@@ -185,7 +208,7 @@ static bool
 raise_limit(int place, size_t limit)
 {
 	SharedSpace *shared = shared_place(place);
-	size_t		bound = (size_t) statbuffer_max_memory * 1024;
+	size_t		bound = space_bound();
 
 	if (limit >= bound)
 		return false;
@@ -199,6 +222,36 @@ raise_limit(int place, size_t limit)
 	return true;
 }
 
+/* Allocate one of the objects of a reserve, as space_allocate() does. */
+static inline dsa_pointer
+allocate(SpaceReserve * reserve, Size size, int flags)
+{
+	int			place = reserve->place;
+	dsa_pointer pointer;
+	size_t		limit;
+
+	Assert(reserve->nobjects > 0);
+	if (unlikely(space_has_changed(place)))
+		attach_present(place);
+	do
+	{
+		limit = *(volatile size_t *) &shared_place(place)->limit;
+		pointer = dsa_allocate_extended(space_local[place].area, size,
+										flags | DSA_ALLOC_NO_OOM);
+	} while (unlikely(!DsaPointerIsValid(pointer)) && raise_limit(place, limit));
+	if (unlikely(!DsaPointerIsValid(pointer)))
+		return InvalidDsaPointer;
+	reserve->nobjects--;
+	return pointer | (dsa_pointer) place << SPACE_SHIFT;
+}
+
+/* The same, for callers that have PG_TRY. */
+dsa_pointer
+space_allocate_reserved(SpaceReserve * reserve, Size size)
+{
+	return allocate(reserve, size, 0);
+}
+
 /*
  * Allocate memory for counters.  Returns InvalidDsaPointer if the limit of
  * their memory is reached.  Raises an error if the system has no memory.  The
@@ -207,37 +260,20 @@ raise_limit(int place, size_t limit)
 dsa_pointer
 space_allocate(Size size, int flags)
 {
-	int			place = enter();
+	SpaceReserve reserve;
 	volatile dsa_pointer pointer = InvalidDsaPointer;
 
+	space_reserve(&reserve, 1);
 	PG_TRY();
 	{
-		size_t		limit;
-
-		if (unlikely(space_has_changed(place) ||
-					 space_local[place].area == NULL))
-			attach_present(place);
-		do
-		{
-			limit = *(volatile size_t *) &shared_place(place)->limit;
-			pointer = dsa_allocate_extended(space_local[place].area, size,
-											flags | DSA_ALLOC_NO_OOM);
-		} while (unlikely(!DsaPointerIsValid(pointer)) &&
-				 raise_limit(place, limit));
+		pointer = allocate(&reserve, size, flags);
 	}
-	PG_CATCH();
+	PG_FINALLY();
 	{
-		leave(place);
-		PG_RE_THROW();
+		space_end_reserve(&reserve);
 	}
 	PG_END_TRY();
-
-	if (unlikely(!DsaPointerIsValid(pointer)))
-	{
-		leave(place);
-		return InvalidDsaPointer;
-	}
-	return pointer | (dsa_pointer) place << SPACE_SHIFT;
+	return pointer;
 }
 
 /*
@@ -276,13 +312,13 @@ space_free(dsa_pointer pointer)
 		}
 		PG_CATCH();
 		{
-			leave(place);
+			leave(place, 1);
 			PG_RE_THROW();
 		}
 		PG_END_TRY();
 	}
 	area = space_local[place].area;
-	leave(place);
+	leave(place, 1);
 	dsa_free(area, pointer & SPACE_MASK);
 }
 
@@ -329,7 +365,7 @@ space_unmap_freed(void)
 void
 space_set_limit(void)
 {
-	size_t		bound = (size_t) statbuffer_max_memory * 1024;
+	size_t		bound = space_bound();
 
 	shmem_set_limit();
 	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
@@ -451,7 +487,7 @@ space_end_move(void)
 
 	Assert(launcher_slot_is_mine() && space_moving() != 0);
 	pg_memory_barrier();
-	if (pg_atomic_read_u64(&shared_control->memory.nobjects[old]) != 0)
+	if (!space_is_moved())
 		return false;
 
 	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);

@@ -30,13 +30,27 @@ typedef struct LocalSpace
 
 extern LocalSpace space_local[SHARED_SPACES];
 
+/*
+ * Objects that are counted in advance, in the place where they will be
+ * allocated, so that the next ones cost no more than dsa.c takes.
+ */
+typedef struct SpaceReserve
+{
+	int			place;
+	uint32		nobjects;		/* those that are still to be allocated */
+}			SpaceReserve;
+
 extern void space_attach(int place);
 extern void space_detach_removed(void);
+extern void space_reserve(SpaceReserve * reserve, uint32 nobjects);
+extern dsa_pointer space_allocate_reserved(SpaceReserve * reserve, Size size);
+extern void space_end_reserve(SpaceReserve * reserve);
 extern dsa_pointer space_allocate(Size size, int flags);
 extern dsa_pointer space_try_allocate(Size size, int flags);
 extern void space_free(dsa_pointer pointer);
 extern void space_trim(void);
 extern void space_unmap_freed(void);
+extern size_t space_bound(void);
 extern void space_set_limit(void);
 extern size_t space_mapped(void);
 
@@ -84,6 +98,15 @@ space_is_old(dsa_pointer pointer)
 {
 	return space_place(pointer) !=
 		(int) pg_atomic_read_u32(&shared_control->spaces.current);
+}
+
+/* Is nothing left in the old space?  Only while there is a move in progress. */
+static inline bool
+space_is_moved(void)
+{
+	int			old = !pg_atomic_read_u32(&shared_control->spaces.current);
+
+	return pg_atomic_read_u64(&shared_control->memory.nobjects[old]) == 0;
 }
 
 /* The number of the move in progress, or 0. */

@@ -333,7 +333,7 @@ table_sum(const CounterTable *table, uint32 shapes, uint64 *nkeys, int64 *sum)
 static inline uint64
 memory_eighths(int eighths)
 {
-	return (uint64) statbuffer_max_memory * 1024 / 8 * eighths;
+	return (uint64) space_bound() / 8 * eighths;
 }
 
 /*
@@ -628,15 +628,18 @@ create_counter(SharedTable *shared, const CounterTable *table,
 	volatile bool refused = false;
 	ResourceOwner owner = CurrentResourceOwner;
 	MemoryContext context = CurrentMemoryContext;
+	SpaceReserve reserve;
 
 	ref->counter = NULL;
+	space_reserve(&reserve, 1);
 
 	/* all memory is allocated, and the counter is complete, before the lock */
 	PG_TRY();
 	{
 		/* a segment that cannot be made must not be taken for a leak */
 		CurrentResourceOwner = NULL;
-		created.self = space_allocate(COUNTER_SIZE(key->len), 0);
+		created.self = space_allocate_reserved(&reserve,
+											   COUNTER_SIZE(key->len));
 		if (DsaPointerIsValid(created.self))
 		{
 			LWLock	   *lock;
@@ -667,6 +670,7 @@ create_counter(SharedTable *shared, const CounterTable *table,
 		LWLockReleaseAll();
 		CurrentResourceOwner = owner;
 		MemoryContextSwitchTo(context);
+		space_end_reserve(&reserve);
 		if (DsaPointerIsValid(created.self))
 			space_free(created.self);
 		hash_free_spare(spare);
@@ -679,6 +683,7 @@ create_counter(SharedTable *shared, const CounterTable *table,
 	if (unlikely(refused))
 		return note_refusal(TABLE_NO_MEMORY);
 
+	space_end_reserve(&reserve);
 	hash_free_spare(spare);
 	if (DsaPointerIsValid(created.self))
 		space_free(created.self);
@@ -829,6 +834,7 @@ table_allocate_many(SharedTable *shared, const CounterTable *table,
 	uint64		used = pg_atomic_read_u64(&shared_control->memory.nbytes);
 	uint64		most = memory_eighths(KEY_MEMORY_EIGHTHS);
 	volatile int nallocated = 0;
+	SpaceReserve reserve;
 
 	if (unlikely(refused_at != 0))
 		return 0;
@@ -840,6 +846,7 @@ table_allocate_many(SharedTable *shared, const CounterTable *table,
 		most = Min(most, used + left);
 	}
 
+	space_reserve(&reserve, n);
 	PG_TRY();
 	{
 		/* a segment that cannot be made must not be taken for a leak */
@@ -851,7 +858,8 @@ table_allocate_many(SharedTable *shared, const CounterTable *table,
 			used += KEY_COST(item->key.len);
 			if (used > most)
 				break;
-			item->ref.self = space_allocate(COUNTER_SIZE(item->key.len), 0);
+			item->ref.self = space_allocate_reserved(&reserve,
+													 COUNTER_SIZE(item->key.len));
 			if (!DsaPointerIsValid(item->ref.self))
 				break;
 			nallocated++;
@@ -861,10 +869,12 @@ table_allocate_many(SharedTable *shared, const CounterTable *table,
 	}
 	PG_CATCH();
 	{
+		space_end_reserve(&reserve);
 		refuse_many(items, nallocated, NULL, owner, context);
 		nallocated = 0;
 	}
 	PG_END_TRY();
+	space_end_reserve(&reserve);
 	CurrentResourceOwner = owner;
 	return nallocated;
 }
