@@ -96,10 +96,10 @@
  */
 #define MOVE_MSECS				20
 #define MOVE_LOOK_MIN_MSECS		50
-#define MOVE_LOOK_MAX_MSECS		10000
+#define MOVE_LOOK_MAX_MSECS		300000
 
 /* then all buffers are looked through again */
-#define MOVE_AGAIN_LOOKS		12
+#define MOVE_AGAIN_LOOKS		10
 
 /*
  * A walk through the registry is followed by a pause that is so many times as
@@ -572,11 +572,13 @@ begin_move(ClockTime now)
 
 /*
  * List the buffers that have something to move and have no worker, and are not
- * to get one at once.  Wakes the workers of the others.
+ * to get one at once.  Wakes the workers of the others.  Returns whether there
+ * are any.
  */
-static void
+static bool
 list_to_move(Move *move, ClockTime now)
 {
+	bool		any = false;
 	RegistryScan scan;
 	SharedBuffer *buffer;
 
@@ -591,6 +593,7 @@ list_to_move(Move *move, ClockTime now)
 
 		if (buffer->table.moved == move->number || registry_is_dropped(buffer))
 			continue;
+		any = true;
 		if (latch != NULL)
 		{
 			SetLatch(latch);
@@ -607,6 +610,7 @@ list_to_move(Move *move, ClockTime now)
 		MemoryContextSwitchTo(oldcontext);
 	}
 	registry_end_scan(&scan);
+	return any;
 }
 
 /*
@@ -645,6 +649,28 @@ move_first(Move *move, ClockTime until)
 }
 
 /*
+ * Look through all buffers for what is to be moved, and set when to do so again:
+ * if it takes long, because something is pinned, later and later.
+ */
+static void
+look_for_left(Move *move, ClockTime now)
+{
+	bool		again = ++move->looks > MOVE_AGAIN_LOOKS;
+
+	/* what was allocated before the move began may come into a table later */
+	if (!list_to_move(move, now))
+		again = move->looks > 1 && !space_is_moved();
+	move->look_at = clock_add(now, clock_double(MOVE_LOOK_MIN_MSECS,
+												move->looks - 1,
+												MOVE_LOOK_MAX_MSECS));
+	if (!again)
+		return;
+	space_move_again();
+	move->number = space_moving();
+	(void) list_to_move(move, now);
+}
+
+/*
  * Begin a move if one is due, and have a part in the one in progress: move what
  * the buffers without a worker have, and end it when nothing is left in the old
  * space.  Returns when to look again if nothing happens before.
@@ -669,19 +695,7 @@ move_counters(ClockTime now)
 		move.look_at = now;
 	}
 	if (now >= move.look_at)
-	{
-		/* it may take long, because something is pinned */
-		if (++move.looks > MOVE_AGAIN_LOOKS)
-		{
-			space_move_again();
-			move.number = space_moving();
-			move.looks = MOVE_AGAIN_LOOKS;
-		}
-		move.look_at = clock_add(now, clock_double(MOVE_LOOK_MIN_MSECS,
-												   move.looks - 1,
-												   MOVE_LOOK_MAX_MSECS));
-		list_to_move(&move, now);
-	}
+		look_for_left(&move, now);
 	until = clock_add(now, MOVE_MSECS);
 	while (move.todo != NIL)
 		if (!move_first(&move, until) || clock_now() >= until)

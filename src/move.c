@@ -37,12 +37,15 @@
 /* so many counters are moved in a portion, which takes some milliseconds */
 #define PORTION_KEYS		10000
 
+/* to come by so many that have moved already takes as long as moving one */
+#define PASSED_PER_KEY		8
+
 /* counters that a portion of a scan hands over; it has 256 steps, and a few */
 #define SCAN_KEYS			512
 
 /* the pause before what could not be moved is tried again */
 #define AGAIN_MIN_MSECS		100
-#define AGAIN_MAX_MSECS		10000
+#define AGAIN_MAX_MSECS		300000
 
 /*
  * When is there something to move in a buffer that the process has claimed?
@@ -105,9 +108,16 @@ move_linked(CounterRef ref, void *arg)
 	MoveState  *state = arg;
 	CounterRef	copy = {NULL, InvalidDsaPointer};
 
+	/*
+	 * A portion begins with the list, so it moves more the further it has to
+	 * go: else a long list would take a time that is quadratic.
+	 */
 	if (!space_is_old(ref.self))
+	{
+		state->npassed++;
 		return ref;
-	if (state->budget <= 0)
+	}
+	if (state->budget + state->npassed / PASSED_PER_KEY <= 0)
 		return copy;
 	copy = move_counter(state, ref, true);
 	return copy.counter == NULL && !state->full ? ref : copy;
@@ -129,6 +139,8 @@ move_others(MoveState *state)
 		return false;
 	while ((ref = table_next(&state->scan)).counter != NULL)
 	{
+		if (++state->npassed % PASSED_PER_KEY == 0)
+			state->budget--;
 		if (!space_is_old(ref.self))
 			continue;
 		if (n < SCAN_KEYS &&
@@ -154,6 +166,10 @@ end_pass(MoveState *state, SharedBuffer *buffer)
 	if (!state->some_left)
 	{
 		buffer->table.moved = state->move;
+
+		/* the launcher may look only much later whether all is moved */
+		if (space_is_moved())
+			launcher_slot_wake();
 		return;
 	}
 	state->pause = Min(Max(2 * state->pause, AGAIN_MIN_MSECS), AGAIN_MAX_MSECS);
@@ -216,6 +232,7 @@ move_portion(MoveState *state, SharedBuffer *buffer)
 	begin_pass(state, buffer);
 	state->buffer = buffer;
 	state->budget = PORTION_KEYS;
+	state->npassed = 0;
 	PG_TRY();
 	{
 		/* a segment that cannot be made must not be taken for a leak */

@@ -50,7 +50,9 @@ typedef struct MoveState
 	TableScan	scan;
 	SharedBuffer *buffer;		/* in a portion */
 	CounterTable attached;
-	int			budget;			/* counters that the portion may still move */
+	int64		budget;			/* counters that the portion may still move */
+	int64		npassed;		/* how many it has come by, or on lists, how
+								 * many that have moved already */
 	bool		full;			/* there was no memory */
 	bool		some_left;		/* something could not be moved */
 	int			pause;			/* before the next pass, in milliseconds */
