@@ -183,6 +183,20 @@ compat_name_tranche(int tranche, const char *name)
 #define compat_area_size(area)		((size_t) 0)
 #endif
 
+/*
+ * Send a process a catchup interrupt.  17: a process's signals have the number
+ * of its PGPROC
+ */
+#if PG_VERSION_NUM >= 170000
+#define compat_send_catchup(proc, pid) \
+	((void) SendProcSignal(pid, PROCSIG_CATCHUP_INTERRUPT, \
+						   GetNumberFromPGProc(proc)))
+#else
+#define compat_send_catchup(proc, pid) \
+	((void) SendProcSignal(pid, PROCSIG_CATCHUP_INTERRUPT, \
+						   (proc)->backendId))
+#endif
+
 /* 17: a background worker may connect as a role without LOGIN */
 #if PG_VERSION_NUM >= 170000
 #define COMPAT_WORKER_FLAGS		BGWORKER_BYPASS_ROLELOGINCHECK

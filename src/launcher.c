@@ -671,6 +671,28 @@ look_for_left(Move *move, ClockTime now)
 }
 
 /*
+ * Have all sessions detach from what was removed, idle ones, too: a catchup
+ * interrupt has them run an empty transaction, at the end of which they do it.
+ */
+static void
+wake_sessions(void)
+{
+	for (uint32 i = 0; i < ProcGlobal->allProcCount; i++)
+	{
+		PGPROC	   *proc = &ProcGlobal->allProcs[i];
+		int			pid = *(volatile int *) &proc->pid;
+
+		/*
+		 * if it has just ended, and even if it has a successor, no harm is
+		 * done
+		 */
+		if (pid != 0 && pid != MyProcPid &&
+			OidIsValid(*(volatile Oid *) &proc->databaseId))
+			compat_send_catchup(proc, pid);
+	}
+}
+
+/*
  * Begin a move if one is due, and have a part in the one in progress: move what
  * the buffers without a worker have, and end it when nothing is left in the old
  * space.  Returns when to look again if nothing happens before.
@@ -704,6 +726,7 @@ move_counters(ClockTime now)
 	if (!space_end_move())
 		return move.look_at;
 	registry_wake_workers(InvalidOid);
+	wake_sessions();
 	return SCHEDULE_NEVER;
 }
 

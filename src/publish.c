@@ -391,7 +391,6 @@ publish_prepare(PendingSet *set)
 	bool		any = false;
 	bool		pinned = false;
 
-	space_detach_removed();
 	for (PendingBuffer *pending = set->buffers; pending;
 		 pending = pending->next)
 	{

@@ -89,6 +89,11 @@ sql(q{SELECT sb_stop('halted')});
 my $session = $node->background_psql($db);
 my $more = 0;
 $session->query_safe("SELECT sb_increment('key $every', 1, 'big')");
+
+# Another has looked at all of them, and does nothing more: the memory that it has
+# mapped is not kept for that.
+my $idle = $node->background_psql($db);
+is($idle->query_safe('SELECT count(*) FROM big'), $keys, 'a session reads all');
 let_most_go();
 memory_is_given_back('at rest', sub
 	{
@@ -98,6 +103,8 @@ memory_is_given_back('at rest', sub
 $session->query_safe("SELECT sb_increment('key $every', 1, 'big')");
 $more++;
 $session->quit;
+is($idle->query_safe('SELECT count(*) FROM big'), $stay, 'the session that was idle reads what has stayed');
+$idle->quit;
 is(sql(q{SELECT count(*), sum(count) FROM big}), $stay . '|' . ($stay + $more), 'the keys that stayed are there');
 is(sql(qq{SELECT count(*), sum(count), min(key), max(key) FROM $_}), '10|10|1/1|1/9', "so are those of the buffer that is $_") foreach @others;
 is(sql(q{SELECT sum(sb_count('key ' || g, 'big')) FROM generate_series(1, 1000) g}), 3 + $more, 'and each is found');
