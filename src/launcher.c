@@ -101,6 +101,9 @@
 /* then all buffers are looked through again */
 #define MOVE_AGAIN_LOOKS		10
 
+/* a launcher that cannot move is not replaced before it has run for so long */
+#define MOVE_RUN_MSECS			10000
+
 /*
  * A walk through the registry is followed by a pause that is so many times as
  * long, but no longer than WALK_PAUSE_MSECS.
@@ -167,6 +170,9 @@ static List *looks = NIL;
 static ClockTime walk_after = 0;
 static ClockTime register_after = 0;
 static int	register_failures = 0;
+
+/* counters could not be moved, for another reason than that there is no memory */
+static bool cannot_move = false;
 
 /* before_shmem_exit callback: cease to be the launcher. */
 static void
@@ -629,12 +635,14 @@ move_first(Move *move, ClockTime until)
 	move->todo = list_delete_first(move->todo);
 	if (buffer != NULL)
 	{
+		cannot_move = true;
 		if (!registry_is_dropped(buffer))
 			do
 			{
 				move_portion(&move->state, buffer);
 				over = move->state.step == MOVE_OVER;
 			} while (!over && clock_now() < until);
+		cannot_move = false;
 		registry_release(buffer, 0);
 	}
 	if (over)
@@ -975,9 +983,30 @@ start_workers(bool loading)
 }
 
 /*
+ * A process that has failed to map a segment of shared memory may not be able to
+ * for the rest of its life: dsm.c keeps the segment, half attached.  So if the
+ * launcher cannot move counters, another process is to try.
+ */
+static bool
+must_be_replaced(void)
+{
+	static ClockTime began = 0;
+	ClockTime	now = clock_now();
+
+	if (began == 0)
+		began = now;
+	if (!cannot_move || !clock_passed(began, now, MOVE_RUN_MSECS))
+		return false;
+
+	/* only once if there can be none */
+	cannot_move = false;
+	return true;
+}
+
+/*
  * Handle SIGTERM.  If the server is stopping, save the counts and exit.
  *
- * If only the launcher was terminated, wait until another one has taken its
+ * If only the launcher was terminated, or cannot work, wait until another one has taken its
  * place before exiting.  Otherwise there would be a time without a process
  * that saves counts: the server may be stopped before the postmaster restarts
  * the launcher.  Returns if there cannot be another one.
@@ -1118,7 +1147,7 @@ statbuffer_launcher_main(Datum main_arg)
 
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
-		if (ShutdownRequestPending)
+		if (ShutdownRequestPending || must_be_replaced())
 			end_or_hand_over();
 		if (ConfigReloadPending)
 		{
