@@ -21,6 +21,7 @@ OBJS = \
 	src/launcher.o \
 	src/ledger.o \
 	src/load.o \
+	src/move.o \
 	src/options.o \
 	src/owner.o \
 	src/pace.o \
@@ -40,6 +41,7 @@ OBJS = \
 	src/shutdown.o \
 	src/sink_function.o \
 	src/sink_target.o \
+	src/space.o \
 	src/standby.o \
 	src/statbuffer.o \
 	src/stats.o \

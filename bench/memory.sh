@@ -2,16 +2,19 @@
 #
 # What a key takes of dynamic shared memory, all included: the growth of all its
 # segments by a million text keys of 16 bytes, but for the pages that wait for
-# the next keys: each segment is twice as large as the one before the last.  The
-# server keeps the segments as files, which tell their sizes.  Where it goes is
-# told by the allocator's own account of itself.
+# the next keys.  The server keeps the segments as files, which tell their sizes.
+# Where it goes is told by the allocator's own account of itself.
+#
+# And what is left of it when most of many keys are gone.
 
 # The sum of all segments, those of PostgreSQL's own statistics included.
 segments_size() {
 	find "$PGDATA/pg_dynshmem" -name 'mmap.*' -printf '%s\n' | awk '{ sum += $1 } END { print sum + 0 }'
 }
 
-# How far the variable that has the area is from a function that is exported.
+# How far the variable that has the area of counters is from a function that is
+# exported.  There are two places for it, and the first is used as long as nothing
+# has moved.
 distance_of_area() {
 	nm "$("$PG_CONFIG" --pkglibdir)/statbuffer.so" | awk '
 		function number(hex, i, n) {
@@ -19,7 +22,7 @@ distance_of_area() {
 				n = n * 16 + index("0123456789abcdef", substr(hex, i, 1)) - 1
 			return n
 		}
-		$3 == "shared_area" { area = number($1) }
+		$3 == "space_local" { area = number($1) }
 		$3 == "statbuffer_launcher_main" { known = number($1) }
 		END { if (area && known) print area - known }'
 }
@@ -61,6 +64,45 @@ memory_part() {
 	record "$1" statbuffer "$million" 'bytes/key' "$(awk -v bytes="$2" -v keys="$million" 'BEGIN { print bytes / keys }')"
 }
 
+# What is left of ten million keys when all but 1,001 of them, one in ten thousand,
+# are gone, and how long it takes until it is no more than it should be, and until
+# it gets no less.
+memory_after() {
+	local keys=$((10 * million)) every=$((million / 100)) piece size last held bound began gone met=
+	bench_server memory-after "dynamic_shared_memory_type = mmap" "max_worker_processes = 4"
+	perform "CREATE FUNCTION forget(keys text[], counts bigint[]) RETURNS void LANGUAGE sql AS ''"
+	perform "CREATE FOREIGN TABLE many (key text NOT NULL, count bigint NOT NULL)
+		SERVER statbuffer OPTIONS (handler 'forget', interval '1h', timeout '10s', batch_size '100000')"
+	for ((piece = 0; piece < 10; piece++)); do
+		perform "INSERT INTO many SELECT 'key ' || to_char(n, 'FM000000000000'), 1 FROM generate_series($((piece * million)), $(((piece + 1) * million - 1))) AS n"
+	done
+	record before statbuffer "$keys" MB "$(segments_size | awk '{ print $1 / 1e6 }')"
+	drain many
+	perform "INSERT INTO many SELECT 'key ' || to_char(n * $every, 'FM000000000000'), 1 FROM generate_series(0, 1000) AS n"
+	gone="SELECT keys = 1001 FROM sb_stat_buffers WHERE buffer = 'many'"
+	while [ "$(ask "$gone")" != t ]; do sleep 0.1; done
+	began=$(date +%s%N)
+	held=$(ask "SELECT memory FROM sb_stat_memory")
+	bound=$((2 * held + 16 * 1024 * 1024))
+	last=$(segments_size)
+	record sparse statbuffer "$keys" MB "$(awk -v bytes="$last" 'BEGIN { print bytes / 1e6 }')"
+	for ((piece = 0; piece < 600; piece++)); do
+		size=$(segments_size)
+		if [ -z "$met" ] && ((size <= bound)); then
+			met=$(date +%s%N)
+			record until-met statbuffer "$keys" s "$(awk -v ns=$((met - began)) 'BEGIN { print ns / 1e9 }')"
+		fi
+		[ -z "$met" ] || ((size < last)) || break
+		last=$size
+		sleep 0.2
+	done
+	must_be "the keys held" 1001 "SELECT keys FROM sb_stat_buffers WHERE buffer = 'many'"
+	record after statbuffer "$keys" MB "$(awk -v bytes="$size" 'BEGIN { print bytes / 1e6 }')"
+	record after bound "$keys" MB "$(awk -v bytes="$bound" 'BEGIN { print bytes / 1e6 }')"
+	must_have_counted many $((keys + 1001))
+	stop_server
+}
+
 # Memory is the same in each round; one is enough.
 measure_memory() {
 	local before after account=$work/account counter piece free
@@ -94,4 +136,5 @@ measure_memory() {
 	# or they were flushed now
 	perform "TRUNCATE hits"
 	stop_server
+	memory_after
 }

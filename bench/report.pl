@@ -280,6 +280,12 @@ sub make_rows
 	  foreach 'counters', 'buckets', 'allocator';
 	value_row('  pages that wait for the next keys', 'memory waiting statbuffer 1000000');
 	value_row('  as sb_stat_buffers tells', 'memory accounted statbuffer 1000000');
+	ratio_row('all segments with 1,001 keys after ten million / 2 times what is held + 16 MB',
+		'memory after statbuffer 10000000', 'memory after bound 10000000', '<= 1');
+	value_row('  with all of them', 'memory before statbuffer 10000000');
+	value_row('  when they were just freed', 'memory sparse statbuffer 10000000');
+	value_row('  from then on, until it was no more than that',
+		'memory until-met statbuffer 10000000', undef, '<= 60');
 
 	foreach (
 		[ '1,000,000 keys held, 100 due each second, at once' => 'once-million' ],

@@ -464,6 +464,7 @@ batch_reap(SharedBuffer *buffer, const CounterTable *table,
 	uint64		nfreed = 0;
 
 	Assert(registry_is_mine(buffer));
+	space_note_use();
 	schedule_forget_idle(&buffer->schedule);
 	table_begin_scan(&scan, table, true);
 	while (table_begin_portion(&scan))
@@ -474,8 +475,8 @@ batch_reap(SharedBuffer *buffer, const CounterTable *table,
 				nfreed++;
 			}
 	if (nfreed >= TRIM_MIN_KEYS ||
-		(nfreed > 0 && table_nkeys(&buffer->table) == 0))
-		shmem_trim();
+		(nfreed > 0 && (table_nkeys(&buffer->table) == 0 || space_is_sparse())))
+		space_trim();
 }
 
 /*

@@ -991,6 +991,7 @@ find_shared(SbBuffer *buffer, bool create)
 static bool
 attach(SbBuffer *buffer, bool create)
 {
+	space_detach_removed();
 	if (buffer_is_attached(buffer))
 		return true;
 

@@ -167,9 +167,11 @@ compat_name_tranche(int tranche, const char *name)
  * twice as large as the one before the last
  */
 #if PG_VERSION_NUM >= 170000
+#define COMPAT_SEGMENTS_BOUNDED		true
 #define compat_create_area(tranche, largest_segment) \
 	dsa_create_ext(tranche, DSA_DEFAULT_INIT_SEGMENT_SIZE, largest_segment)
 #else
+#define COMPAT_SEGMENTS_BOUNDED		false
 #define compat_create_area(tranche, largest_segment) \
 	((void) (largest_segment), dsa_create(tranche))
 #endif
@@ -181,6 +183,20 @@ compat_name_tranche(int tranche, const char *name)
 #else
 #define COMPAT_AREA_SIZE_KNOWN		false
 #define compat_area_size(area)		((size_t) 0)
+#endif
+
+/*
+ * Send a process a catchup interrupt.  17: a process's signals have the number
+ * of its PGPROC
+ */
+#if PG_VERSION_NUM >= 170000
+#define compat_send_catchup(proc, pid) \
+	((void) SendProcSignal(pid, PROCSIG_CATCHUP_INTERRUPT, \
+						   GetNumberFromPGProc(proc)))
+#else
+#define compat_send_catchup(proc, pid) \
+	((void) SendProcSignal(pid, PROCSIG_CATCHUP_INTERRUPT, \
+						   (proc)->backendId))
 #endif
 
 /* 17: a background worker may connect as a role without LOGIN */

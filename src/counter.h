@@ -13,7 +13,7 @@
 #include "clock.h"
 #include "key.h"
 #include "port/atomics.h"
-#include "shmem.h"
+#include "space.h"
 #include "storage/s_lock.h"
 #include "utils/dsa.h"
 
@@ -35,7 +35,8 @@
  * A counter is found through the buffer's table, and kept alive by the lock of
  * the table's partition, by a pin, or by being the worker: only the worker
  * frees counters, only those that are not pinned, not linked and empty, and
- * only under that lock.
+ * only under that lock.  It also moves them, with the same conditions but that
+ * they may be linked and have a count: see move.c.
  *
  * `counted_at' is 0 if nothing was counted since the count was last taken.
  * Otherwise it is the time of the first increment since then, plus the jitter,
@@ -89,7 +90,7 @@ typedef struct CounterRef
 static inline SharedCounter *
 counter_at(dsa_pointer pointer)
 {
-	return dsa_get_address(shared_area, pointer);
+	return space_address(pointer);
 }
 
 /* The same, with the pointer. */

@@ -553,7 +553,7 @@ counters_request_flush(SharedBuffer *buffer, const CounterTable *table,
 					   const KeyBytes *key)
 {
 	dsa_pointer request = requests_allocate_flush();
-	CounterRef	ref;
+	CounterRef	ref = {NULL, InvalidDsaPointer};
 
 	/* if memory is out, flushing everything helps */
 	if (!DsaPointerIsValid(request))
@@ -561,11 +561,23 @@ counters_request_flush(SharedBuffer *buffer, const CounterTable *table,
 		requests_ask(&buffer->requests, REQUEST_FLUSH_ALL);
 		return;
 	}
-	ref = table_pin(table, key);
+
+	/* what nobody frees would keep its space from being removed */
+	PG_TRY();
+	{
+		ref = table_pin(table, key);
+	}
+	PG_CATCH();
+	{
+		LWLockReleaseAll();
+		space_free(request);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
 	if (ref.counter != NULL)
 		requests_flush_key(&buffer->requests, request, ref);
 	else
-		dsa_free(shared_area, request);
+		space_free(request);
 }
 
 /* ------------------------------------------------------------------------

@@ -8,7 +8,7 @@
  * itself, a bucket at a time, and counters are chained to each other.
  *
  * This file knows only what a counter needs to be found: its chain and its
- * key.  It calls nothing but dsa.c, LWLocks and key_hash(), so that it can be
+ * key.  It calls nothing but space.c, LWLocks and key_hash(), so that it can be
  * tested with threads: see t/threads.
  *
  * Copyright (c) 2026, statbuffer developers
@@ -60,6 +60,8 @@ StaticAssertDecl((SCAN_AHEAD & (SCAN_AHEAD - 1)) == 0,
 
 /* shrink if there are more than this many buckets for a key */
 #define SHRINK_FACTOR		2
+
+static void remove_chunk(HashPartition *partition);
 
 /* ------------------------------------------------------------------------
  * Buckets
@@ -135,8 +137,7 @@ bucket_below(HashPartition *partition, void *root, uint32 bucket)
 	if (bucket < HASH_FIRST_BUCKETS)
 		return &partition->buckets[bucket];
 	if (chunk_number(partition->nbuckets - 1) > 0)
-		chunk = dsa_get_address(shared_area,
-								((HashDirectory *) root)->chunks[chunk_number(bucket)]);
+		chunk = space_address(((HashDirectory *) root)->chunks[chunk_number(bucket)]);
 	return &chunk[chunk_offset(bucket)];
 }
 
@@ -147,7 +148,7 @@ bucket_head(HashPartition *partition, uint32 bucket)
 	if (bucket < HASH_FIRST_BUCKETS)
 		return &partition->buckets[bucket];
 	return bucket_below(partition,
-						dsa_get_address(shared_area, partition->root), bucket);
+						space_address(partition->root), bucket);
 }
 
 /* The hash of a counter's key. */
@@ -180,7 +181,8 @@ hash_init(HashPartition *partitions, int tranche)
 }
 
 /*
- * Free what an empty table has allocated.  No other process uses it any more.
+ * Free what an empty table has allocated, from its end, so that another call can
+ * go on after an error.  No other process uses it any more.
  */
 void
 hash_free_buckets(HashPartition *partitions)
@@ -188,23 +190,16 @@ hash_free_buckets(HashPartition *partitions)
 	for (int i = 0; i < HASH_PARTITIONS; i++)
 	{
 		HashPartition *partition = &partitions[i];
-		uint32		nchunks;
 
 		Assert(partition->nkeys == 0);
-		if (partition->nbuckets == HASH_FIRST_BUCKETS)
-			continue;
-		nchunks = chunk_number(partition->nbuckets - 1) + 1;
-		if (nchunks > 1)
+		while (partition->nbuckets > HASH_FIRST_BUCKETS)
 		{
-			HashDirectory *directory = dsa_get_address(shared_area,
-													   partition->root);
+			uint32		last = partition->nbuckets - 1;
 
-			for (uint32 c = 0; c < nchunks; c++)
-				dsa_free(shared_area, directory->chunks[c]);
+			(void) space_address(partition->root);
+			partition->nbuckets = last - chunk_offset(last);
+			remove_chunk(partition);
 		}
-		dsa_free(shared_area, partition->root);
-		partition->nbuckets = HASH_FIRST_BUCKETS;
-		partition->root = InvalidDsaPointer;
 	}
 }
 
@@ -263,7 +258,7 @@ static void
 find_heads(HashPartition *partition, const HashItem *items, int n,
 		   dsa_pointer **heads)
 {
-	void	   *root = dsa_get_address(shared_area, partition->root);
+	void	   *root = space_address(partition->root);
 
 	Assert(n <= HASH_MANY);
 	for (int i = 0; i < n; i++)
@@ -336,25 +331,28 @@ hash_prepare(HashSpare *spare)
 {
 	if (likely(spare->chunk_size == 0))
 		return;
-	spare->chunk = shmem_try_allocate(spare->chunk_size * sizeof(dsa_pointer),
+	spare->chunk = space_try_allocate(spare->chunk_size * sizeof(dsa_pointer),
 									  DSA_ALLOC_ZERO);
 	if (spare->directory_size == 0)
 		return;
-	spare->directory = shmem_try_allocate(DIRECTORY_SIZE(spare->directory_size),
+	spare->directory = space_try_allocate(DIRECTORY_SIZE(spare->directory_size),
 										  DSA_ALLOC_HUGE);
 	if (DsaPointerIsValid(spare->directory))
-		((HashDirectory *) dsa_get_address(shared_area,
-										   spare->directory))->size = spare->directory_size;
+		((HashDirectory *) space_address(spare->directory))->size = spare->directory_size;
 }
 
 /* Free what was prepared and not used, and what was replaced by it. */
 void
 hash_free_spare(HashSpare *spare)
 {
-	if (DsaPointerIsValid(spare->chunk))
-		dsa_free(shared_area, spare->chunk);
-	if (DsaPointerIsValid(spare->directory))
-		dsa_free(shared_area, spare->directory);
+	dsa_pointer chunk = spare->chunk;
+	dsa_pointer directory = spare->directory;
+
+	spare->chunk = spare->directory = InvalidDsaPointer;
+	if (DsaPointerIsValid(chunk))
+		space_free(chunk);
+	if (DsaPointerIsValid(directory))
+		space_free(directory);
 }
 
 /*
@@ -373,17 +371,16 @@ add_chunk(HashPartition *partition, HashSpare *spare)
 		return false;
 
 	/* map what is about to be used: later nothing may fail */
-	(void) dsa_get_address(shared_area, chunk);
+	(void) space_address(chunk);
 	if (c == 0)
 		partition->root = chunk;
 	else
 	{
 		if (c > 1)
-			directory = dsa_get_address(shared_area, partition->root);
+			directory = space_address(partition->root);
 		if (c == 1 || directory->size == c)
 		{
-			HashDirectory *larger = dsa_get_address(shared_area,
-													spare->directory);
+			HashDirectory *larger = space_address(spare->directory);
 
 			if (larger == NULL || larger->size <= c)
 				return false;
@@ -440,7 +437,7 @@ split(HashPartition *partition, HashSpare *spare)
 
 		if (!add_chunk(partition, spare))
 			return false;
-		new_link = dsa_get_address(shared_area, chunk);
+		new_link = space_address(chunk);
 	}
 	else
 		new_link = bucket_head(partition, number);
@@ -577,7 +574,7 @@ remove_chunk(HashPartition *partition)
 		partition->root = InvalidDsaPointer;
 	else
 	{
-		directory = dsa_get_address(shared_area, partition->root);
+		directory = space_address(partition->root);
 		chunk = directory->chunks[c];
 		if (c == 1)
 		{
@@ -585,9 +582,9 @@ remove_chunk(HashPartition *partition)
 			partition->root = directory->chunks[0];
 		}
 	}
-	dsa_free(shared_area, chunk);
+	space_free(chunk);
 	if (DsaPointerIsValid(old_directory))
-		dsa_free(shared_area, old_directory);
+		space_free(old_directory);
 }
 
 /*
@@ -687,6 +684,124 @@ hash_take(HashPartition *partitions, dsa_pointer *taken, int max,
 		LWLockRelease(&partition->lock);
 	}
 	return n;
+}
+
+/* ------------------------------------------------------------------------
+ * Moving
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Have the table lead to a copy of a counter, which this makes.  Returns false,
+ * and changes nothing, if the counter is pinned, or is not `linked' as the
+ * caller says.
+ *
+ * Under the lock of the partition nobody but who has a pin changes a counter, so
+ * without pins the copy is like the counter.  The copy takes its place in the
+ * chain, so scans return one of them and not both.  `nmoved' is increased under
+ * the lock.  On error nothing has changed.
+ */
+bool
+hash_move(HashPartition *partitions, CounterRef ref, CounterRef copy,
+		  Size size, bool linked, pg_atomic_uint64 *nmoved)
+{
+	uint32		hash = counter_hash(ref.counter);
+	HashPartition *partition = partition_of(partitions, hash);
+	dsa_pointer *link;
+	bool		moves;
+
+	LWLockAcquire(&partition->lock, LW_EXCLUSIVE);
+	link = bucket_head(partition, bucket_number(partition, hash));
+	while (*link != ref.self)
+		link = &counter_at(*link)->chain;
+	moves = (pg_atomic_read_u32(&ref.counter->pins) &
+			 (COUNTER_PINS | COUNTER_LINKED)) == (linked ? COUNTER_LINKED : 0);
+	if (moves)
+	{
+		/* what those with pins have done is seen; releasing one is a barrier */
+		pg_read_barrier();
+		memcpy(copy.counter, ref.counter, size);
+		*link = copy.self;
+		pg_atomic_fetch_add_u64(nmoved, 1);
+	}
+	LWLockRelease(&partition->lock);
+	return moves;
+}
+
+/*
+ * Find the pointer to something of a partition that is in the old space, and its
+ * size.  Returns NULL if there is nothing.  The partition is locked.
+ */
+static dsa_pointer *
+find_old(HashPartition *partition, Size *size)
+{
+	HashDirectory *directory;
+	uint32		nchunks;
+
+	if (partition->nbuckets == HASH_FIRST_BUCKETS)
+		return NULL;
+	nchunks = chunk_number(partition->nbuckets - 1) + 1;
+	directory = space_address(partition->root);
+	if (space_is_old(partition->root))
+	{
+		*size = nchunks == 1 ? chunk_size(0) * sizeof(dsa_pointer) :
+			DIRECTORY_SIZE(directory->size);
+		return &partition->root;
+	}
+	for (uint32 c = 0; nchunks > 1 && c < nchunks; c++)
+	{
+		if (!space_is_old(directory->chunks[c]))
+			continue;
+		*size = chunk_size(c) * sizeof(dsa_pointer);
+		return &directory->chunks[c];
+	}
+	return NULL;
+}
+
+/*
+ * Move what a partition has grown by to the present space.  Returns false if
+ * there is no memory.  Nothing is locked.  On error, the caller frees what is in
+ * `held', if that is not InvalidDsaPointer.
+ */
+bool
+hash_move_buckets(HashPartition *partitions, int number, dsa_pointer *held)
+{
+	HashPartition *partition = &partitions[number];
+
+	for (;;)
+	{
+		Size		planned;
+		Size		size = 0;
+		dsa_pointer unused;
+		dsa_pointer *link;
+
+		LWLockAcquire(&partition->lock, LW_SHARED);
+		link = find_old(partition, &planned);
+		LWLockRelease(&partition->lock);
+		if (link == NULL)
+			return true;
+
+		*held = space_try_allocate(planned, DSA_ALLOC_HUGE);
+		if (!DsaPointerIsValid(*held))
+			return false;
+		(void) space_address(*held);
+
+		/* the partition may have changed; then this goes on with the next */
+		LWLockAcquire(&partition->lock, LW_EXCLUSIVE);
+		link = find_old(partition, &size);
+		if (link != NULL && size == planned)
+		{
+			dsa_pointer old = *link;
+
+			memcpy(space_address(*held), space_address(old), size);
+			*link = *held;
+			*held = old;
+		}
+		LWLockRelease(&partition->lock);
+		unused = *held;
+		*held = InvalidDsaPointer;
+		space_free(unused);
+	}
 }
 
 /* ------------------------------------------------------------------------

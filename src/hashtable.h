@@ -148,6 +148,12 @@ extern void hash_end_portion(HashScan *scan);
 extern uint64 hash_position(uint32 hash);
 extern uint64 hash_scan_position(const HashScan *scan);
 
+extern bool hash_move(HashPartition *partitions, CounterRef ref,
+					  CounterRef copy, Size size, bool linked,
+					  pg_atomic_uint64 *nmoved);
+extern bool hash_move_buckets(HashPartition *partitions, int number,
+							  dsa_pointer *held);
+
 extern int	hash_take(HashPartition *partitions, dsa_pointer *taken, int max,
 					  dsa_pointer *list);
 

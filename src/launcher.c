@@ -13,8 +13,8 @@
  * pauses between walks: see WALK_SHARE.
  *
  * It also loads the counts that the last shutdown saved, saves counts at the
- * next one, triggers early flushes when memory runs short, and starts the keepers
- * of ledgers (keepers.c).
+ * next one, triggers early flushes when memory runs short, has counters moved
+ * when most keys are gone, and starts the keepers of ledgers (keepers.c).
  *
  * If the library is preloaded, the launcher starts with the server; otherwise
  * the first transaction that counts registers it.
@@ -36,6 +36,7 @@
 #include "launcher.h"
 #include "load.h"
 #include "miscadmin.h"
+#include "move.h"
 #include "owner.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -84,6 +85,27 @@
 #define LOAD_RETRY_MSECS		1000
 
 /*
+ * Before counters are moved because many keys are gone, no more than a few keys
+ * must have gone for so long; and moves begin no more often than that.
+ */
+#define SPARSE_MSECS			2000
+#define MOVE_PAUSE_MSECS		10000
+
+/*
+ * Counters of buffers without a worker are moved for so long at a time.  The
+ * launcher looks whether everything has moved at growing intervals.
+ */
+#define MOVE_MSECS				20
+#define MOVE_LOOK_MIN_MSECS		50
+#define MOVE_LOOK_MAX_MSECS		300000
+
+/* then all buffers are looked through again */
+#define MOVE_AGAIN_LOOKS		10
+
+/* a launcher that cannot move is not replaced before it has run for so long */
+#define MOVE_RUN_MSECS			10000
+
+/*
  * A walk through the registry is followed by a pause that is so many times as
  * long, but no longer than WALK_PAUSE_MSECS.
  */
@@ -122,6 +144,17 @@ typedef struct DatabaseLook
 	ClockTime	looked_at;
 } DatabaseLook;
 
+/* The move in progress, as far as this process has a part in it. */
+typedef struct Move
+{
+	uint32		number;			/* space_moving() */
+	int			looks;			/* how often it has looked since that */
+	ClockTime	look_at;
+	List	   *todo;			/* SharedBufferKeys of buffers without a
+								 * worker */
+	MoveState	state;
+} Move;
+
 /* What there is to do, as a walk through the registry has found. */
 typedef struct Walk
 {
@@ -138,6 +171,9 @@ static List *looks = NIL;
 static ClockTime walk_after = 0;
 static ClockTime register_after = 0;
 static int	register_failures = 0;
+
+/* counters could not be moved, for another reason than that there is no memory */
+static bool cannot_move = false;
 
 /* before_shmem_exit callback: cease to be the launcher. */
 static void
@@ -497,6 +533,212 @@ request_early_flushes(void)
 	return again = clock_add(now, EARLY_FLUSH_MSECS);
 }
 
+/* ------------------------------------------------------------------------
+ * Moving counters to a new space: see SharedSpaces
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * If there is much less than there was, begin a move.  Returns when to look
+ * again if nothing happens before.
+ */
+static ClockTime
+begin_move(ClockTime now)
+{
+	static ClockTime since = 0; /* when it was found; 0: it is not sparse */
+	static uint64 nbytes_then;
+	static ClockTime not_before = 0;
+	static int	failures = 0;	/* in a row */
+	uint64		nbytes = pg_atomic_read_u64(&shared_control->memory.nbytes);
+	ClockTime	begin_at;
+
+	if (!space_is_sparse())
+	{
+		since = 0;
+		return SCHEDULE_NEVER;
+	}
+
+	/* what is about to be freed must not be moved */
+	if (since == 0 || nbytes < nbytes_then / 8 * 7)
+	{
+		since = now;
+		nbytes_then = nbytes;
+	}
+	begin_at = Max(clock_add(since, SPARSE_MSECS), not_before);
+	if (now < begin_at)
+		return begin_at;
+	since = 0;
+
+	/* it may fail, for want of memory, which must not fill the log */
+	not_before = clock_add(now, clock_double(MOVE_PAUSE_MSECS, failures++,
+											 LOG_AGAIN_MSECS));
+	space_begin_move();
+	failures = 0;
+	return now;
+}
+
+/*
+ * List the buffers that have something to move and have no worker, and are not
+ * to get one at once.  Wakes the workers of the others.  Returns whether there
+ * are any.
+ */
+static bool
+list_to_move(Move *move, ClockTime now)
+{
+	bool		any = false;
+	RegistryScan scan;
+	SharedBuffer *buffer;
+
+	list_free_deep(move->todo);
+	move->todo = NIL;
+	registry_begin_scan(&scan);
+	while ((buffer = registry_next(&scan)) != NULL)
+	{
+		Latch	   *latch = *(Latch *volatile *) &buffer->slot.latch;
+		MemoryContext oldcontext;
+		SharedBufferKey *key;
+
+		if (buffer->table.moved == move->number || registry_is_dropped(buffer))
+			continue;
+		any = true;
+		if (latch != NULL)
+		{
+			SetLatch(latch);
+			continue;
+		}
+		if (is_starting(&buffer->key) ||
+			(registry_wants_worker(buffer) && buffer->slot.start_after <= now &&
+			 (ClockTime) pg_atomic_read_u64(&buffer->schedule.wake_at) <= now))
+			continue;
+		oldcontext = MemoryContextSwitchTo(TopMemoryContext);
+		key = palloc(sizeof(SharedBufferKey));
+		*key = buffer->key;
+		move->todo = lappend(move->todo, key);
+		MemoryContextSwitchTo(oldcontext);
+	}
+	registry_end_scan(&scan);
+	return any;
+}
+
+/*
+ * Move the counters of the first buffer of the list.  Returns false if there are
+ * more of them after `until'.
+ */
+static bool
+move_first(Move *move, ClockTime until)
+{
+	SharedBufferKey *key = linitial(move->todo);
+	SharedBuffer *buffer = registry_claim(key->dboid, key->relid);
+	bool		over = true;
+	MemoryContext oldcontext;
+
+	/* not in the list, so that an error does not come again and again */
+	move->todo = list_delete_first(move->todo);
+	if (buffer != NULL)
+	{
+		cannot_move = true;
+		if (!registry_is_dropped(buffer))
+			do
+			{
+				move_portion(&move->state, buffer);
+				over = move->state.step == MOVE_OVER;
+			} while (!over && clock_now() < until);
+		cannot_move = false;
+		registry_release(buffer, 0);
+	}
+	if (over)
+		pfree(key);
+	else
+	{
+		oldcontext = MemoryContextSwitchTo(TopMemoryContext);
+		move->todo = lcons(key, move->todo);
+		MemoryContextSwitchTo(oldcontext);
+	}
+	return over;
+}
+
+/*
+ * Look through all buffers for what is to be moved, and set when to do so again:
+ * if it takes long, because something is pinned, later and later.
+ */
+static void
+look_for_left(Move *move, ClockTime now)
+{
+	bool		again = ++move->looks > MOVE_AGAIN_LOOKS;
+
+	/* what was allocated before the move began may come into a table later */
+	if (!list_to_move(move, now))
+		again = move->looks > 1 && !space_is_moved();
+	move->look_at = clock_add(now, clock_double(MOVE_LOOK_MIN_MSECS,
+												move->looks - 1,
+												MOVE_LOOK_MAX_MSECS));
+	if (!again)
+		return;
+	space_move_again();
+	move->number = space_moving();
+	(void) list_to_move(move, now);
+}
+
+/*
+ * Have all sessions detach from what was removed, idle ones, too: a catchup
+ * interrupt has them run an empty transaction, at the end of which they do it.
+ */
+static void
+wake_sessions(void)
+{
+	for (uint32 i = 0; i < ProcGlobal->allProcCount; i++)
+	{
+		PGPROC	   *proc = &ProcGlobal->allProcs[i];
+		int			pid = *(volatile int *) &proc->pid;
+
+		/*
+		 * if it has just ended, and even if it has a successor, no harm is
+		 * done
+		 */
+		if (pid != 0 && pid != MyProcPid &&
+			OidIsValid(*(volatile Oid *) &proc->databaseId))
+			compat_send_catchup(proc, pid);
+	}
+}
+
+/*
+ * Begin a move if one is due, and have a part in the one in progress: move what
+ * the buffers without a worker have, and end it when nothing is left in the old
+ * space.  Returns when to look again if nothing happens before.
+ */
+static ClockTime
+move_counters(ClockTime now)
+{
+	static Move move;
+	ClockTime	until;
+
+	if (space_moving() == 0)
+	{
+		ClockTime	begin_at = begin_move(now);
+
+		if (space_moving() == 0)
+			return begin_at;
+	}
+	if (move.number != space_moving())
+	{
+		move.number = space_moving();
+		move.looks = 0;
+		move.look_at = now;
+	}
+	if (now >= move.look_at)
+		look_for_left(&move, now);
+	until = clock_add(now, MOVE_MSECS);
+	while (move.todo != NIL)
+		if (!move_first(&move, until) || clock_now() >= until)
+			return now;
+
+	if (!space_end_move())
+		return move.look_at;
+	registry_wake_workers(InvalidOid);
+	wake_sessions();
+	return SCHEDULE_NEVER;
+}
+
 static int
 compare_candidates(const void *a, const void *b)
 {
@@ -742,9 +984,30 @@ start_workers(bool loading)
 }
 
 /*
+ * A process that has failed to map a segment of shared memory may not be able to
+ * for the rest of its life: dsm.c keeps the segment, half attached.  So if the
+ * launcher cannot move counters, another process is to try.
+ */
+static bool
+must_be_replaced(void)
+{
+	static ClockTime began = 0;
+	ClockTime	now = clock_now();
+
+	if (began == 0)
+		began = now;
+	if (!cannot_move || !clock_passed(began, now, MOVE_RUN_MSECS))
+		return false;
+
+	/* only once if there can be none */
+	cannot_move = false;
+	return true;
+}
+
+/*
  * Handle SIGTERM.  If the server is stopping, save the counts and exit.
  *
- * If only the launcher was terminated, wait until another one has taken its
+ * If only the launcher was terminated, or cannot work, wait until another one has taken its
  * place before exiting.  Otherwise there would be a time without a process
  * that saves counts: the server may be stopped before the postmaster restarts
  * the launcher.  Returns if there cannot be another one.
@@ -813,7 +1076,7 @@ look_around(void)
 	ClockTime	keepers_at;
 
 	/* with an empty registry, nothing else that we do unmaps segments */
-	shmem_unmap_freed();
+	space_unmap_freed();
 	if (progress == LOAD_BLOCKED ||
 		(progress == LOAD_FAILED && now >= load_at))
 	{
@@ -826,6 +1089,12 @@ look_around(void)
 	next = Min(next, start_at);
 	keepers_at = keepers_start();
 	next = Min(next, keepers_at);
+	if (progress == LOAD_FINISHED)
+	{
+		ClockTime	move_at = move_counters(now);
+
+		next = Min(next, move_at);
+	}
 	return progress == LOAD_FINISHED ? next : Min(next, load_at);
 }
 
@@ -874,7 +1143,7 @@ statbuffer_launcher_main(Datum main_arg)
 	keepers_init();
 	context = AllocSetContextCreate(TopMemoryContext, "statbuffer launcher",
 									ALLOCSET_DEFAULT_SIZES);
-	shmem_set_limit();
+	space_set_limit();
 	for (;;)
 	{
 		ClockTime volatile next = SCHEDULE_NEVER;
@@ -883,13 +1152,13 @@ statbuffer_launcher_main(Datum main_arg)
 
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
-		if (ShutdownRequestPending)
+		if (ShutdownRequestPending || must_be_replaced())
 			end_or_hand_over();
 		if (ConfigReloadPending)
 		{
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
-			shmem_set_limit();
+			space_set_limit();
 		}
 
 		/* survive errors: no other process would save the counts */

@@ -1212,7 +1212,11 @@ static void
 xact_callback(XactEvent event, void *arg)
 {
 	if (event == XACT_EVENT_PRE_COMMIT)
+	{
+		/* also when a session is idle: see wake_sessions() in launcher.c */
+		space_detach_removed();
 		close_transaction();
+	}
 	else
 		closed = false;
 	if (event == XACT_EVENT_PRE_PREPARE)

@@ -328,7 +328,8 @@ registry_ask(SharedBuffer *buffer, uint32 what)
 }
 
 /*
- * Wake the workers of a database.  Locks partitions of the registry.
+ * Wake the workers of a database, or with InvalidOid, all workers.  Locks
+ * partitions of the registry.
  */
 void
 registry_wake_workers(Oid dboid)
@@ -341,7 +342,8 @@ registry_wake_workers(Oid dboid)
 	{
 		Latch	   *latch = *(Latch *volatile *) &buffer->slot.latch;
 
-		if (latch != NULL && buffer->key.dboid == dboid)
+		if (latch != NULL &&
+			(buffer->key.dboid == dboid || !OidIsValid(dboid)))
 			SetLatch(latch);
 	}
 	registry_end_scan(&scan);
@@ -548,7 +550,7 @@ registry_begin_drop(SharedBuffer *buffer, bool with_database)
  * Continue to remove a buffer: frees some of its keys, and in the end the
  * buffer.  Returns whether it is gone.  The caller has claimed the buffer, and
  * wakes the launcher afterwards unless it ends soon, for the reason given at
- * shmem_trim(); or it releases the buffer.
+ * space_trim(); or it releases the buffer.
  *
  * Raises an error if memory cannot be mapped; whoever calls this next goes on.
  * Locks partitions of the table and of the registry, and takes
@@ -569,7 +571,7 @@ registry_continue_drop(SharedBuffer *buffer)
 	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
 	shared_control->claims.nclaimed--;
 	LWLockRelease(&shared_control->lock);
-	dsa_trim(shared_area);
+	space_trim();
 	return true;
 }
 

@@ -99,8 +99,8 @@ requests_allocate_flush(void)
 {
 	dsa_pointer pointer;
 
-	pointer = shmem_try_allocate(sizeof(SharedFlushRequest), 0);
-	(void) dsa_get_address(shared_area, pointer);
+	pointer = space_try_allocate(sizeof(SharedFlushRequest), 0);
+	(void) space_address(pointer);
 	return pointer;
 }
 
@@ -111,7 +111,7 @@ requests_allocate_flush(void)
 static void
 push_flush(SharedRequests *requests, dsa_pointer pointer, CounterRef ref)
 {
-	SharedFlushRequest *request = dsa_get_address(shared_area, pointer);
+	SharedFlushRequest *request = space_address(pointer);
 	uint64		head = pg_atomic_read_u64(&requests->flushes);
 
 	request->counter = ref.self;
@@ -137,7 +137,7 @@ requests_flush_key(SharedRequests *requests, dsa_pointer pointer,
 	if (pg_atomic_fetch_or_u32(&ref.counter->pins, COUNTER_ASKED) & COUNTER_ASKED)
 	{
 		counter_unpin(ref.counter);
-		dsa_free(shared_area, pointer);
+		space_free(pointer);
 	}
 	else
 		push_flush(requests, pointer, ref);
@@ -201,7 +201,7 @@ serve_flushes(SharedRequests *requests, SharedSchedule *schedule)
 		while (DsaPointerIsValid(requests->flushes_taken))
 		{
 			dsa_pointer pointer = requests->flushes_taken;
-			SharedFlushRequest *request = dsa_get_address(shared_area, pointer);
+			SharedFlushRequest *request = space_address(pointer);
 			CounterRef	ref = counter_ref(request->counter);
 
 			/* from here on the key can be requested again */
@@ -210,7 +210,7 @@ serve_flushes(SharedRequests *requests, SharedSchedule *schedule)
 				schedule_make_due(schedule, ref);
 			requests->flushes_taken = request->next;
 			counter_unpin(ref.counter);
-			dsa_free(shared_area, pointer);
+			space_free(pointer);
 		}
 		if (!DsaPointerIsValid(pg_atomic_read_u64(&requests->flushes)))
 			break;
@@ -293,13 +293,13 @@ requests_drop_flushes(SharedRequests *requests)
 		   DsaPointerIsValid(pointer = pg_atomic_exchange_u64(&requests->flushes,
 															  InvalidDsaPointer)))
 	{
-		SharedFlushRequest *request = dsa_get_address(shared_area, pointer);
+		SharedFlushRequest *request = space_address(pointer);
 		SharedCounter *counter = counter_at(request->counter);
 
 		requests->flushes_taken = request->next;
 		counter_clear_flag(counter, COUNTER_ASKED);
 		counter_unpin(counter);
-		dsa_free(shared_area, pointer);
+		space_free(pointer);
 	}
 }
 

@@ -622,6 +622,66 @@ schedule_set_interval(SharedSchedule *schedule, int64 interval, ClockTime now)
 }
 
 /*
+ * Have the counters that are on the lists moved, beginning with list number
+ * `list', which is set to where to go on.  Returns false if `move' has stopped
+ * that, and otherwise, true at the end.  The caller advances the schedule
+ * afterwards, because this takes what is on the inbox.
+ *
+ * A copy takes the place of its counter on the list, which is freed then.  On
+ * error each counter is on its list, or its copy is; one that was replaced and
+ * not freed does not matter, see space_free().
+ */
+bool
+schedule_move(SharedSchedule *schedule, int *list, ScheduleMover move,
+			  void *arg)
+{
+	for (; *list < SCHEDULE_LISTS; (*list)++)
+	{
+		bool		takes_inbox = false;
+		dsa_pointer *link;
+
+		if (*list < lengthof(schedule->slots))
+			link = &schedule->slots[*list].head;
+		else if (*list == lengthof(schedule->slots))
+			link = &schedule->due_head;
+		else
+		{
+			link = &schedule->drained;
+			takes_inbox = true;
+		}
+		for (;;)
+		{
+			CounterRef	ref;
+			CounterRef	copy;
+
+			/* append what others have pushed, once */
+			if (!DsaPointerIsValid(*link) && takes_inbox)
+			{
+				*link = pg_atomic_exchange_u64(&schedule->inbox,
+											   InvalidDsaPointer);
+				takes_inbox = false;
+			}
+			if (!DsaPointerIsValid(*link))
+				break;
+
+			ref = counter_ref(*link);
+			copy = move(ref, arg);
+			if (copy.counter == NULL)
+				return false;
+			if (copy.self != ref.self)
+			{
+				*link = copy.self;
+				if (schedule->due_tail == ref.self)
+					schedule->due_tail = copy.self;
+				space_free(ref.self);
+			}
+			link = &copy.counter->next;
+		}
+	}
+	return true;
+}
+
+/*
  * Set a flag in SharedCounter.pins of every due key.  Returns how many did not
  * have it.
  */

@@ -86,6 +86,15 @@ typedef struct SharedSchedule
 	WheelSlot	slots[SCHEDULE_LEVELS * SCHEDULE_SLOTS];	/* (w) */
 } SharedSchedule;
 
+/* the number of lists that schedule_move() goes through */
+#define SCHEDULE_LISTS	(SCHEDULE_LEVELS * SCHEDULE_SLOTS + 2)
+
+/*
+ * Moves a counter.  Returns its copy, or itself, or to stop, a counter with a
+ * NULL pointer.
+ */
+typedef CounterRef (*ScheduleMover) (CounterRef ref, void *arg);
+
 extern void schedule_init(SharedSchedule *schedule, int64 interval,
 						  ClockTime now);
 
@@ -107,6 +116,8 @@ extern void schedule_sort_again(SharedSchedule *schedule, ClockTime now);
 extern uint64 schedule_mark_due(SharedSchedule *schedule, uint32 flag);
 extern void schedule_set_interval(SharedSchedule *schedule, int64 interval,
 								  ClockTime now);
+extern bool schedule_move(SharedSchedule *schedule, int *list,
+						  ScheduleMover move, void *arg);
 extern void schedule_clear(SharedSchedule *schedule);
 extern bool schedule_is_due(SharedSchedule *schedule, SharedCounter *counter);
 extern ClockTime schedule_due_now(SharedSchedule *schedule,

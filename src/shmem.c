@@ -85,6 +85,15 @@ init_control(void *memory)
 	control->area = DSM_HANDLE_INVALID;
 	control->registry = InvalidDsaPointer;
 	control->databases = InvalidDsaPointer;
+	pg_atomic_init_u32(&control->spaces.current, 0);
+	pg_atomic_init_u32(&control->spaces.moving, 0);
+	for (int i = 0; i < SHARED_SPACES; i++)
+	{
+		pg_atomic_init_u32(&control->spaces.places[i].generation, 1);
+		control->spaces.places[i].area = DSM_HANDLE_INVALID;
+		pg_atomic_init_u64(&control->memory.nobjects[i], 0);
+	}
+	pg_atomic_init_u64(&control->memory.most, 0);
 	pg_atomic_init_u32(&control->claims.closed, 0);
 	pg_atomic_init_u32(&control->load.state, 0);
 	pg_atomic_init_u64(&control->load.offset, 0);
@@ -141,8 +150,8 @@ shmem_open(int elevel)
  * How large may a segment of a new area be, where the version lets us choose?
  * It stays so when statbuffer.max_memory is changed.
  */
-static size_t
-largest_segment(void)
+size_t
+shmem_largest_segment(void)
 {
 	uint64		share = (uint64) statbuffer_max_memory * 1024 / SEGMENTS;
 
@@ -178,7 +187,7 @@ shmem_attach(bool create)
 	else
 	{
 		area = compat_create_area(shared_control->tranches.area,
-								  largest_segment());
+								  shmem_largest_segment());
 		dsa_set_size_limit(area, (size_t) statbuffer_max_memory * 1024);
 		dsa_pin(area);
 		shared_control->area = dsa_get_handle(area);
@@ -200,6 +209,30 @@ shmem_set_limit(void)
 }
 
 /*
+ * Was memory out a moment ago?  Then what can be done without is not allocated.
+ */
+bool
+shmem_has_refused(void)
+{
+	uint64		last = pg_atomic_read_u64(&shared_control->memory.refused_at);
+
+	return last != 0 &&
+		!clock_passed((ClockTime) last, clock_now(), REFUSED_MSECS);
+}
+
+/* Something that can be done without was allocated, or memory was out. */
+void
+shmem_note_refusal(bool refused)
+{
+	pg_atomic_uint64 *refused_at = &shared_control->memory.refused_at;
+
+	if (refused)
+		pg_atomic_write_u64(refused_at, (uint64) clock_now());
+	else if (pg_atomic_read_u64(refused_at) != 0)
+		pg_atomic_write_u64(refused_at, 0);
+}
+
+/*
  * Allocate what can be done without.  Returns InvalidDsaPointer if memory is
  * out, or was out a moment ago.  May raise other errors.
  *
@@ -210,42 +243,14 @@ shmem_set_limit(void)
 dsa_pointer
 shmem_try_allocate(Size size, int flags)
 {
-	pg_atomic_uint64 *refused_at = &shared_control->memory.refused_at;
-	ClockTime	last = (ClockTime) pg_atomic_read_u64(refused_at);
 	dsa_pointer pointer;
 
-	if (last != 0 && !clock_passed(last, clock_now(), REFUSED_MSECS))
+	if (shmem_has_refused())
 		return InvalidDsaPointer;
 	pointer = dsa_allocate_extended(shared_area, size,
 									flags | DSA_ALLOC_NO_OOM);
-	if (!DsaPointerIsValid(pointer))
-		pg_atomic_write_u64(refused_at, (uint64) clock_now());
-	else if (last != 0)
-		pg_atomic_write_u64(refused_at, 0);
+	shmem_note_refusal(!DsaPointerIsValid(pointer));
 	return pointer;
-}
-
-/*
- * Unmap segments that other processes have freed: the memory of a segment is
- * returned to the system when the last process unmaps it.  dsa.c checks for
- * such segments whenever it is asked for an address, even for this one.
- */
-void
-shmem_unmap_freed(void)
-{
-	(void) dsa_get_address(shared_area, shared_control->registry);
-}
-
-/*
- * Return empty blocks to the system, after a lot was freed.  Wakes the
- * launcher, which must unmap them, too, and may otherwise sleep for a long
- * time.
- */
-void
-shmem_trim(void)
-{
-	dsa_trim(shared_area);
-	launcher_slot_wake();
 }
 
 /* ------------------------------------------------------------------------

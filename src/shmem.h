@@ -37,6 +37,12 @@
 
 #define SHARED_EVICTIONS	8
 
+/* the size of the first segment of an area */
+#define SHMEM_FIRST_SEGMENT	((size_t) 1024 * 1024)
+
+/* how many areas of counters there can be at a time */
+#define SHARED_SPACES		2
+
 /* the most buffers that are listed as waiting */
 #define QUEUE_SIZE			64
 
@@ -118,6 +124,10 @@ typedef struct SharedLoad
  * `refused_at' is the time, as ClockTime, when there was last no memory for
  * shmem_try_allocate(), and `exhausted_at' when a key last got none, though the
  * limit was not reached; 0: never, or that is over.
+ *
+ * `most' is how much `nbytes' has been since the present space was made; it is
+ * brought up to date before keys are freed.  `nobjects' is how many objects there
+ * are in each place of SharedSpaces, with those that are just being allocated.
  */
 typedef struct SharedMemoryUse
 {
@@ -125,6 +135,8 @@ typedef struct SharedMemoryUse
 	pg_atomic_uint32 short_of_memory;
 	pg_atomic_uint64 refused_at;
 	pg_atomic_uint64 exhausted_at;
+	pg_atomic_uint64 most;
+	pg_atomic_uint64 nobjects[SHARED_SPACES];
 } SharedMemoryUse;
 
 /* A buffer that waits for a worker, and its owner as the launcher knows it. */
@@ -149,6 +161,62 @@ typedef struct SharedQueue
 	int			nentries;
 	QueueEntry	entries[QUEUE_SIZE];	/* who has waited longest first */
 } SharedQueue;
+
+/* A place for an area of counters.  See SharedSpaces. */
+typedef struct SharedSpace
+{
+	pg_atomic_uint32 generation;	/* changes when it gets or loses its area;
+									 * never 0 */
+	dsa_handle	area;			/* DSM_HANDLE_INVALID: none */
+	size_t		limit;			/* of the area's size, as dsa.c knows it */
+} SharedSpace;
+
+/*
+ * The memory of counters, and of the buckets of their tables.  See space.c.
+ *
+ * dsa.c returns a segment to the system when nothing in it is used.  After most
+ * keys are gone, a few that stay, and dsa.c's own descriptors, keep all of it.
+ * So the counters are in an area of their own, the present space.  When much
+ * less is used than was, another one is made, what is left is moved there, and
+ * the old one is removed as a whole.  A pointer to a counter says, in its
+ * highest bit, in which of the two places its area is.
+ *
+ *	  at rest		the other place is empty, moving = 0
+ *		| space_begin_move(): an area is made there, and becomes the present one.
+ *		v							Each new counter is allocated in it
+ *	  moving		processes that have claimed buffers move their counters:
+ *		|			see move.c
+ *		| space_end_move(): nothing is left in the old area
+ *		v
+ *	  at rest		the area is removed when the last process detaches from it
+ *
+ * The launcher goes from state to state, under SharedControl.lock; another
+ * launcher goes on from where one has left.  When it does not come to the end,
+ * it gives `moving' another number, and all buffers are looked through again.
+ *
+ * A place changes only while it is not the present one and `nobjects' of it is
+ * 0.  A process that allocates first adds 1 to that of the present place, and
+ * then sees whether it still is the present place; space_end_move() looks at
+ * `nobjects' after another place has become that.  So one of the two notices the
+ * other, and an area is there as long as anybody has a pointer into it.
+ * Freeing first subtracts 1: who frees is attached to the area, so that it is
+ * there until he has detached.
+ *
+ * If a process ends with an error, or is terminated, its counts of objects are
+ * right: an object is counted from before it is allocated, and whoever allocates
+ * it frees it on errors.  If a process is killed, the server reinitializes
+ * shared memory.
+ *
+ * `current' and `generation' are read all the time, and so they are not next to
+ * anything that changes as often as keys are made: see SharedMemoryUse.
+ */
+typedef struct SharedSpaces
+{
+	pg_atomic_uint32 current;	/* the present place */
+	pg_atomic_uint32 moving;	/* number of the move in progress, or 0 */
+	uint32		last_move;		/* the last number; for the launcher */
+	SharedSpace places[SHARED_SPACES];
+} SharedSpaces;
 
 /* The tranches of our LWLocks.  Constant. */
 typedef struct SharedTranches
@@ -182,6 +250,7 @@ typedef struct SharedControl
 	dsa_handle	area;			/* DSM_HANDLE_INVALID: not made yet */
 	dshash_table_handle registry;	/* or InvalidDsaPointer */
 	dshash_table_handle databases;	/* likewise; see ledger.h */
+	SharedSpaces spaces;
 
 	SharedLauncher launcher;
 	SharedClaims claims;
@@ -207,9 +276,10 @@ extern void shmem_request(void);
 extern bool shmem_open(int elevel);
 extern bool shmem_attach(bool create);
 extern void shmem_set_limit(void);
+extern size_t shmem_largest_segment(void);
 extern dsa_pointer shmem_try_allocate(Size size, int flags);
-extern void shmem_unmap_freed(void);
-extern void shmem_trim(void);
+extern bool shmem_has_refused(void);
+extern void shmem_note_refusal(bool refused);
 
 extern bool launcher_slot_claim(void);
 extern bool launcher_slot_offer(bool leaving);

@@ -334,7 +334,8 @@ sb_stat_get_memory(PG_FUNCTION_ARGS)
 			nbytes += registry_memory(buffer);
 		}
 		registry_end_scan(&scan);
-		mapped = compat_area_size(shared_area);
+		if (COMPAT_AREA_SIZE_KNOWN)
+			mapped = space_mapped();
 	}
 
 	put_count(&row, nbuffers);

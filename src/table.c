@@ -132,6 +132,7 @@ table_init(SharedTable *shared, dsa_pointer partitions)
 	shared->shapes_number = 0;
 	shared->last_error = InvalidDsaPointer;
 	shared->removed = InvalidDsaPointer;
+	shared->moved = 0;
 }
 
 /*
@@ -332,7 +333,7 @@ table_sum(const CounterTable *table, uint32 shapes, uint64 *nkeys, int64 *sum)
 static inline uint64
 memory_eighths(int eighths)
 {
-	return (uint64) statbuffer_max_memory * 1024 / 8 * eighths;
+	return (uint64) space_bound() / 8 * eighths;
 }
 
 /*
@@ -627,17 +628,18 @@ create_counter(SharedTable *shared, const CounterTable *table,
 	volatile bool refused = false;
 	ResourceOwner owner = CurrentResourceOwner;
 	MemoryContext context = CurrentMemoryContext;
+	SpaceReserve reserve;
 
 	ref->counter = NULL;
+	space_reserve(&reserve, 1);
 
 	/* all memory is allocated, and the counter is complete, before the lock */
 	PG_TRY();
 	{
 		/* a segment that cannot be made must not be taken for a leak */
 		CurrentResourceOwner = NULL;
-		created.self = dsa_allocate_extended(shared_area,
-											 COUNTER_SIZE(key->len),
-											 DSA_ALLOC_NO_OOM);
+		created.self = space_allocate_reserved(&reserve,
+											   COUNTER_SIZE(key->len));
 		if (DsaPointerIsValid(created.self))
 		{
 			LWLock	   *lock;
@@ -668,8 +670,9 @@ create_counter(SharedTable *shared, const CounterTable *table,
 		LWLockReleaseAll();
 		CurrentResourceOwner = owner;
 		MemoryContextSwitchTo(context);
+		space_end_reserve(&reserve);
 		if (DsaPointerIsValid(created.self))
-			dsa_free(shared_area, created.self);
+			space_free(created.self);
 		hash_free_spare(spare);
 		keep_memory_error();
 		refused = true;
@@ -680,9 +683,10 @@ create_counter(SharedTable *shared, const CounterTable *table,
 	if (unlikely(refused))
 		return note_refusal(TABLE_NO_MEMORY);
 
+	space_end_reserve(&reserve);
 	hash_free_spare(spare);
 	if (DsaPointerIsValid(created.self))
-		dsa_free(shared_area, created.self);
+		space_free(created.self);
 	if (unlikely(ref->counter == NULL))
 		return note_refusal(TABLE_FULL);
 	if (unlikely(table_memory_is_short()))
@@ -763,7 +767,7 @@ void
 table_free_many(const HashItem *items, int n)
 {
 	for (int i = 0; i < n; i++)
-		dsa_free(shared_area, items[i].ref.self);
+		space_free(items[i].ref.self);
 }
 
 /*
@@ -830,6 +834,7 @@ table_allocate_many(SharedTable *shared, const CounterTable *table,
 	uint64		used = pg_atomic_read_u64(&shared_control->memory.nbytes);
 	uint64		most = memory_eighths(KEY_MEMORY_EIGHTHS);
 	volatile int nallocated = 0;
+	SpaceReserve reserve;
 
 	if (unlikely(refused_at != 0))
 		return 0;
@@ -841,6 +846,7 @@ table_allocate_many(SharedTable *shared, const CounterTable *table,
 		most = Min(most, used + left);
 	}
 
+	space_reserve(&reserve, n);
 	PG_TRY();
 	{
 		/* a segment that cannot be made must not be taken for a leak */
@@ -852,9 +858,8 @@ table_allocate_many(SharedTable *shared, const CounterTable *table,
 			used += KEY_COST(item->key.len);
 			if (used > most)
 				break;
-			item->ref.self = dsa_allocate_extended(shared_area,
-												   COUNTER_SIZE(item->key.len),
-												   DSA_ALLOC_NO_OOM);
+			item->ref.self = space_allocate_reserved(&reserve,
+													 COUNTER_SIZE(item->key.len));
 			if (!DsaPointerIsValid(item->ref.self))
 				break;
 			nallocated++;
@@ -864,10 +869,12 @@ table_allocate_many(SharedTable *shared, const CounterTable *table,
 	}
 	PG_CATCH();
 	{
+		space_end_reserve(&reserve);
 		refuse_many(items, nallocated, NULL, owner, context);
 		nallocated = 0;
 	}
 	PG_END_TRY();
+	space_end_reserve(&reserve);
 	CurrentResourceOwner = owner;
 	return nallocated;
 }
@@ -1136,7 +1143,78 @@ table_delete_current(SharedTable *shared, TableScan *scan, CounterRef ref)
 	account(shared, -1, -(int64) KEY_COST(ref.counter->keylen));
 	pg_atomic_fetch_add_u64(&shared->nremoved, 1);
 	hash_delete_current(&scan->scan);
-	dsa_free(shared_area, ref.self);
+	space_free(ref.self);
+}
+
+/*
+ * Copy a counter to the present space, and have the hash table lead to the copy.
+ * The caller has the counter replaced by it wherever else it is known, and frees
+ * it.  If it was not replaced, returns a copy with a NULL pointer, and sets
+ * `full' if there is no memory for one.
+ *
+ * A counter that is `linked' is on a list that only the caller accesses; others
+ * are on none.  It is not replaced if that is not so any more, or if it is
+ * pinned.  Raises an error if the system has no memory, or if memory cannot be
+ * mapped; then nothing has changed.  Locks a partition of the table.
+ */
+CounterRef
+table_move(SharedTable *shared, const CounterTable *table, CounterRef ref,
+		   bool linked, bool *full)
+{
+	Size		size = COUNTER_SIZE(ref.counter->keylen);
+	volatile dsa_pointer self = space_allocate(size, 0);
+	CounterRef	copy = {NULL, InvalidDsaPointer};
+	volatile bool moved = false;
+
+	*full = !DsaPointerIsValid(self);
+	if (*full)
+		return copy;
+	PG_TRY();
+	{
+		copy = counter_ref(self);
+		moved = hash_move(table->partitions, ref, copy, size, linked,
+						  &shared->nremoved);
+	}
+	PG_CATCH();
+	{
+		LWLockReleaseAll();
+		space_free(self);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	if (!moved)
+	{
+		space_free(self);
+		copy.counter = NULL;
+	}
+	return copy;
+}
+
+/*
+ * Move the buckets of a table to the present space.  Returns false if there is
+ * no memory for them.  Raises errors as table_move() does.
+ */
+bool
+table_move_buckets(const CounterTable *table)
+{
+	dsa_pointer spare = InvalidDsaPointer;
+	dsa_pointer *volatile held = &spare;
+	bool		moved = true;
+
+	PG_TRY();
+	{
+		for (int i = 0; i < HASH_PARTITIONS && moved; i++)
+			moved = hash_move_buckets(table->partitions, i, held);
+	}
+	PG_CATCH();
+	{
+		LWLockReleaseAll();
+		if (DsaPointerIsValid(*held))
+			space_free(*held);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	return moved;
 }
 
 /* Free the first of the counters that were removed from the hash table. */
@@ -1148,7 +1226,7 @@ free_first_removed(SharedTable *shared)
 	replace_error(shared, ref.counter, InvalidDsaPointer);
 	account(shared, -1, -(int64) KEY_COST(ref.counter->keylen));
 	shared->removed = ref.counter->chain;
-	dsa_free(shared_area, ref.self);
+	space_free(ref.self);
 }
 
 /*
@@ -1166,6 +1244,8 @@ table_clear(SharedTable *shared)
 	int			size = Min(table_nkeys(shared), CLEAR_KEYS);
 	dsa_pointer *pointers;
 	int			n;
+
+	space_note_use();
 
 	/* what another process, or an error, has left */
 	while (DsaPointerIsValid(shared->removed))
@@ -1220,7 +1300,7 @@ table_replace(SharedTable *shared)
 	shared->partitions = partitions;
 	shared->number = pg_atomic_add_fetch_u64(&shared_control->last_table, 1);
 	table_free(old);
-	shmem_trim();
+	space_trim();
 }
 
 /*

@@ -72,6 +72,12 @@ typedef struct SharedTable
 	 * For the process that removes the buffer.
 	 */
 	dsa_pointer removed;
+
+	/*
+	 * The number of the last move of spaces for which all counters were
+	 * moved.  For the process that has claimed the buffer.
+	 */
+	uint32		moved;
 } SharedTable;
 
 /* Why a key failed; shared by keys that failed with the same message. */
@@ -253,6 +259,9 @@ extern void table_delete_current(SharedTable *shared, TableScan *scan,
 								 CounterRef ref);
 extern bool table_set_error(SharedTable *shared, SharedCounter *counter,
 							const char *message);
+extern CounterRef table_move(SharedTable *shared, const CounterTable *table,
+							 CounterRef ref, bool linked, bool *full);
+extern bool table_move_buckets(const CounterTable *table);
 extern void table_remove_shapes(SharedTable *shared, uint32 used);
 extern void table_replace(SharedTable *shared);
 extern bool table_clear(SharedTable *shared);

@@ -25,6 +25,7 @@
 #include "ddl.h"
 #include "flush.h"
 #include "miscadmin.h"
+#include "move.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
@@ -108,6 +109,7 @@ typedef struct WorkerState
 	ClockTime	last_reap;		/* when idle keys were reaped */
 	uint64		most_keys;		/* maximum number of keys in the table */
 	ClockTime	shapes_at;		/* do not look for unused shapes before this */
+	MoveState	move;
 } WorkerState;
 
 static ClockTime next_reap(WorkerState *worker);
@@ -131,6 +133,7 @@ begin_buffer(WorkerState *worker)
 	worker->last_reap = 0;
 	worker->most_keys = 0;
 	worker->shapes_at = 0;
+	memset(&worker->move, 0, sizeof(MoveState));
 }
 
 /*
@@ -740,7 +743,7 @@ static void
 sleep_until(WorkerState *worker, ClockTime now, ClockTime next, bool due)
 {
 	FlushState *flush = &worker->flush;
-	ClockTime	wake_at = next;
+	ClockTime	wake_at = Min(next, move_next(&worker->move, flush->shared));
 	long		timeout = -1;
 	int			events = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH;
 
@@ -778,8 +781,12 @@ take_turn(WorkerState *worker)
 	QueueAdvice advice = QUEUE_STAY;
 
 	schedule_set_awake(&flush->shared->schedule);
+	space_detach_removed();
 	if (registry_is_dropped(flush->shared))
 		return false;
+	Assert(flush->batch.nitems == 0);
+	if (move_next(&worker->move, flush->shared) <= now)
+		move_portion(&worker->move, flush->shared);
 	remove_unused_shapes(worker, now);
 	serve_requests(worker, now);
 	if (flush->leaving)

@@ -1,6 +1,7 @@
 # A process cannot map a segment of shared memory, as when it has too many files
 # open, just when it asks for a flush.  The flush fails, and nothing else: the key
-# can be flushed again, and is freed, and no error comes after a commit.
+# can be flushed again, and is freed, and no error comes after a commit.  Or when it
+# moves keys: then another process does it.
 
 use strict;
 use warnings;
@@ -12,38 +13,55 @@ use PostgreSQL::Test::Utils;
 use StatbufferTest;
 use Test::More;
 use TestLibrary;
+use Time::HiRes qw(usleep);
+use WasteTest;
 
 plan skip_all => 'needs a compiler and the headers of the server' if !can_build_library();
 
 my $db = 'postgres';
 
-# While this file is there, segments that exist cannot be opened.
-my $fails = PostgreSQL::Test::Utils::tempdir . '/fails';
+# While this file is there, segments that exist cannot be opened, and which process
+# could not open one is told by a file with its ID.  The names of those that are
+# made are noted.
+my $dir = PostgreSQL::Test::Utils::tempdir;
+my $fails = "$dir/fails";
 my $shim = build_library('shm_shim', qq{
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <unistd.h>
 int
 shm_open(const char *name, int flags, mode_t mode)
 {
 	int (*next) (const char *, int, mode_t) = dlsym(RTLD_NEXT, "shm_open");
+	char path[1024];
 	if ((flags & O_CREAT) == 0 && access("$fails", F_OK) == 0)
 	{
+		snprintf(path, sizeof(path), "$dir/%d", (int) getpid());
+		close(open(path, O_CREAT | O_WRONLY, 0600));
 		errno = EMFILE;
 		return -1;
+	}
+	if ((flags & O_CREAT) != 0)
+	{
+		int file = open("$dir/names", O_CREAT | O_WRONLY | O_APPEND, 0600);
+		dprintf(file, "%s\\n", name);
+		close(file);
 	}
 	return next(name, flags, mode);
 }
 });
 
-my $node;
+sub node_with_shim
 {
 	local $ENV{LD_PRELOAD} = $shim;
 	local $ENV{ASAN_OPTIONS} = "$ENV{ASAN_OPTIONS}:verify_asan_link_order=0" if $ENV{ASAN_OPTIONS};
-	$node = new_node('mapping', 'dynamic_shared_memory_type = posix');
+	return new_node(@_, 'dynamic_shared_memory_type = posix');
 }
+
+my $node = node_with_shim('mapping');
 
 # In a session, do something while nothing can be mapped; returns the errors.
 sub fail_to
@@ -105,6 +123,62 @@ open_gate($gate);
 wait_for_stored($node, $db, 'new', 1, 'the next one succeeds');
 is(sql('SELECT count(*) FROM written'), 1, 'with all that it did');
 
+has_not_crashed($node, 'no process has crashed');
+$node->stop;
+
+# --- the launcher and a worker that move keys -----------------------------------
+
+# Each has mapped nothing of what it is to move, or where it is to go.  A process
+# may never be able to map what it has failed to map once, so others take their
+# places.
+my $stay = 30_000;
+unlink "$dir/names";
+$node = node_with_shim('moving', q{shared_preload_libraries = 'statbuffer'});
+make_summing_buffer($node, $_, q{interval '1h', timeout '1h', batch_size '100000', shutdown '0'}) foreach qw(busy halted gone);
+sql(qq{
+	INSERT INTO halted_bad VALUES ('it is stopped');
+	CREATE PROCEDURE fill() LANGUAGE plpgsql AS \$\$
+	BEGIN
+		FOR i IN 1 .. 30 LOOP
+			INSERT INTO gone SELECT 'key ' || g FROM generate_series(10000 * i - 9999, 10000 * i) g;
+			INSERT INTO busy SELECT 'key ' || g FROM generate_series(1000 * i - 999, 1000 * i) g;
+			INSERT INTO halted SELECT 'key ' || g FROM generate_series(1000 * i - 999, 1000 * i) g;
+			COMMIT;
+		END LOOP;
+	END \$\$;
+	CALL fill();
+	SELECT sb_stop('halted')});
+start_worker($node, 'busy');
+my @old = (processes($node, 'statbuffer launcher'), worker_of($node, $db, 'busy'));
+is(@old, 2, 'there are a launcher and a worker');
+sql(q{LOAD 'statbuffer'; DROP FOREIGN TABLE gone});
+wait_for($node, $db, q{SELECT memory < 12000000 FROM sb_stat_memory}, 'most keys are gone');
+append_to_file($fails, '');
+for (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
+{
+	last if 2 == grep { -e "$dir/$_" } @old;
+	usleep(100_000);
+}
+is(scalar(grep { -e "$dir/$_" } @old), 2, 'neither can map what is to be moved');
+usleep(1_000_000);
+unlink $fails or die "could not remove $fails: $!";
+is(sql(q{SELECT count(*), sum(count) FROM busy}), "$stay|$stay", 'nothing is lost');
+ok((grep { $_ ne $old[1] } worker_of($node, $db, 'busy')), 'the worker was replaced');
+my ($size, $bound) = (0, 2 * $stay * 100 * 2 + 4 * 1024 * 1024);
+for (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
+{
+	$size = 0;
+	$size += -s "/dev/shm$_" // 0 foreach split /\n/, slurp_file("$dir/names");
+	last if $size < $bound;
+	usleep(100_000);
+}
+cmp_ok($size, '<', $bound, 'in the end, all is moved');
+ok((grep { $_ ne $old[0] } processes($node, 'statbuffer launcher')), 'the launcher was replaced');
+is(sql(qq{SELECT (count(*), sum(count)) = ($stay, $stay) FROM $_}), 't', "each key of the buffer $_ is there") foreach qw(busy halted);
+sql(q{DELETE FROM halted_bad; SELECT sb_start('halted')});
+is(sql("SELECT sb_drain('$_', '$patience')"), 't', "the buffer $_ is drained") foreach qw(busy halted);
+is(stored_keys($node, 'busy'), ($stay + 1) . '|' . ($stay + 1), 'and each of its keys is stored once');
+is(stored_keys($node, 'halted'), "$stay|$stay", 'so are those of the buffer that was stopped');
 has_not_crashed($node, 'no process has crashed');
 $node->stop;
 done_testing();

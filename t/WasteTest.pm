@@ -12,7 +12,7 @@ use PostgreSQL::Test::Utils;
 use StatbufferTest;
 use Test::More;
 
-our @EXPORT = qw(memory_used has_not_grown shared_memory $segments $fail_procedure make_summing_buffer stored_keys fill_buffer new_small_node);
+our @EXPORT = qw(memory_used has_not_grown shared_memory $segments $fail_procedure make_summing_buffer stored_keys start_worker fill_buffer new_small_node);
 
 # memory_used(NODE, PID): what a process has allocated and uses, as it says in
 # the log.
@@ -108,6 +108,20 @@ sub stored_keys
 	my ($node, $name) = @_;
 
 	return $node->safe_psql('postgres', "SELECT coalesce(sum(keys), 0), coalesce(sum(sum), 0) FROM ${name}_stored");
+}
+
+# start_worker(NODE, NAME): has a key of the buffer flushed, so that it has a worker
+# for as long as its option "timeout" says, if the library is preloaded.
+sub start_worker
+{
+	my ($node, $name) = @_;
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	$node->safe_psql('postgres', "SELECT sb_increment('first', 1, '$name')");
+	$node->safe_psql('postgres', "SELECT sb_flush('first', '$name')");
+	wait_for($node, 'postgres', "SELECT pid IS NOT NULL FROM sb_stat_buffers WHERE relid = '$name'::regclass",
+		"the buffer $name has a worker");
+	return;
 }
 
 # fill_buffer(NODE, NAME, KEYS): fills a buffer up to its bound, or that of the

@@ -33,9 +33,12 @@
 #define LARGE			200000	/* keys of a large table */
 #define PAUSES			4		/* where a scan is interrupted */
 #define PORTION			1000	/* keys that are taken at a time */
+#define MOVED			512		/* counters that are moved at a time */
 #define TRANCHE			1
 
-dsa_area   *shared_area = NULL;
+static SharedControl control;
+SharedControl *shared_control = &control;
+LocalSpace	space_local[SHARED_SPACES];
 
 /* ------------------------------------------------------------------------
  * What hashtable.c calls
@@ -59,29 +62,40 @@ dsa_get_address(dsa_area *area, dsa_pointer pointer)
 	return (void *) (uintptr_t) pointer;
 }
 
-dsa_pointer
-dsa_allocate_extended(dsa_area *area, size_t size, int flags)
+void
+space_attach(int place)
 {
+}
+
+/* All memory is the same, but pointers say in which place it is. */
+static int	present = 0;
+
+static dsa_pointer
+allocate(Size size)
+{
+	int			place = __atomic_load_n(&present, __ATOMIC_RELAXED);
+
 	__atomic_fetch_add(&blocks, 1, __ATOMIC_RELAXED);
-	return (dsa_pointer) (uintptr_t) calloc(1, size);
+	return (dsa_pointer) (uintptr_t) calloc(1, size) |
+		(dsa_pointer) place << SPACE_SHIFT;
 }
 
 dsa_pointer
-shmem_try_allocate(Size size, int flags)
+space_try_allocate(Size size, int flags)
 {
 	if (next_random() % 8 == 0)
 	{
 		__atomic_fetch_add(&refusals, 1, __ATOMIC_RELAXED);
 		return InvalidDsaPointer;
 	}
-	return dsa_allocate_extended(shared_area, size, flags);
+	return allocate(size);
 }
 
 void
-dsa_free(dsa_area *area, dsa_pointer pointer)
+space_free(dsa_pointer pointer)
 {
 	__atomic_fetch_sub(&blocks, 1, __ATOMIC_RELAXED);
-	free((void *) (uintptr_t) pointer);
+	free((void *) (uintptr_t) (pointer & SPACE_MASK));
 }
 
 /* Locks are numbered as they are initialized; the tranche is the number. */
@@ -89,6 +103,9 @@ static pthread_rwlock_t locks[HASH_PARTITIONS];
 static int	nlocks = 0;
 static _Thread_local LWLock *held = NULL;
 static _Thread_local LWLockMode held_mode;
+
+/* whoever has a lock has this one, too; it keeps the place from changing */
+static pthread_rwlock_t no_change = PTHREAD_RWLOCK_INITIALIZER;
 
 void
 LWLockInitialize(LWLock *lock, int tranche)
@@ -100,6 +117,7 @@ LWLockInitialize(LWLock *lock, int tranche)
 bool
 LWLockAcquire(LWLock *lock, LWLockMode mode)
 {
+	pthread_rwlock_rdlock(&no_change);
 	if (mode == LW_EXCLUSIVE)
 		pthread_rwlock_wrlock(&locks[lock->tranche]);
 	else
@@ -114,6 +132,7 @@ LWLockRelease(LWLock *lock)
 {
 	held = NULL;
 	pthread_rwlock_unlock(&locks[lock->tranche]);
+	pthread_rwlock_unlock(&no_change);
 }
 
 bool
@@ -165,6 +184,7 @@ ExceptionalCondition(const char *condition, const char *type, const char *file,
  */
 
 static HashPartition partitions[HASH_PARTITIONS];
+static pg_atomic_uint64 nmoved;
 static int	working = MAKERS;
 static long scans = 0;
 
@@ -183,7 +203,7 @@ make_counter(const KeyBytes *key)
 {
 	CounterRef	ref;
 
-	ref.self = dsa_allocate_extended(NULL, offsetof(SharedCounter, key) + key->len, 0);
+	ref.self = allocate(offsetof(SharedCounter, key) + key->len);
 	ref.counter = counter_at(ref.self);
 	ref.counter->keylen = key->len;
 	ref.counter->shape = 0;
@@ -222,7 +242,7 @@ find_or_make(int maker, int number)
 	LWLockRelease(lock);
 	hash_free_spare(&spare);
 	if (!made)
-		dsa_free(NULL, ref.self);
+		space_free(ref.self);
 	return made;
 }
 
@@ -240,7 +260,7 @@ delete_keys(int maker)
 			if (ref.counter->key[0] == '0' + maker)
 			{
 				hash_delete_current(&scan);
-				dsa_free(NULL, ref.self);
+				space_free(ref.self);
 				n++;
 			}
 	return n;
@@ -266,7 +286,7 @@ take_all(void)
 			if (taken[i] != list)
 				fail("the list differs from what was taken", n + i);
 			list = counter_at(list)->chain;
-			dsa_free(NULL, taken[i]);
+			space_free(taken[i]);
 		}
 		if (DsaPointerIsValid(list))
 			fail("something else is on the list", n);
@@ -323,7 +343,7 @@ insert_together(int maker, HashItem *items, const int *numbers, int n)
 		first += ninserted;
 		if (first < n)
 		{
-			dsa_free(NULL, items[first].ref.self);
+			space_free(items[first].ref.self);
 			(void) find_or_make(maker, numbers[first]);
 			first++;
 		}
@@ -464,6 +484,146 @@ scan_all(void *arg)
 	return NULL;
 }
 
+/*
+ * The other place becomes the present one.  The server reads which one it is by
+ * atomic operations, which the sanitizer does not know as such.
+ */
+static void
+change_places(void)
+{
+	pthread_rwlock_wrlock(&no_change);
+	__atomic_store_n(&present, !present, __ATOMIC_RELAXED);
+	pg_atomic_write_u32(&control.spaces.current, present);
+	pthread_rwlock_unlock(&no_change);
+}
+
+/*
+ * Move the stable keys, which only this thread could free, and the buckets to the
+ * place that is the present one.  Returns how many keys were moved.
+ */
+static long
+move_stable(void)
+{
+	CounterRef	refs[MOVED];
+	HashScan	scan;
+	CounterRef	ref;
+	long		n = 0;
+
+	hash_begin_scan(&scan, partitions, LW_SHARED);
+	while (hash_begin_portion(&scan))
+	{
+		int			nrefs = 0;
+
+		while ((ref = hash_next(&scan)).counter != NULL)
+			if (ref.counter->key[0] == '9' && space_is_old(ref.self))
+			{
+				if (nrefs == MOVED)
+					fail("counters of a portion", nrefs);
+				refs[nrefs++] = ref;
+			}
+		for (int i = 0; i < nrefs; i++)
+		{
+			Size		size = offsetof(SharedCounter, key) + refs[i].counter->keylen;
+
+			ref.self = allocate(size);
+			ref.counter = counter_at(ref.self);
+			if (!hash_move(partitions, refs[i], ref, size, false, &nmoved))
+				fail("a counter is not moved", i);
+			space_free(refs[i].self);
+			n++;
+		}
+	}
+	for (int i = 0; i < HASH_PARTITIONS; i++)
+	{
+		dsa_pointer held = InvalidDsaPointer;
+
+		while (!hash_move_buckets(partitions, i, &held))
+			;
+	}
+	return n;
+}
+
+/* Everything moves from one place to the other, again and again. */
+static long moves = 0;
+
+static void *
+move_all(void *arg)
+{
+	random_state += 300;
+	do
+	{
+		long		moved;
+
+		change_places();
+		moved = move_stable();
+		if (moved != STABLE_KEYS)
+			fail("keys moved", moved);
+		moves++;
+		usleep(1000);
+	} while (__atomic_load_n(&working, __ATOMIC_SEQ_CST) > 0);
+	return NULL;
+}
+
+/* A counter that is pinned, or linked though that is not expected, stays. */
+static void
+check_kept(uint32 pins, bool linked, bool is_moved)
+{
+	char		space[32];
+	KeyBytes	key;
+	CounterRef	ref;
+	CounterRef	copy;
+	Size		size;
+
+	make_key(9, 0, space, &key);
+	size = offsetof(SharedCounter, key) + key.len;
+	ref = hash_find(partitions, &key, 0);
+	copy.self = allocate(size);
+	copy.counter = counter_at(copy.self);
+	pg_atomic_write_u32(&ref.counter->pins, pins);
+	if (hash_move(partitions, ref, copy, size, linked, &nmoved) != is_moved)
+		fail("pins with which a counter moves or not", pins);
+	if (hash_find(partitions, &key, 0).self != (is_moved ? copy.self : ref.self))
+		fail("what is found then", pins);
+	pg_atomic_write_u32(&hash_find(partitions, &key, 0).counter->pins, 0);
+	space_free(is_moved ? ref.self : copy.self);
+}
+
+/* After a move nothing is where it was before, and everything is found. */
+static void
+check_moved(void)
+{
+	HashScan	scan;
+	CounterRef	ref;
+
+	for (int i = 0; i < 2; i++)
+	{
+		long		moved;
+
+		change_places();
+		moved = move_stable();
+		if (moved != STABLE_KEYS)
+			fail("keys moved", moved);
+		hash_begin_scan(&scan, partitions, LW_SHARED);
+		while (hash_begin_portion(&scan))
+			while ((ref = hash_next(&scan)).counter != NULL)
+				if (ref.counter->key[0] == '9' && space_is_old(ref.self))
+					fail("a counter is in the old place", i);
+		for (int p = 0; p < HASH_PARTITIONS; p++)
+			if (DsaPointerIsValid(partitions[p].root) &&
+				space_is_old(partitions[p].root))
+				fail("buckets are in the old place", p);
+		for (int n = 0; n < STABLE_KEYS; n++)
+			if (find_or_make(9, n))
+				fail("a key that was moved is not found", n);
+	}
+	check_kept(1, false, false);
+	check_kept(COUNTER_LINKED, false, false);
+	check_kept(COUNTER_LINKED + 1, true, false);
+	check_kept(0, true, false);
+	check_kept(COUNTER_LINKED | COUNTER_DRAIN, true, true);
+	check_kept(COUNTER_SUSPECT, false, true);
+}
+
 /* A table has about as many buckets as keys, or up to twice as many. */
 static void
 check_sizes(void)
@@ -529,7 +689,7 @@ make_shared(void *arg)
 int
 main(int argc, char **argv)
 {
-	pthread_t	threads[MAKERS + SCANNERS + 3];
+	pthread_t	threads[MAKERS + SCANNERS + 4];
 	int			n = 0;
 	long		blocks_before;
 
@@ -547,11 +707,13 @@ main(int argc, char **argv)
 	pthread_create(&threads[n++], NULL, load_and_delete, (void *) (intptr_t) 5);
 	for (int i = 0; i < 2; i++)
 		pthread_create(&threads[n++], NULL, make_shared, (void *) (intptr_t) i);
+	pthread_create(&threads[n++], NULL, move_all, NULL);
 	for (int i = 0; i < n; i++)
 		pthread_join(threads[i], NULL);
 
 	if (shared_made != KEYS)
 		fail("keys that two threads made", shared_made);
+	check_moved();
 	for (int portions = 0; portions < PAUSES; portions++)
 	{
 		scan_across(portions, true);
@@ -576,6 +738,6 @@ main(int argc, char **argv)
 		fail("blocks that are not freed", blocks);
 	if (refusals == 0)
 		fail("allocations that were refused", refusals);
-	printf("passed: %ld scans, %u refusals\n", scans, refusals);
+	printf("passed: %ld scans, %ld moves, %u refusals\n", scans, moves, refusals);
 	return 0;
 }
