@@ -33,7 +33,7 @@ my $db = 'postgres';
 # --- what is exported -------------------------------------------------------
 
 my %wanted = map { $_ => 1 } (
-	qw(Pg_magic_func _PG_init statbuffer_launcher_main statbuffer_worker_main),
+	qw(Pg_magic_func _PG_init statbuffer_keeper_main statbuffer_launcher_main statbuffer_worker_main),
 	map { ($_, "pg_finfo_$_") } split /\n/,
 	sql(q{SELECT DISTINCT prosrc FROM pg_proc WHERE probin = '$libdir/statbuffer'}));
 my %exported = reverse symbols('-D');
