@@ -147,7 +147,6 @@ durable_truncate(SbBuffer *buffer)
 	delete_epochs(ledger_read_epochs(buffer->relid));
 	(void) ledger_make_epoch(buffer->relid, shape, false);
 	epochs_changed(buffer->relid);
-	recover_settle(buffer->relid);
 }
 
 /* ------------------------------------------------------------------------

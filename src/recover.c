@@ -965,7 +965,7 @@ recover_sweep(void)
 	return left || rows.pending ? RECOVER_LATER : RECOVER_DONE;
 }
 
-/* Read the settings of a buffer that the transaction has altered, or truncated. */
+/* Read the settings of a buffer that the transaction has altered. */
 static void
 read_settings(Oid relid, BufferSettings *settings)
 {
@@ -977,8 +977,8 @@ read_settings(Oid relid, BufferSettings *settings)
 }
 
 /*
- * A buffer has become durable, or was truncated: at commit, memory will have all
- * that the ledger has of it.  The caller has AccessExclusiveLock on it.
+ * A buffer becomes durable: at commit, memory will have all that the ledger has of
+ * it.  The caller has AccessExclusiveLock on it.
  */
 void
 recover_settle(Oid relid)
