@@ -12,6 +12,7 @@
 
 #include "batch.h"
 #include "buffer.h"
+#include "convert.h"
 #include "sink.h"
 
 /*
@@ -54,6 +55,8 @@ typedef struct FlushState
 	bool		preparing;		/* the sink has not got any key yet */
 	ClockTime	began;			/* when the sink began to store the first key */
 	int64		usecs;			/* how long it took for all; 0: not at all */
+	ConvertResult converted;	/* what has become of keys that could not be
+								 * read */
 } FlushState;
 
 extern void flush_begin(FlushState *flush, SharedBuffer *shared);

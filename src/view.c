@@ -218,7 +218,7 @@ read_total(FuncExpr *call, int varno, ViewColumns *columns)
 
 /* Does the query show rows of one table as they are? */
 static bool
-is_simple(const Query * query)
+is_simple(const Query *query)
 {
 	return query->setOperations == NULL && query->groupClause == NIL &&
 		query->groupingSets == NIL && query->distinctClause == NIL &&
