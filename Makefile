@@ -4,6 +4,7 @@ OBJS = \
 	src/buffer.o \
 	src/clock.o \
 	src/control.o \
+	src/convert.o \
 	src/counters.o \
 	src/create.o \
 	src/ddl.o \
@@ -58,9 +59,9 @@ PGFILEDESC = "statbuffer - adds up increments of hot counters"
 
 REGRESS = setup increment default_buffer types options shape transactions \
 	fdw handler flushing async startstop renamed stats privileges security overflow \
-	trigger altered define target view durable
+	trigger altered convert define target view durable
 ISOLATION = visibility new_key flush flush_own ddl drain stop range grants trigger_rows cursor_locks \
-	grow default_replaced view_updates
+	grow default_replaced view_updates altering
 ISOLATION_OPTS = --load-extension=statbuffer
 TAP_TESTS = 1
 PROVE_TESTS ?= t/*.pl t/random/*.pl

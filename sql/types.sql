@@ -566,30 +566,29 @@ SELECT * FROM by_many;
 TRUNCATE told_many;
 SELECT sb_drain('by_many');
 TABLE told_many;
--- While there are counts, these stay apart, as they cannot be read as what
--- they are not.  New ones are counted with the new columns.
+-- Counts of keys that cannot be converted stay apart.  New ones are counted with
+-- the new columns.  (See convert.sql for keys that can.)
 TRUNCATE told_many;
 SELECT sb_increment(ROW(1, 'tag', 'lang'), 5, 'by_many');
-ALTER FOREIGN TABLE by_many ALTER post TYPE bigint;
+ALTER FOREIGN TABLE by_many ALTER post TYPE date;
 SELECT * FROM by_many;
-SELECT sb_count(ROW(1, 'tag', 'lang'), 'by_many');
-SELECT sb_increment(ROW(1, 'tag', 'lang'), 50, 'by_many');
+SELECT sb_count(ROW('2026-11-28', 'tag', 'lang'), 'by_many');
+SELECT sb_increment(ROW('2026-11-28', 'tag', 'lang'), 50, 'by_many');
 SELECT * FROM by_many;
 -- With the columns as they were, they are stored.
 ALTER FOREIGN TABLE by_many ALTER post TYPE int;
-SELECT * FROM by_many;
-SELECT sb_flush_all('by_many');
+SELECT sb_flush_all('by_many') > 0 AS asked;
 SELECT wait_until('EXISTS (SELECT FROM told_many)');
 TABLE told_many;
-ALTER FOREIGN TABLE by_many ALTER post TYPE bigint;
+ALTER FOREIGN TABLE by_many ALTER post TYPE date;
 SELECT * FROM by_many;
 -- Or they are discarded.
 ALTER FOREIGN TABLE by_many ALTER post TYPE int;
 TRUNCATE by_many;
 SELECT * FROM by_many;
-ALTER FOREIGN TABLE by_many ALTER post TYPE bigint;
+ALTER FOREIGN TABLE by_many ALTER post TYPE date;
 SELECT * FROM by_many;
-SELECT sb_increment(ROW(1, 'tag', 'lang'), 6, 'by_many');
+SELECT sb_increment(ROW('2026-11-29', 'tag', 'lang'), 6, 'by_many');
 SELECT * FROM by_many;
 DROP FOREIGN TABLE by_many;
 DROP FUNCTION tell_many(int, varchar, text, bigint),

@@ -431,6 +431,29 @@ batch_tidy(CounterBatch *batch, int nitems, const char *message)
 }
 
 /*
+ * A key that cannot be read cannot be converted, either: note why.  It stays due
+ * when it is.  Takes SharedTable.lock.
+ */
+void
+batch_fail_unreadable(SharedBuffer *buffer, SharedCounter *counter,
+					  const char *message)
+{
+	uint64		at = pg_atomic_read_u64(&counter->counted_at);
+
+	Assert(registry_is_mine(buffer));
+	if (counter->failures == 0)
+	{
+		note_failure(buffer, counter);
+
+		/* for a failing key, it is the time itself when the key is due */
+		if (at != 0)
+			(void) pg_atomic_compare_exchange_u64(&counter->counted_at, &at,
+												  at + buffer->schedule.interval);
+	}
+	(void) table_set_error(&buffer->table, counter, message);
+}
+
+/*
  * May the counter be freed?  If it is empty, but not for long enough, notes it
  * as idle.  Its partition is locked exclusively, so it cannot be pinned.
  */

@@ -70,6 +70,9 @@ extern void batch_commit(CounterBatch *batch);
 extern void batch_restore(CounterBatch *batch);
 extern void batch_tidy(CounterBatch *batch, int nitems,
 					   const char *message);
+extern void batch_fail_unreadable(SharedBuffer *buffer,
+								  SharedCounter *counter,
+								  const char *message);
 extern void batch_reap(SharedBuffer *buffer, const CounterTable *table,
 					   ClockTime idle_before);
 extern void batch_remove_shapes(SharedBuffer *buffer, ClockTime now);

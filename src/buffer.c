@@ -32,6 +32,7 @@
 #include "foreign/foreign.h"
 #include "launch.h"
 #include "miscadmin.h"
+#include "nodes/nodes.h"
 #include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -335,6 +336,23 @@ buffer_find_count(Relation rel, const char **problem)
 	return last->attnum;
 }
 
+/* The relations of row types, as an array. */
+static Oid *
+row_type_relations(List *row_types)
+{
+	Oid		   *relids = palloc((list_length(row_types) + 1) * sizeof(Oid));
+	int			n = 0;
+	ListCell   *lc;
+
+	foreach(lc, row_types)
+	{
+		relids[n] = get_typ_typrelid(lfirst_oid(lc));
+		if (!OidIsValid(relids[n++]))
+			elog(ERROR, "cache lookup failed for type %u", lfirst_oid(lc));
+	}
+	return relids;
+}
+
 /*
  * Build the shape of a relation.  Raises an error if it does not have the
  * columns of a buffer.
@@ -347,7 +365,6 @@ read_shape(Relation rel)
 	AttrNumber *attnos = palloc(Max(reldesc->natts, 1) * sizeof(AttrNumber));
 	TupleDesc	desc;
 	List	   *row_types;
-	ListCell   *lc;
 	const char *problem;
 	int			n = 0;
 
@@ -378,16 +395,9 @@ read_shape(Relation rel)
 	shape->desc = desc;
 	shape->is_text = key_is_one_text(desc);
 
-	shape->keys = shape_describe(desc, &row_types);
-	shape->row_types = palloc((list_length(row_types) + 1) * sizeof(Oid));
-	foreach(lc, row_types)
-	{
-		Oid			relid = get_typ_typrelid(lfirst_oid(lc));
-
-		if (!OidIsValid(relid))
-			elog(ERROR, "cache lookup failed for type %u", lfirst_oid(lc));
-		shape->row_types[shape->nrow_types++] = relid;
-	}
+	shape->keys = shape_describe(desc, attnos, &row_types);
+	shape->row_types = row_type_relations(row_types);
+	shape->nrow_types = list_length(row_types);
 	return shape;
 }
 
@@ -825,6 +835,76 @@ buffer_end_use(BufferUse *use)
 	relation_close(use->rel, NoLock);
 }
 
+/* Open the row types of an older shape, and lock them.  False if one is gone. */
+static bool
+open_row_types(OlderShape *older, List *row_types, BufferLocker lock)
+{
+	Oid		   *relids = row_type_relations(row_types);
+	int			n = list_length(row_types);
+
+	older->row_types = palloc((n + 1) * sizeof(Relation));
+	older->nrow_types = 0;
+	for (int i = 0; i < n; i++)
+	{
+		Relation	rel;
+
+		lock(relids[i], AccessShareLock);
+		rel = try_relation_open(relids[i], NoLock);
+		if (rel == NULL)
+			return false;
+		older->row_types[older->nrow_types++] = rel;
+	}
+	return true;
+}
+
+/*
+ * Open a shape that keys of an open and attached buffer have, to read them as
+ * what they were counted: `desc' is NULL if that is not possible, because a type
+ * is gone, or a row type was altered.  `lock' is used to lock row types, which
+ * are kept as they are until buffer_close_older(), as in buffer_begin_use().  The
+ * memory is of the current context.
+ */
+void
+buffer_open_older(const SbBuffer *buffer, int number, BufferLocker lock,
+				  OlderShape *older)
+{
+	memset(older, 0, sizeof(OlderShape));
+	older->keys = table_copy_shape(&buffer->shared->table, number);
+	for (;;)
+	{
+		TupleDesc	desc = shape_make_desc(older->keys);
+		List	   *row_types;
+		List	   *locked;
+
+		if (desc == NULL)
+			return;
+		(void) shape_describe(desc, NULL, &row_types);
+		if (!open_row_types(older, row_types, lock))
+			return;
+
+		/* they may have been altered before we locked them */
+		if (shape_can_read(shape_describe(desc, NULL, &locked), older->keys))
+		{
+			if (!equal(row_types, locked))
+			{
+				buffer_close_older(older);
+				continue;
+			}
+			older->desc = desc;
+		}
+		return;
+	}
+}
+
+/* Close what buffer_open_older() has opened.  Keeps the locks. */
+void
+buffer_close_older(OlderShape *older)
+{
+	while (older->nrow_types > 0)
+		relation_close(older->row_types[--older->nrow_types], NoLock);
+	older->desc = NULL;
+}
+
 /*
  * Reread the definition if the transaction, which holds a lock on the
  * relation, may have altered it.  Returns false if it has dropped the
@@ -984,6 +1064,19 @@ find_shared(SbBuffer *buffer, bool create)
 }
 
 /*
+ * If the key columns were altered by a session that had not loaded the library,
+ * nobody knows of it: ask the worker to convert what is held.
+ */
+static void
+ask_to_convert(SbBuffer *buffer)
+{
+	if (!registry_is_converted(buffer->shared, &buffer->table) &&
+		!ddl_has_altered(buffer->shared) &&
+		table_has_unreadable(&buffer->shared->table, &buffer->table))
+		registry_ask(buffer->shared, REQUEST_RECHECK);
+}
+
+/*
  * Find the shared part of an open buffer, or create it if `create' is set, and
  * the number of its shape.  Returns false if there is none.  If there is no
  * number for the shape, the table's is TABLE_SHAPES.
@@ -1021,9 +1114,10 @@ attach(SbBuffer *buffer, bool create)
 	 * owner.
 	 */
 	table_find_shape(&buffer->table_of->table, buffer->shape->keys, create,
-					 &buffer->table);
+					 create, &buffer->table);
 	table_attach(&buffer->table_of->table, &buffer->table);
 	buffer->shared = buffer->table_of;
+	ask_to_convert(buffer);
 	return true;
 }
 

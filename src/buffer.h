@@ -98,6 +98,15 @@ typedef struct BufferUse
 	int			nrow_types;
 } BufferUse;
 
+/* A shape that keys of a buffer have, and that is not its present one. */
+typedef struct OlderShape
+{
+	KeyShape   *keys;
+	TupleDesc	desc;			/* NULL: the keys cannot be read */
+	Relation   *row_types;		/* open, as in BufferUse */
+	int			nrow_types;
+} OlderShape;
+
 /* Takes a lock to the end of the transaction, as LockRelationOid() does. */
 typedef void (*BufferLocker) (Oid relid, LOCKMODE lockmode);
 
@@ -157,6 +166,9 @@ extern void buffer_set_relation_tag(LOCKTAG *tag, Oid relid);
 extern void buffer_set_gate_tag(LOCKTAG *tag, Oid relid);
 extern void buffer_begin_use(SbBuffer *buffer, BufferUse *use);
 extern void buffer_end_use(BufferUse *use);
+extern void buffer_open_older(const SbBuffer *buffer, int number,
+							  BufferLocker lock, OlderShape *older);
+extern void buffer_close_older(OlderShape *older);
 extern bool buffer_revalidate(SbBuffer *buffer);
 extern bool buffer_attach(SbBuffer *buffer, bool create);
 extern bool buffer_attach_for_key(SbBuffer *buffer, const KeyBytes *key);

@@ -174,6 +174,30 @@ is_moderate(SharedCounter *counter)
 }
 
 /*
+ * Take a turn for a delta that is not moderate, to the end of the
+ * (sub)transaction.
+ */
+static void
+take_turn(SharedBuffer *buffer)
+{
+	LOCKTAG		tag;
+
+	registry_set_locktag(&tag, &buffer->key, REGISTRY_LOCK_LARGE);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+}
+
+/*
+ * Prepare for counters_pin_held() to be called for this delta in a subtransaction:
+ * if that is rolled back, its pins stay as good.
+ */
+void
+counters_prepare_to_pin(SharedBuffer *buffer, int64 delta)
+{
+	if (!count_is_within(delta, MODERATE_DELTA))
+		take_turn(buffer);
+}
+
+/*
  * Find or create the counter of a key and pin it, and check that `delta' can
  * be added to it.  If `delta' is large, it must not take the count beyond
  * `most'.  Everything that can fail, fails here.
@@ -208,12 +232,7 @@ pin_counter(SharedBuffer *buffer, CounterTable *table,
 	for (bool locked = !moderate;; locked = true)
 	{
 		if (unlikely(locked))
-		{
-			LOCKTAG		tag;
-
-			registry_set_locktag(&tag, &buffer->key, REGISTRY_LOCK_LARGE);
-			(void) LockAcquire(&tag, ExclusiveLock, false, false);
-		}
+			take_turn(buffer);
 		result = find_or_create(buffer, table, key, max_memory, &pin->ref);
 		pin->locked = locked;
 		if (unlikely(pin->ref.counter == NULL))
@@ -353,13 +372,13 @@ counters_probe(SharedBuffer *buffer, CounterTable *table,
 }
 
 /*
- * Like counters_pin(), for a saved count.  It was accepted before, so it may
- * exceed the buffer's bound of memory, and what others may add.  If there is no
- * room otherwise, that is an error.
+ * Like counters_pin(), for a count that was saved, or is held for another key.
+ * It was accepted before, so it may exceed the buffer's bound of memory, and what
+ * others may add.  If there is no room otherwise, that is an error.
  */
 void
-counters_pin_loaded(SharedBuffer *buffer, CounterTable *table,
-					const KeyBytes *key, int64 delta, CounterPin *pin)
+counters_pin_held(SharedBuffer *buffer, CounterTable *table,
+				  const KeyBytes *key, int64 delta, CounterPin *pin)
 {
 	TableResult result = pin_counter(buffer, table, key, delta, PG_INT64_MAX,
 									 0, pin);
@@ -480,7 +499,7 @@ counters_add_loaded(SharedBuffer *buffer, CounterPin *pin, int64 delta,
  * Create counters for saved counts, and schedule them.  Returns how many of
  * them, from the first one on, were created: not those that the buffer holds
  * already, that are not moderate, or for which there is no room.  The others,
- * counters_pin_loaded() and counters_add_loaded() take one by one.
+ * counters_pin_held() and counters_add_loaded() take one by one.
  *
  * `items' has room for `n'.  `nallocated' is set to the number of those with a
  * counter: those after the ones that were created, the caller frees with
@@ -578,6 +597,73 @@ counters_request_flush(SharedBuffer *buffer, const CounterTable *table,
 		requests_flush_key(&buffer->requests, request, ref);
 	else
 		space_free(request);
+}
+
+/* ------------------------------------------------------------------------
+ * Moving
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Add a count that was counted at `counted_at' to a counter, and schedule it, by
+ * the earlier of this time and its own, unless it fails.
+ */
+static void
+add_moved(SharedBuffer *buffer, CounterRef ref, int64 count,
+		  ClockTime counted_at)
+{
+	SharedCounter *counter = ref.counter;
+	uint64		at = pg_atomic_read_u64(&counter->counted_at);
+
+	if (count == 0)
+		return;
+	pg_atomic_fetch_add_u64(&counter->count, (uint64) count);
+	schedule_counter(buffer, ref, counted_at);
+	while (counter->failures == 0 && at > (uint64) counted_at &&
+		   !pg_atomic_compare_exchange_u64(&counter->counted_at, &at,
+										   (uint64) counted_at))
+		;
+	flush_if_large(buffer, counter);
+}
+
+/*
+ * Move the count of a key to another one.  Both are pinned, and stay so; the pin
+ * of the other one was made for this count.  Nothing is in flight of the first
+ * one, and nobody adds to it but a process that loads saved counts.
+ *
+ * The caller is the buffer's worker, or holds AccessExclusiveLock.  Takes no
+ * lock, cannot fail.  Asks for REQUEST_MOVED.
+ */
+void
+counters_move(SharedBuffer *buffer, CounterRef from, CounterRef to,
+			  MovedCount *moved)
+{
+	uint64		at = pg_atomic_read_u64(&from.counter->counted_at);
+
+	Assert(pg_atomic_read_u64(&from.counter->in_flight) == 0);
+
+	/* if it fails, this is the time of the next attempt */
+	moved->counted_at = (ClockTime) at;
+	if (from.counter->failures > 0 || at == 0)
+		moved->counted_at = Max(clock_now() - registry_interval(buffer), 1);
+	pg_atomic_write_u64(&from.counter->counted_at, 0);
+	moved->count = (int64) pg_atomic_exchange_u64(&from.counter->count, 0);
+	table_clear_failure(&buffer->table, from.counter);
+	add_moved(buffer, to, moved->count, moved->counted_at);
+	requests_ask(&buffer->requests, REQUEST_MOVED);
+}
+
+/*
+ * Undo counters_move(), under the same conditions, before anybody has flushed
+ * the other key.
+ */
+void
+counters_move_back(SharedBuffer *buffer, CounterRef from, CounterRef to,
+				   const MovedCount *moved)
+{
+	pg_atomic_fetch_sub_u64(&to.counter->count, (uint64) moved->count);
+	add_moved(buffer, from, moved->count, moved->counted_at);
+	requests_ask(&buffer->requests, REQUEST_MOVED);
 }
 
 /* ------------------------------------------------------------------------

@@ -49,6 +49,13 @@ typedef struct LoadedCount
 	ClockTime	counted_at;
 } LoadedCount;
 
+/* What counters_move() has moved, for counters_move_back(). */
+typedef struct MovedCount
+{
+	int64		count;
+	ClockTime	counted_at;
+} MovedCount;
+
 /* for all processes that hold a lock on the relation */
 extern TableResult counters_pin(SharedBuffer *buffer,
 								CounterTable *table,
@@ -64,10 +71,11 @@ extern TableResult counters_pin_now(SharedBuffer *buffer,
 extern TableResult counters_probe(SharedBuffer *buffer,
 								  CounterTable *table,
 								  const KeyBytes *key);
-extern void counters_pin_loaded(SharedBuffer *buffer,
-								CounterTable *table,
-								const KeyBytes *key, int64 delta,
-								CounterPin *pin);
+extern void counters_prepare_to_pin(SharedBuffer *buffer, int64 delta);
+extern void counters_pin_held(SharedBuffer *buffer,
+							  CounterTable *table,
+							  const KeyBytes *key, int64 delta,
+							  CounterPin *pin);
 extern void counters_check_open(void);
 extern void counters_add(SharedBuffer *buffer, CounterPin *pin, int64 delta,
 						 ClockTime *now);
@@ -82,6 +90,10 @@ extern void counters_end_turn(SharedBuffer *buffer);
 extern void counters_pin_all(const CounterTable *table, CounterPin **pins,
 							 int *npins);
 extern void counters_clear(SharedBuffer *buffer, CounterPin *pin);
+extern void counters_move(SharedBuffer *buffer, CounterRef from, CounterRef to,
+						  MovedCount *moved);
+extern void counters_move_back(SharedBuffer *buffer, CounterRef from,
+							   CounterRef to, const MovedCount *moved);
 extern void counters_request_flush(SharedBuffer *buffer,
 								   const CounterTable *table,
 								   const KeyBytes *key);

@@ -3,6 +3,7 @@
  * define.c
  *	  What statements that define a buffer check: the validator of options;
  *	  whether what an ALTER leaves is still a buffer, which is an error if not;
+ *	  whether what it holds fits altered key columns, which is a warning if not;
  *	  and whether the counts could be stored, which is a notice if not.
  *
  * The last is checked as sb_start() does.  It is no error, because the handler or
@@ -28,6 +29,7 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_foreign_table.h"
 #include "compat.h"
+#include "convert.h"
 #include "ddl.h"
 #include "define.h"
 #include "durable.h"
@@ -263,18 +265,20 @@ check_shape(Relation rel, const TouchedTable *table)
 }
 
 /*
- * Warn if the buffer holds counts that do not fit its altered key columns.  The
- * statement has locked it in AccessExclusiveLock, so nothing is counted
- * meanwhile.  Does not wait for saved counts to be loaded.
+ * Key columns of a buffer were altered: convert what it holds, and warn of what
+ * cannot be converted.  The statement has locked it in AccessExclusiveLock, so
+ * nothing is counted meanwhile.  Does not wait for saved counts to be loaded: the
+ * worker converts these.
  */
 static void
-warn_stranded(Oid relid)
+convert_held(Oid relid)
 {
 	SbBuffer   *buffer = buffer_open(relid, NoLock);
+	ConvertResult result;
 	uint64		nkeys;
 	int64		sum;
 
-	buffer_look_up(buffer);
+	convert_altered(buffer, &result);
 	if (buffer->shared == NULL)
 		return;
 	table_sum(&buffer->table, ~buffer->table.readable, &nkeys, &sum);
@@ -282,11 +286,16 @@ warn_stranded(Oid relid)
 		ereport(WARNING,
 				(errmsg("buffer \"%s\" holds counts that do not fit its altered key columns",
 						NameStr(buffer->name)),
+				 result.message == NULL ?
 				 errdetail_plural("A count of " INT64_FORMAT " in %llu key is kept, and not stored.",
 								  "Counts of " INT64_FORMAT " altogether in %llu keys are kept, and not stored.",
 								  (unsigned long) nkeys,
-								  sum, (unsigned long long) nkeys),
-				 errhint("Alter the columns back to have them stored, or discard them with TRUNCATE. Call sb_drain() before you alter key columns.")));
+								  sum, (unsigned long long) nkeys) :
+				 errdetail_plural("A count of " INT64_FORMAT " in %llu key is kept, and not stored: %s",
+								  "Counts of " INT64_FORMAT " altogether in %llu keys are kept, and not stored. The first of them: %s",
+								  (unsigned long) nkeys,
+								  sum, (unsigned long long) nkeys, result.message),
+				 errhint("Alter the columns back to have them stored, or discard them with TRUNCATE. sb_keys() shows them.")));
 }
 
 /*
@@ -314,7 +323,7 @@ define_check(const DefineWatch *watch)
 		{
 			check_shape(rel, table);
 			if (table->columns && buffer_find_count(rel, &problem) != 0)
-				warn_stranded(table->relid);
+				convert_held(table->relid);
 			options_parse(GetForeignTable(table->relid)->options, &options);
 			advise(rel, &options);
 		}

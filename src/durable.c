@@ -268,7 +268,7 @@ append_held(SbBuffer *buffer)
 			next += sizeof(held);
 			if (bodies[held.shape] == NULL)
 			{
-				KeyShape   *shape = table_shape(&buffer->shared->table, held.shape);
+				KeyShape   *shape = table_copy_shape(&buffer->shared->table, held.shape);
 
 				bodies[held.shape] = palloc(sizeof(LedgerBody));
 				ledger_begin_body(bodies[held.shape],

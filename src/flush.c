@@ -33,6 +33,7 @@
 #include "catalog/namespace.h"
 #include "common/int.h"
 #include "compat.h"
+#include "convert.h"
 #include "durable.h"
 #include "flush.h"
 #include "key.h"
@@ -571,22 +572,6 @@ check_definition(FlushState *flush, ClockTime now)
 	flush->unread = false;
 }
 
-/*
- * Check the definition, outside of a flush.  If a new session of the owner
- * would look for the handler elsewhere than this one, which has the settings
- * with which it started, the worker leaves and another one takes its place.
- *
- * Reports errors instead of raising them.  After one, or if the relation is
- * gone but still locked, the definition remains unread, and the caller must
- * try again when the pause is over: nobody may ask for it again.
- */
-void
-flush_check_definition(FlushState *flush)
-{
-	flush->unread = true;
-	(void) attempt(flush, check_definition, 0, true);
-}
-
 /* ------------------------------------------------------------------------
  * Flushing
  * ------------------------------------------------------------------------
@@ -771,7 +756,7 @@ find_epochs(FlushState *flush)
 			continue;
 		flush->epochs[shape] =
 			durable_epoch(flush->buffer,
-						  table_shape(&flush->shared->table, shape));
+						  table_copy_shape(&flush->shared->table, shape));
 		known |= (uint32) 1 << shape;
 	}
 }
@@ -928,26 +913,113 @@ reset_session(FlushState *flush)
 		flush->leaving = true;
 }
 
-/*
- * Record and log that there were due keys that the batch could not take,
- * because they do not fit the key columns.
+/* ------------------------------------------------------------------------
+ * Altered key columns
+ * ------------------------------------------------------------------------
  */
+
+/* A key cannot be converted: a ConvertFailed. */
+static void
+key_failed(SharedCounter *counter, const char *message, void *arg)
+{
+	FlushState *flush = arg;
+	char	   *error;
+
+	error = psprintf(_("could not convert the key to the altered key columns: %s"),
+					 message);
+	batch_fail_unreadable(flush->shared, counter, error);
+	pfree(error);
+}
+
+/* The step of convert_unreadable(). */
+static void
+convert_rest_of_keys(FlushState *flush, ClockTime now)
+{
+	SharedFlush *shared = &flush->shared->flush;
+	CounterTable *table;
+
+	if (!open_definition(flush))
+		return;
+	table = &flush->buffer->table;
+	MemoryContextSwitchTo(flush->context);
+	convert_rest(flush->buffer, lock_relation, key_failed, flush,
+				 &flush->converted);
+	shared->converted_shapes = table->shapes_number;
+	shared->converted_shape = table->shape;
+}
+
+/* Record and log that there are keys that do not fit the key columns. */
 static void
 report_unreadable(FlushState *flush)
 {
 	ErrorData	error = {
 		.sqlerrcode = ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
 		.message = _("some keys were counted before the key columns were altered"),
+		.detail = psprintf(_("The first one cannot be converted: %s"),
+						   flush->converted.message),
 		.hint = _("Alter the columns back to have the keys stored, or discard them with TRUNCATE.")
 	};
 	BufferFailure failure = {
 		.message = error.message,
+		.detail = error.detail,
 		.hint = error.hint,
 		.retry_at = clock_add(clock_now(), BACKOFF_MAX_MSECS)
 	};
 
 	registry_set_failure(flush->shared, &failure);
-	log_failure(flush, &error, flush->batch.nunreadable);
+	log_failure(flush, &error, (int) Min(flush->converted.nfailed, INT_MAX));
+}
+
+/*
+ * Convert the keys that cannot be read, if a batch has found such keys that are
+ * due, or if the key columns were altered since that was last done.  Returns
+ * whether that may have run code of users.
+ */
+static bool
+convert_unreadable(FlushState *flush)
+{
+	SharedFlush *shared;
+	CounterTable *table;
+	bool		due = flush->batch.nunreadable > 0;
+
+	flush->batch.nunreadable = 0;
+	if (flush->leaving || flush->shared == NULL || flush->buffer == NULL ||
+		flush->buffer->shared != flush->shared)
+		return false;
+	shared = &flush->shared->flush;
+	table = &flush->buffer->table;
+	if (!due && registry_is_converted(flush->shared, table))
+		return false;
+	if (!table_has_unreadable(&flush->shared->table, table))
+	{
+		shared->converted_shapes = table->shapes_number;
+		shared->converted_shape = table->shape;
+		return false;
+	}
+	flush->converted.nfailed = 0;
+	if (attempt(flush, convert_rest_of_keys, 0, true) &&
+		flush->converted.nfailed > 0)
+		report_unreadable(flush);
+	return true;
+}
+
+/*
+ * Check the definition, outside of a flush.  If a new session of the owner
+ * would look for the handler elsewhere than this one, which has the settings
+ * with which it started, the worker leaves and another one takes its place.
+ *
+ * Reports errors instead of raising them.  After one, or if the relation is
+ * gone but still locked, the definition remains unread, and the caller must
+ * try again when the pause is over: nobody may ask for it again.
+ */
+void
+flush_check_definition(FlushState *flush)
+{
+	flush->unread = true;
+	if (!attempt(flush, check_definition, 0, true) || flush->unread)
+		return;
+	if (convert_unreadable(flush) && !flush->leaving)
+		reset_session(flush);
 }
 
 /*
@@ -979,14 +1051,10 @@ flush_batch(FlushState *flush, ClockTime now)
 	if (unlikely(flush->discards.len > 0))
 		append_discards(flush);
 	flush_log_discarded(flush, false);
+	(void) convert_unreadable(flush);
 
 	if (!flush->leaving)
 		reset_session(flush);
-	if (flush->shared != NULL && batch->nunreadable > 0)
-	{
-		report_unreadable(flush);
-		batch->nunreadable = 0;
-	}
 	pgstat_report_stat(false);
 	if (flush->buffer != NULL)
 		pgstat_report_activity(STATE_IDLE, NameStr(flush->buffer->name));

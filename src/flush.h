@@ -12,6 +12,7 @@
 
 #include "batch.h"
 #include "buffer.h"
+#include "convert.h"
 #include "lib/stringinfo.h"
 #include "sink.h"
 
@@ -55,6 +56,8 @@ typedef struct FlushState
 	bool		preparing;		/* no key is to blame for an error */
 	ClockTime	began;			/* when the sink began to store the first key */
 	int64		usecs;			/* how long it took for all; 0: not at all */
+	ConvertResult converted;	/* what has become of keys that could not be
+								 * read */
 
 	/* of a durable buffer */
 	uint64		epochs[TABLE_SHAPES];	/* of the keys of the batch, by shape */

@@ -432,10 +432,12 @@ key_out(TupleDesc desc, const char *data, uint16 len)
 /*
  * Build the expression that assigns a value of a type, for which a placeholder
  * stands, to a key column.  Returns NULL if that is not possible.  `argtypmod'
- * is the value's typmod, or -1 if unknown.
+ * is the value's typmod, or -1 if unknown.  With `by_text', the value's text is
+ * read by the column's input function.
  */
 static Node *
-assignment_to(Form_pg_attribute att, Oid argtype, int32 argtypmod)
+assignment_to(Form_pg_attribute att, Oid argtype, int32 argtypmod,
+			  bool by_text)
 {
 	CaseTestExpr *placeholder = makeNode(CaseTestExpr);
 	Node	   *expr;
@@ -444,7 +446,7 @@ assignment_to(Form_pg_attribute att, Oid argtype, int32 argtypmod)
 	placeholder->typeMod = argtypmod;
 	placeholder->collation = get_typcollation(argtype);
 
-	if (argtype == UNKNOWNOID)
+	if (argtype == UNKNOWNOID || by_text)
 	{
 		CoerceViaIO *io = makeNode(CoerceViaIO);
 
@@ -477,19 +479,23 @@ bool
 key_assignment_is_immutable(Form_pg_attribute att, Oid argtype,
 							int32 argtypmod)
 {
-	return !contain_mutable_functions(assignment_to(att, argtype, argtypmod));
+	return !contain_mutable_functions(assignment_to(att, argtype, argtypmod,
+													false));
 }
 
 /*
- * Prepare the assignment of a value to a key column.  Raises an error if it is
- * not possible.  See assignment_to().
+ * Prepare the assignment of a value to a key column.  If there is no cast for
+ * it, that is an error, unless `or_text' allows to read the value's text.
+ * See assignment_to().
  */
 static void
 make_cast(KeyReader *reader, Form_pg_attribute att, Oid argtype,
-		  int32 argtypmod, KeyCast *cast)
+		  int32 argtypmod, bool or_text, KeyCast *cast)
 {
-	Node	   *expr = assignment_to(att, argtype, argtypmod);
+	Node	   *expr = assignment_to(att, argtype, argtypmod, false);
 
+	if (expr == NULL && or_text)
+		expr = assignment_to(att, argtype, argtypmod, true);
 	if (expr == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
@@ -589,7 +595,7 @@ key_reader_make(TupleDesc desc, const char *relname, Oid argtype)
 		reader->typmod = att->atttypmod;
 	}
 	else
-		make_cast(reader, att, argtype, -1, &reader->casts[0]);
+		make_cast(reader, att, argtype, -1, false, &reader->casts[0]);
 	return reader;
 }
 
@@ -607,7 +613,28 @@ key_reader_make_columns(TupleDesc desc, const char *relname, const Oid *types,
 	reader->relname = relname;
 	reader->casts = palloc0(desc->natts * sizeof(KeyCast));
 	for (int i = 0; i < desc->natts; i++)
-		make_cast(reader, TupleDescAttr(desc, i), types[i], typmods[i],
+		make_cast(reader, TupleDescAttr(desc, i), types[i], typmods[i], false,
+				  &reader->casts[i]);
+	return reader;
+}
+
+/*
+ * Create a reader that converts keys of as many other columns, one to one, with
+ * key_read_columns(): as an assignment would, or if there is no cast for that,
+ * by their text.  Otherwise like key_reader_make().
+ */
+KeyReader *
+key_reader_make_conversion(TupleDesc desc, const char *relname, TupleDesc from)
+{
+	KeyReader  *reader = palloc0(sizeof(KeyReader));
+
+	Assert(from->natts == desc->natts);
+	reader->desc = desc;
+	reader->relname = relname;
+	reader->casts = palloc0(desc->natts * sizeof(KeyCast));
+	for (int i = 0; i < desc->natts; i++)
+		make_cast(reader, TupleDescAttr(desc, i),
+				  TupleDescAttr(from, i)->atttypid, -1, true,
 				  &reader->casts[i]);
 	return reader;
 }
@@ -670,7 +697,7 @@ match_fields(KeyReader *reader, TupleDesc rowdesc)
 			continue;
 		reader->argtypes[nfields] = att->atttypid;
 		make_cast(reader, TupleDescAttr(desc, nfields), att->atttypid, -1,
-				  &reader->casts[nfields]);
+				  false, &reader->casts[nfields]);
 		nfields++;
 	}
 	MemoryContextSwitchTo(oldcontext);

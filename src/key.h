@@ -58,6 +58,9 @@ extern KeyReader *key_reader_make(TupleDesc desc, const char *relname,
 extern KeyReader *key_reader_make_columns(TupleDesc desc, const char *relname,
 										  const Oid *types,
 										  const int32 *typmods);
+extern KeyReader *key_reader_make_conversion(TupleDesc desc,
+											 const char *relname,
+											 TupleDesc from);
 extern bool key_assignment_is_immutable(Form_pg_attribute att, Oid argtype,
 										int32 argtypmod);
 extern bool key_reader_runs_code(KeyReader *reader);

@@ -309,7 +309,7 @@ load_key(Loading *loading, const LoadedCount *new)
 	SharedBuffer *buffer = loading->buffer;
 	CounterPin	pin;
 
-	counters_pin_loaded(buffer, &loading->table, &new->key, new->count, &pin);
+	counters_pin_held(buffer, &loading->table, &new->key, new->count, &pin);
 
 	/* before the key, so that the sums never show less than was stored */
 	registry_count(buffer, STAT_PUBLISHED, (uint64) new->count);
@@ -385,7 +385,8 @@ enter_buffer(Loading *loading, int64 offset, const SavedSection *section)
 		leave_buffer(loading);
 	if (loading->buffer == NULL)
 		return false;
-	table_find_shape(&loading->buffer->table, shape, true, &loading->table);
+	table_find_shape(&loading->buffer->table, shape, true, false,
+					 &loading->table);
 	if (loading->table.shape == TABLE_SHAPES)
 		elog(ERROR, "too many shapes of buffer %u", section->relid);
 	table_attach(&loading->buffer->table, &loading->table);

@@ -529,7 +529,7 @@ attach(RecoverEpoch *epoch)
 		if (made)
 			ddl_note_made(buffer->shared);
 	}
-	table_find_shape(&buffer->shared->table, epoch->shape, true, table);
+	table_find_shape(&buffer->shared->table, epoch->shape, true, false, table);
 	if (table->shape == TABLE_SHAPES)
 	{
 		/* the worker makes room, if it can */
@@ -566,8 +566,8 @@ pin_sums(Recovery *recovery, KeySum **list, uint64 n)
 		CHECK_FOR_INTERRUPTS();
 		addition->shared = epoch->buffer->shared;
 		addition->count = entry->sum;
-		counters_pin_loaded(addition->shared, table, &entry->key.bytes,
-							entry->sum, &addition->pin);
+		counters_pin_held(addition->shared, table, &entry->key.bytes,
+						  entry->sum, &addition->pin);
 		recovery->nadditions = i + 1;
 		epoch->buffer->sum += (uint64) entry->sum;
 	}

@@ -92,7 +92,7 @@ typedef struct SharedSlot
 
 /*
  * The state of flushes.  For the worker only; the next worker continues from
- * here.
+ * here.  Others may look at what was converted, to see whether to ask for it.
  */
 typedef struct SharedFlush
 {
@@ -101,6 +101,9 @@ typedef struct SharedFlush
 	int			cancels;		/* in a row */
 	uint8		seen_shape;		/* number of the shape last seen, */
 	uint32		seen_shapes;	/* and SharedTable.shapes_number then */
+	uint8		converted_shape;	/* the same, when all keys were last
+									 * converted that could be */
+	uint32		converted_shapes;
 	SharedPace	pace;
 
 	/* the log of failures */
@@ -324,6 +327,17 @@ static inline bool
 registry_is_stopped(SharedBuffer *buffer)
 {
 	return pg_atomic_read_u32(&buffer->settings.stopped) != 0;
+}
+
+/*
+ * Were all keys converted that could be, since an attachment's shape is the
+ * present one and the keys have the shapes that it knows?
+ */
+static inline bool
+registry_is_converted(SharedBuffer *buffer, const CounterTable *table)
+{
+	return buffer->flush.converted_shape == table->shape &&
+		buffer->flush.converted_shapes == table->shapes_number;
 }
 
 /* Is the relation gone for good?  Without a lock; see SharedSettings. */

@@ -247,10 +247,23 @@ requests_serve(SharedRequests *requests, SharedSchedule *schedule,
 	bool		begin_round;
 
 	serve_flushes(requests, schedule);
-	if (taken & REQUEST_SORT_AGAIN)
+	if (taken & (REQUEST_SORT_AGAIN | REQUEST_MOVED))
 	{
 		schedule_sort_again(schedule, now);
 		requests_done(requests, REQUEST_SORT_AGAIN);
+	}
+
+	/* before the round is found to be over: its keys may have become empty */
+	if (taken & REQUEST_MOVED)
+	{
+		if (pg_atomic_read_u64(&drain->done) !=
+			pg_atomic_read_u64(&drain->round))
+		{
+			schedule_make_all_due(schedule, true);
+			pg_atomic_fetch_add_u64(&drain->keys,
+									schedule_mark_due(schedule, COUNTER_DRAIN));
+		}
+		requests_done(requests, REQUEST_MOVED);
 	}
 
 	/* everything that the tickets are for was published before this */

@@ -24,6 +24,9 @@
 									 * count is large */
 #define REQUEST_SORT_AGAIN	0x08	/* TRUNCATE has cleared counts that the
 									 * wheel holds by their old times */
+#define REQUEST_MOVED		0x10	/* counts were moved to other keys: the
+									 * same, and a drain that waits for the
+									 * former keys must wait for these */
 
 /*
  * A request of sb_flush(): a counter, pinned until the worker has handled it.
@@ -55,7 +58,8 @@ typedef struct SharedFlushRequest
  *
  * If a ticket is drawn while a round is working, all keys are made due at once
  * (due < asked), but its own round begins when this one is finished.  So no
- * session waits for keys that were counted after its round began.
+ * session waits for keys that were counted after its round began, unless counts
+ * were moved meanwhile (REQUEST_MOVED): then all keys join the round.
  *
  * Invariants: done <= round <= due <= asked.  `keys' is the number of counters
  * that have COUNTER_DRAIN.  If the worker is interrupted, the next one

@@ -44,7 +44,7 @@
  * Increase this with every change of the format, and also of what it rests on:
  * key_hash() and hash_position().
  */
-#define SAVED_VERSION		3
+#define SAVED_VERSION		4
 
 /* a block is closed at the end of a portion when it has this size, */
 #define BLOCK_SIZE			(128 * 1024)

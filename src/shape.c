@@ -18,6 +18,7 @@
 #include "postgres.h"
 
 #include "catalog/pg_type.h"
+#include "compat.h"
 #include "miscadmin.h"
 #include "shape.h"
 #include "utils/lsyscache.h"
@@ -49,7 +50,7 @@ typedef struct ShapeType
 } ShapeType;
 
 StaticAssertDecl(sizeof(ShapeAttr) == 8 && sizeof(ShapeType) == 8 &&
-				 offsetof(KeyShape, data) == 8,
+				 offsetof(KeyShape, data) == 12,
 				 "a description must have no holes");
 
 #define SHAPE_ATTRS(type)	((ShapeAttr *) ((type) + 1))
@@ -64,6 +65,19 @@ static ShapeType *
 next_type(const ShapeType *type)
 {
 	return (ShapeType *) (SHAPE_ATTRS(type) + type->natts);
+}
+
+/* The numbers of the key columns. */
+static AttrNumber *
+columns_of(const KeyShape *shape)
+{
+	return (AttrNumber *) ((char *) shape + shape->end);
+}
+
+static Size
+columns_size(const KeyShape *shape)
+{
+	return first_type(shape)->natts * sizeof(AttrNumber);
 }
 
 /* Find a row type in a description, or return NULL. */
@@ -130,7 +144,7 @@ add_type(KeyShape *shape, Oid typid, TupleDesc desc, List **row_types,
 	ShapeAttr  *attr = SHAPE_ATTRS(type);
 	Size		size = sizeof(ShapeType) + desc->natts * sizeof(ShapeAttr);
 
-	if (shape->size + size > SHAPE_MAX_SIZE)
+	if (shape->size + size > SHAPE_MAX_TYPES)
 		report_too_complex();
 	type->typid = typid;
 	type->natts = desc->natts;
@@ -156,8 +170,9 @@ add_type(KeyShape *shape, Oid typid, TupleDesc desc, List **row_types,
 }
 
 /*
- * Describe key columns.  The result, and the list of the row types that occur
- * in them, are in the current memory context.
+ * Describe key columns, which have these numbers in their relation, or NULL.
+ * The result, and the list of the row types that occur in them, are in the
+ * current memory context.
  *
  * Each row type is described once, however often it occurs.  Raises an error
  * if the description would be too large.  Takes no lock on row types: the
@@ -165,9 +180,9 @@ add_type(KeyShape *shape, Oid typid, TupleDesc desc, List **row_types,
  * too late.
  */
 KeyShape *
-shape_describe(TupleDesc desc, List **row_types)
+shape_describe(TupleDesc desc, const AttrNumber *columns, List **row_types)
 {
-	KeyShape   *room = palloc(SHAPE_MAX_SIZE);
+	KeyShape   *room = palloc(SHAPE_MAX_TYPES);
 	KeyShape   *shape;
 	int			nlookups = 0;
 
@@ -186,10 +201,41 @@ shape_describe(TupleDesc desc, List **row_types)
 		ReleaseTupleDesc(row);
 	}
 
-	shape = palloc(room->size);
-	memcpy(shape, room, room->size);
+	room->end = room->size;
+	room->size += columns_size(room);
+	shape = palloc0(room->size);
+	memcpy(shape, room, room->end);
 	pfree(room);
+	if (columns != NULL)
+		memcpy(columns_of(shape), columns, columns_size(shape));
 	return shape;
+}
+
+/*
+ * Make a descriptor of the key columns of a shape, whose names and typmods are
+ * not known, in the current memory context.  Returns NULL if one of their types
+ * is gone, or is not what it was.  Looks at no fields of row types: the caller
+ * must describe the descriptor, and see whether that can read the shape.
+ */
+TupleDesc
+shape_make_desc(const KeyShape *shape)
+{
+	const ShapeType *columns = first_type(shape);
+	const ShapeAttr *attr = SHAPE_ATTRS(columns);
+	TupleDesc	desc = CreateTemplateTupleDesc(columns->natts);
+
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+
+		if (!get_typisdefined(attr[i].typid))
+			return NULL;
+		TupleDescInitEntry(desc, i + 1, NULL, attr[i].typid, -1, 0);
+		if (att->attlen != attr[i].len || att->attalign != attr[i].align)
+			return NULL;
+	}
+	TupleDescFinalize(desc);
+	return desc;
 }
 
 /*
@@ -201,26 +247,44 @@ shape_is_valid(const KeyShape *shape, uint32 size)
 {
 	uint64		offset = offsetof(KeyShape, data);
 
-	if (size < offset || size > SHAPE_MAX_SIZE || shape->size != size)
+	if (size < offset || shape->size != size || shape->end > size)
 		return false;
 	for (uint32 i = 0; i < shape->ntypes; i++)
 	{
 		const ShapeType *type = (const ShapeType *) ((const char *) shape + offset);
 
-		if (offset + sizeof(ShapeType) > size)
+		if (offset + sizeof(ShapeType) > shape->end)
 			return false;
 		offset += sizeof(ShapeType) + (uint64) type->natts * sizeof(ShapeAttr);
-		if (offset > size)
+		if (offset > shape->end)
 			return false;
 	}
-	return offset == size && shape->ntypes > 0;
+	return offset == shape->end && shape->ntypes > 0 &&
+		shape->end + columns_size(shape) == size;
 }
 
 /* Are keys of both shapes formed and read in the same way? */
 bool
 shape_equal(const KeyShape *a, const KeyShape *b)
 {
-	return a->size == b->size && memcmp(a, b, a->size) == 0;
+	return a->end == b->end && a->ntypes == b->ntypes &&
+		memcmp(a->data, b->data, a->end - offsetof(KeyShape, data)) == 0;
+}
+
+/* Are the key columns the same, if perhaps of other types? */
+bool
+shape_same_columns(const KeyShape *a, const KeyShape *b)
+{
+	return columns_size(a) == columns_size(b) &&
+		memcmp(columns_of(a), columns_of(b), columns_size(a)) == 0;
+}
+
+/* Copy the numbers of the columns from a shape that is equal. */
+void
+shape_set_columns(KeyShape *shape, const KeyShape *from)
+{
+	Assert(shape_equal(shape, from));
+	memcpy(columns_of(shape), columns_of(from), columns_size(shape));
 }
 
 /*

@@ -13,6 +13,7 @@
 
 #include "buffer.h"
 #include "compat.h"
+#include "convert.h"
 #include "ddl.h"
 #include "define.h"
 #include "durable.h"
@@ -144,6 +145,7 @@ _PG_init(void)
 	ddl_init();
 	durable_init();
 	pending_init();
+	convert_init();
 	prev_ProcessUtility_hook = ProcessUtility_hook;
 	ProcessUtility_hook = process_utility;
 	prev_ExecutorEnd_hook = ExecutorEnd_hook;

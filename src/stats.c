@@ -23,9 +23,11 @@
 #include "miscadmin.h"
 #include "registry.h"
 #include "settings.h"
+#include "storage/lmgr.h"
 #include "total.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/memutils.h"
 #include "utils/regproc.h"
 #include "utils/syscache.h"
@@ -355,6 +357,7 @@ typedef struct KeyRow
 	int64		in_flight;
 	ClockTime	counted_at;
 	int			failures;
+	int			shape;
 	int			keylen;
 	int			errorlen;		/* -1: none */
 	char		data[FLEXIBLE_ARRAY_MEMBER];	/* key, error */
@@ -372,6 +375,7 @@ collect_key(const CounterInfo *info, void *arg)
 	row->in_flight = info->in_flight;
 	row->counted_at = info->counted_at;
 	row->failures = info->failures;
+	row->shape = info->shape;
 	row->keylen = info->keylen;
 	row->errorlen = info->error ? errorlen : -1;
 	memcpy(row->data, info->key, keylen);
@@ -387,18 +391,68 @@ typedef struct KeyOutput
 	ReturnSetInfo *rsinfo;
 	bool		see_all;		/* also errors */
 	int64		to_timestamp;	/* clock_to_timestamp() */
+	MemoryContext context;		/* of what follows */
+	OlderShape *older[TABLE_SHAPES];	/* those that were needed so far */
 } KeyOutput;
 
 typedef void (*PutKey) (KeyOutput *output, KeyRow *key);
+
+/* Is a key of a shape that does not fit the key columns? */
+static bool
+is_older(const KeyOutput *output, const KeyRow *key)
+{
+	return (output->buffer->table.readable & ((uint32) 1 << key->shape)) == 0;
+}
+
+/*
+ * Convert a key to text, or a null to NULL.  One that was counted before the key
+ * columns were altered is shown as what it was counted; if it cannot be read any
+ * more, by its bytes.
+ */
+static text *
+get_name(KeyOutput *output, const KeyRow *key)
+{
+	TupleDesc	desc = output->buffer->shape->desc;
+	bytea	   *bytes;
+	int			len = KEY_LENGTH(key->keylen);
+
+	if (is_older(output, key))
+	{
+		OlderShape *older = output->older[key->shape];
+
+		if (older == NULL)
+		{
+			MemoryContext oldcontext = MemoryContextSwitchTo(output->context);
+
+			older = palloc(sizeof(OlderShape));
+			buffer_open_older(output->buffer, key->shape, LockRelationOid,
+							  older);
+			output->older[key->shape] = older;
+			MemoryContextSwitchTo(oldcontext);
+		}
+		desc = older->desc;
+	}
+	if (desc != NULL)
+		return key_out(desc, key->data, key->keylen);
+	bytes = palloc(VARHDRSZ + len);
+	SET_VARSIZE(bytes, VARHDRSZ + len);
+	memcpy(VARDATA(bytes), key->data, len);
+	return cstring_to_text(OidOutputFunctionCall(F_BYTEAOUT, PointerGetDatum(bytes)));
+}
 
 /* Put a row of sb_keys() into its result. */
 static void
 put_key(KeyOutput *output, KeyRow *key)
 {
-	text	   *name = key_out(output->buffer->shape->desc, key->data, key->keylen);
+	text	   *name;
 	Datum		values[KEY_COLUMNS];
 	bool		isnull[KEY_COLUMNS] = {0};
 	ClockTime	due_at = key->counted_at;
+
+	/* its count was moved, and the worker has not freed it yet */
+	if (is_older(output, key) && key->count == 0 && key->in_flight == 0)
+		return;
+	name = get_name(output, key);
 
 	values[0] = PointerGetDatum(name);
 	isnull[0] = name == NULL;
@@ -408,8 +462,11 @@ put_key(KeyOutput *output, KeyRow *key)
 		due_at += registry_interval(output->buffer->shared);
 	set_clock_time(&values[3], &isnull[3], due_at, output->to_timestamp);
 	values[4] = Int32GetDatum(key->failures);
-	isnull[5] = key->errorlen < 0 || !output->see_all;
-	if (!isnull[5])
+	isnull[5] = (key->errorlen < 0 && !is_older(output, key)) ||
+		!output->see_all;
+	if (key->errorlen < 0)
+		values[5] = PointerGetDatum(cstring_to_text(_("the key was counted before the key columns were altered")));
+	else
 		values[5] = PointerGetDatum(cstring_to_text_with_len(key->data + KEY_LENGTH(key->keylen),
 															 key->errorlen));
 	tuplestore_putvalues(output->rsinfo->setResult, output->rsinfo->setDesc,
@@ -441,7 +498,7 @@ put_total(KeyOutput *output, KeyRow *row)
  *
  * Goes by portions, and keeps no more than one of them in memory: the keys are
  * copied while a partition is locked, and converted without a lock, because
- * that may run user code.
+ * that may run user code.  With `totals', keys of older shapes are left out.
  */
 static void
 return_keys(FunctionCallInfo fcinfo, int ncolumns, bool totals, PutKey put)
@@ -468,6 +525,9 @@ return_keys(FunctionCallInfo fcinfo, int ncolumns, bool totals, PutKey put)
 
 	buffer_begin_use(output.buffer, &use);
 	table = output.buffer->table;
+	if (!totals)
+		table.readable = TABLE_ALL_SHAPES;
+	output.context = CurrentMemoryContext;
 	context = AllocSetContextCreate(CurrentMemoryContext, "statbuffer keys",
 									ALLOCSET_DEFAULT_SIZES);
 	oldcontext = MemoryContextSwitchTo(context);
@@ -487,6 +547,9 @@ return_keys(FunctionCallInfo fcinfo, int ncolumns, bool totals, PutKey put)
 	}
 	MemoryContextSwitchTo(oldcontext);
 	MemoryContextDelete(context);
+	for (int i = 0; i < TABLE_SHAPES; i++)
+		if (output.older[i] != NULL)
+			buffer_close_older(output.older[i]);
 	buffer_end_use(&use);
 }
 

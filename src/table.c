@@ -245,6 +245,7 @@ visit_counter(SharedTable *shared, SharedCounter *counter,
 
 	info.key = counter->key;
 	info.keylen = counter->keylen;
+	info.shape = counter->shape;
 	info.counted_at = (ClockTime) pg_atomic_read_u64(&counter->counted_at);
 	counter_read(counter, &info.count, &info.in_flight);
 	info.failures = counter->failures;
@@ -938,14 +939,16 @@ shape_at(SharedTable *shared, int number)
  * keys can be read under it, and store them in `table'.
  *
  * The number is TABLE_SHAPES, which no key has, if the shape has none.  With
- * `create' the shape gets one if there is room.  The caller has a lock on the
- * relation, or has claimed the buffer.
+ * `create' the shape gets one if there is room.  With `is_present', it is that
+ * of the relation as the caller sees it, and has the numbers of its columns: from
+ * here on, the keys of this shape are of these columns.  The caller has a lock
+ * on the relation, or has claimed the buffer.
  *
  * Raises an error if memory is out.  Takes SharedTable.lock.
  */
 void
 table_find_shape(SharedTable *shared, const KeyShape *shape, bool create,
-				 CounterTable *table)
+				 bool is_present, CounterTable *table)
 {
 	int			found = TABLE_SHAPES;
 	int			unused = TABLE_SHAPES;
@@ -967,6 +970,8 @@ table_find_shape(SharedTable *shared, const KeyShape *shape, bool create,
 		if (shape_can_read(shape, other))
 			readable |= (uint32) 1 << i;
 	}
+	if (is_present && found < TABLE_SHAPES)
+		shape_set_columns(shape_at(shared, found), shape);
 	create = create && found == TABLE_SHAPES && unused < TABLE_SHAPES;
 	if (create)
 		copy = dsa_allocate_extended(shared_area,
@@ -990,13 +995,37 @@ table_find_shape(SharedTable *shared, const KeyShape *shape, bool create,
 }
 
 /*
- * Get a shape that some key has.  The caller has a lock on the relation, so it
- * stays.
+ * Copy a shape that keys have into the current memory context.  The caller has a
+ * lock on the relation, or has claimed the buffer.  Takes SharedTable.lock.
  */
 KeyShape *
-table_shape(SharedTable *shared, int number)
+table_copy_shape(SharedTable *shared, int number)
 {
-	return dsa_get_address(shared_area, shared->shapes[number]);
+	KeyShape   *copy = palloc(SHAPE_MAX_SIZE);
+	KeyShape   *shape;
+
+	LWLockAcquire(&shared->lock, LW_SHARED);
+	shape = shape_at(shared, number);
+	memcpy(copy, shape, shape->size);
+	LWLockRelease(&shared->lock);
+	return copy;
+}
+
+/*
+ * Are there shapes whose keys cannot be read under that of the table?  Perhaps
+ * no key has them any more.  Takes SharedTable.lock.
+ */
+bool
+table_has_unreadable(SharedTable *shared, const CounterTable *table)
+{
+	bool		any = false;
+
+	LWLockAcquire(&shared->lock, LW_SHARED);
+	for (int i = 0; i < TABLE_SHAPES; i++)
+		any |= DsaPointerIsValid(shared->shapes[i]) &&
+			(table->readable & ((uint32) 1 << i)) == 0;
+	LWLockRelease(&shared->lock);
+	return any;
 }
 
 /* Get the number of a buffer's shapes.  Takes SharedTable.lock. */

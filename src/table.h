@@ -92,8 +92,9 @@ typedef struct SharedError
  *
  * When the key columns of a buffer are altered, existing counters keep the
  * shape with which they were made.  Increments no longer find them.  They are
- * flushed if they can be read under the present shape, and otherwise not until
- * the columns are altered back.
+ * flushed if they can be read under the present shape.  Otherwise convert.c
+ * moves their counts to keys of the present shape; those that cannot be
+ * converted stay until the columns are altered again.
  */
 typedef struct CounterTable
 {
@@ -156,6 +157,7 @@ typedef struct CounterInfo
 {
 	const char *key;
 	int			keylen;
+	int			shape;
 	int64		count;
 	int64		in_flight;
 	ClockTime	counted_at;		/* as in SharedCounter */
@@ -250,8 +252,11 @@ extern void table_warn_full(int elevel, TableResult result, const char *name,
 
 /* shapes */
 extern void table_find_shape(SharedTable *shared, const KeyShape *shape,
-							 bool create, CounterTable *table);
-extern KeyShape *table_shape(SharedTable *shared, int number);
+							 bool create, bool is_present,
+							 CounterTable *table);
+extern KeyShape *table_copy_shape(SharedTable *shared, int number);
+extern bool table_has_unreadable(SharedTable *shared,
+								 const CounterTable *table);
 extern int	table_count_shapes(SharedTable *shared);
 
 /* for the buffer's worker, or the process that removes the buffer */

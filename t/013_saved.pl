@@ -248,11 +248,11 @@ foreach my $preloaded (0, 1)
 			FROM sb_keys('hourly') WHERE key = 'due'}),
 		't', "$how: a key is due when it was");
 
-	# Keys of altered columns stay apart, as they were.
-	$node->safe_psql($db, 'ALTER FOREIGN TABLE hourly ALTER key TYPE varchar');
+	# Keys of altered columns that cannot be converted stay apart, as they were.
+	$node->safe_psql($db, 'ALTER FOREIGN TABLE hourly ALTER key TYPE int');
 	$node->restart;
-	increment($node, $db, 'hourly', 'due', 2);
-	is($node->safe_psql($db, q{SELECT sb_count('due', 'hourly')}), '2',
+	increment($node, $db, 'hourly', '5', 2);
+	is($node->safe_psql($db, q{SELECT sb_count('5', 'hourly')}), '2',
 		"$how: counts of altered columns stay apart");
 	$node->safe_psql($db, 'ALTER FOREIGN TABLE hourly ALTER key TYPE text');
 	is( $node->safe_psql($db, q{
@@ -355,7 +355,7 @@ foreach my $preloaded (0, 1)
 		[ 'a bit of a section', $flip->($header_size + 5), qr/checksum is wrong/ ],
 		[ 'a bit of a count', $flip->(int(length($content) / 2)), qr/checksum is wrong/ ],
 		[ 'the last bit', $flip->(length($content) - 1), qr/checksum is wrong/ ],
-		[ 'another version', forge($content, 'version', pack('L', 77)), qr/Its version is 77, but .* reads version 3/ ],
+		[ 'another version', forge($content, 'version', pack('L', 77)), qr/Its version is 77, but .* reads version 4/ ],
 		[ 'another cluster', forge($content, 'system_identifier', pack('Q', 1)), qr/another database cluster/ ],
 		[ 'another timeline', forge($content, 'timeline', pack('L', 9)), qr/belongs to timeline 9, but the server is on timeline 1/ ],
 		[ 'no permission', $content, qr/could not be read: Permission denied/ ],
