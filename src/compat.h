@@ -13,6 +13,7 @@
 #define STATBUFFER_COMPAT_H
 
 #include "access/htup_details.h"
+#include "access/tableam.h"
 #include "catalog/pg_attribute.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_database.h"
@@ -257,6 +258,18 @@ compat_name_tranche(int tranche, const char *name)
 #ifndef ATTRIBUTE_GENERATED_VIRTUAL
 #define ATTRIBUTE_GENERATED_VIRTUAL	'v'
 #endif
+
+/* 19: scans take flags */
+static inline TableScanDesc
+compat_beginscan(Relation rel, Snapshot snapshot, int nkeys,
+				 struct ScanKeyData *keys)
+{
+#if PG_VERSION_NUM >= 190000
+	return table_beginscan(rel, snapshot, nkeys, keys, 0);
+#else
+	return table_beginscan(rel, snapshot, nkeys, keys);
+#endif
+}
 
 /* 16: the file of a relation has another name.  Gives it a new, empty one. */
 static inline void

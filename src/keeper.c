@@ -244,9 +244,14 @@ do_task(int number)
 	}
 	in_task = false;
 
-	/* what was prepared before the restart may be committed any time */
+	/*
+	 * What was prepared before the restart may be committed any time.  What
+	 * was large then may be the ledger that is not current now.
+	 */
 	if (bits & LEDGER_LOAD)
-		(void) pg_atomic_fetch_or_u32(&database->wants, LEDGER_SWEEP);
+		(void) pg_atomic_fetch_or_u32(&database->wants,
+									  pg_atomic_read_u32(&database->loaded) ?
+									  LEDGER_SWEEP | LEDGER_ROTATE : LEDGER_SWEEP);
 
 	/* only what is loaded can be rotated */
 	else if (pg_atomic_read_u32(&database->loaded) == 0)

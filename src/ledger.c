@@ -402,7 +402,7 @@ ledger_read_epochs(Oid relid)
 	 * predicate locks.  The other one is for shapes that are toasted.
 	 */
 	snapshot = RegisterSnapshot(GetCatalogSnapshot(tables.epochs));
-	scan = table_beginscan(rel, SnapshotSelf, OidIsValid(relid) ? 1 : 0, &key);
+	scan = compat_beginscan(rel, SnapshotSelf, OidIsValid(relid) ? 1 : 0, &key);
 	while ((tuple = heap_getnext(scan, ForwardScanDirection)) != NULL)
 	{
 		LedgerEpoch *epoch = palloc(sizeof(LedgerEpoch));
@@ -683,7 +683,7 @@ is_readable(LedgerRow row)
 void
 ledger_scan(Relation rel, Snapshot snapshot, LedgerVisitor visit, void *arg)
 {
-	TableScanDesc scan = table_beginscan(rel, snapshot, 0, NULL);
+	TableScanDesc scan = compat_beginscan(rel, snapshot, 0, NULL);
 	HeapTuple	tuple;
 
 	while ((tuple = heap_getnext(scan, ForwardScanDirection)) != NULL)

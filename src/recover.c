@@ -1084,9 +1084,20 @@ delete_epochs(void)
 	}
 }
 
+/* The size of a ledger, in bytes. */
+static uint64
+ledger_size(Oid relid)
+{
+	Relation	rel = table_open(relid, AccessShareLock);
+	uint64		size = (uint64) RelationGetNumberOfBlocks(rel) * BLCKSZ;
+
+	table_close(rel, AccessShareLock);
+	return size;
+}
+
 /*
- * Make the other ledger the current one, append to it the sums of what this one
- * has, and clear this one.
+ * If a ledger is large, append the sums of what it has to the other one, which
+ * becomes the current one if it is not, and empty it.
  */
 RecoverResult
 recover_rotate(void)
@@ -1097,8 +1108,8 @@ recover_rotate(void)
 	LedgerWriter writer;
 	LOCKTAG		tag;
 	Relation	rel;
-	uint32		current;
-	uint64		size;
+	uint32		old;
+	uint64		most;
 	KeySums    *sums;
 	KeySum	  **list;
 	uint64		n;
@@ -1109,22 +1120,24 @@ recover_rotate(void)
 		return RECOVER_LATER;
 
 	ledger_find_tables(&tables, false);
-	current = pg_atomic_read_u32(&database->current);
-	rel = table_open(tables.ledgers[current], AccessShareLock);
-	size = (uint64) RelationGetNumberOfBlocks(rel) * BLCKSZ;
-	table_close(rel, AccessShareLock);
-	if (size < ledger_rotation_size(database))
+	most = ledger_rotation_size(database);
+	old = pg_atomic_read_u32(&database->current);
+	if (ledger_size(tables.ledgers[old]) < most)
+		old = 1 - old;
+
+	/* the other one is large if that has failed, or since before a restart */
+	if (ledger_size(tables.ledgers[old]) < most)
 		return RECOVER_DONE;
 
 	/*
-	 * Whoever has this one locked may still append to it, and has then
-	 * committed when the lock is released.  Others see that it is not the
-	 * current one.  If anything fails from here on, it stays as it is, and is
-	 * rotated when it is the current one again.
+	 * Whoever has it locked may still append to it, and has then committed
+	 * when the lock is released.  Others see that it is not the current one.
+	 * If anything fails from here on, it stays as it is, and its counts
+	 * count.
 	 */
-	pg_atomic_write_u32(&database->current, 1 - current);
+	pg_atomic_write_u32(&database->current, 1 - old);
 	pg_memory_barrier();
-	SET_LOCKTAG_RELATION(tag, MyDatabaseId, tables.ledgers[current]);
+	SET_LOCKTAG_RELATION(tag, MyDatabaseId, tables.ledgers[old]);
 	WaitForLockers(tag, ShareLock, false);
 
 	PushActiveSnapshot(GetLatestSnapshot());
@@ -1133,14 +1146,14 @@ recover_rotate(void)
 	sums->every = true;
 	sums->writer = &writer;
 	ledger_open_current(&writer, false);
-	scan_ledger(tables.ledgers[current], sums);
+	scan_ledger(tables.ledgers[old], sums);
 	list = list_sums(sums, &n);
 	recovery->rotates = true;
 	recovery->rotate_at = 2 * append_sums(&writer, list, n);
 	ledger_close(&writer);
 	end_sums(sums);
 
-	rel = table_open(tables.ledgers[current], AccessExclusiveLock);
+	rel = table_open(tables.ledgers[old], AccessExclusiveLock);
 	compat_new_storage(rel);
 	table_close(rel, NoLock);
 	PopActiveSnapshot();
