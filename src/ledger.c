@@ -486,11 +486,16 @@ ledger_delete_epoch(const LedgerEpoch *epoch)
 {
 	LedgerTables tables;
 	Relation	rel;
+	Snapshot	snapshot;
 	ItemPointerData tid = epoch->tid;
 
 	ledger_find_tables(&tables, false);
 	rel = table_open(tables.epochs, RowExclusiveLock);
+
+	/* for a shape that is toasted */
+	snapshot = RegisterSnapshot(GetCatalogSnapshot(tables.epochs));
 	simple_heap_delete(rel, &tid);
+	UnregisterSnapshot(snapshot);
 	table_close(rel, NoLock);
 	CommandCounterIncrement();
 }
