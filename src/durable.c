@@ -136,8 +136,11 @@ delete_epochs(List *epochs)
 }
 
 /*
- * A durable buffer is truncated: what the ledger has of it is nobody's any
- * more.  The caller has AccessExclusiveLock.
+ * At PRE_COMMIT of a transaction that has truncated a durable buffer: what the
+ * ledger has of it is nobody's any more.  Not before, because what savepoints
+ * have undone does not count, and neither does whether the buffer was durable
+ * when it was truncated: see durable_reconcile(), which comes first.  The caller
+ * has AccessExclusiveLock.
  */
 void
 durable_truncate(SbBuffer *buffer)

@@ -964,8 +964,6 @@ pending_truncate(SbBuffer *buffer)
 	if (closed)
 		report_closed(buffer);
 	buffer_lock_for_transaction(buffer->relid, AccessExclusiveLock);
-	if (buffer->options.durable)
-		durable_truncate(buffer);
 	pending_come_first(false);
 	for (PendingKey *key = counted.keys; key != NULL; key = key->next)
 	{

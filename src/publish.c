@@ -513,9 +513,16 @@ publish_prepare(PendingSet *set)
 			continue;
 		pending->dropped = !pending->buffer->valid &&
 			!buffer_revalidate(pending->buffer);
-		if (pending->locked && !pending->dropped)
+		if (pending->dropped)
+			continue;
+		if (pending->truncated && pending->buffer->options.durable)
+		{
+			durable_truncate(pending->buffer);
+			(void) buffer_revalidate(pending->buffer);
+		}
+		if (pending->locked)
 			durable |= begin_body(pending);
-		if (!pending->dropped && pending->truncated)
+		if (pending->truncated)
 			pinned |= pin_truncated(pending);
 	}
 

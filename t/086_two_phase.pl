@@ -74,6 +74,10 @@ like(error_of(q{BEGIN; TRUNCATE hits; PREPARE TRANSACTION 'x'}),
 like(error_of(q{BEGIN; ALTER FOREIGN TABLE soft OPTIONS (ADD durable 'true'); PREPARE TRANSACTION 'x'}),
 	qr/cannot PREPARE a transaction that has set option "durable"/, 'switching it on');
 
+prepare('c', 'SAVEPOINT s', 'TRUNCATE hits', 'ROLLBACK TO s', q{INSERT INTO hits VALUES ('a', 1)});
+$node->safe_psql($db, q{ROLLBACK PREPARED 'c'});
+is(count('a'), 6, 'a TRUNCATE that a savepoint has undone is none');
+
 # Restarts and crashes: before it is committed, and before it is in memory.
 prepare('d', q{INSERT INTO hits VALUES ('d', 1)});
 prepare('e', q{INSERT INTO hits VALUES ('e', 1)});
@@ -110,6 +114,23 @@ is(count('h'), 1, 'it is there when the buffer is no longer durable');
 $node->stop('immediate');
 $node->start;
 is(count('h'), 0, 'and then a crash loses it');
+
+# TRUNCATE discards, whether the buffer is durable at that moment or not.
+$node->safe_psql($db, q{SELECT sb_increment('h', 5, 'hits');
+BEGIN; TRUNCATE hits; ALTER FOREIGN TABLE hits OPTIONS (SET durable 'true'); COMMIT;});
+$node->stop('immediate');
+$node->start;
+is(count('h'), 0, 'truncated, and then switched on');
+$node->safe_psql($db, q{SELECT sb_increment('h', 5, 'hits');
+BEGIN;
+ALTER FOREIGN TABLE hits OPTIONS (SET durable 'false');
+TRUNCATE hits;
+ALTER FOREIGN TABLE hits OPTIONS (SET durable 'true');
+COMMIT;});
+$node->stop('immediate');
+$node->start;
+is(count('h'), 0, 'truncated between off and on');
+$node->safe_psql($db, q{ALTER FOREIGN TABLE hits OPTIONS (SET durable 'false')});
 
 # In the end, each is stored once.
 $node->safe_psql($db, q{ALTER FOREIGN TABLE hits OPTIONS (SET durable 'true')});
