@@ -168,13 +168,23 @@ note_row(LedgerRow *row, void *arg)
 static bool
 has_prepared(Oid relid)
 {
-	Relation	rel = table_open(relid, AccessShareLock);
-	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	Relation	rel;
+	Snapshot	snapshot;
 	bool		found = false;
 
+	/* a session that drops the extension may have it locked */
+	if (!ConditionalLockRelationOid(relid, AccessShareLock))
+		return false;
+	rel = try_relation_open(relid, NoLock);
+	if (rel == NULL)
+	{
+		UnlockRelationOid(relid, AccessShareLock);
+		return false;
+	}
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	ledger_scan(rel, snapshot, note_row, &found);
 	UnregisterSnapshot(snapshot);
-	table_close(rel, AccessShareLock);
+	relation_close(rel, AccessShareLock);
 	return found;
 }
 
@@ -182,6 +192,10 @@ has_prepared(Oid relid)
  * COMMIT PREPARED has been executed: if the transaction has counted in durable
  * buffers, wait for a while until the keeper has put that into memory, so that
  * the session sees it.  The keeper looks each second by itself.
+ *
+ * The transaction has committed, and nobody must be told anything else.  So a
+ * request to cancel only ends the wait, as it does while a commit waits for a
+ * standby.
  */
 void
 durable_commit_prepared(void)
@@ -192,6 +206,7 @@ durable_commit_prepared(void)
 
 	if (!ledger_find_tables(&tables, true) || !has_prepared(tables.prepared))
 		return;
+	HOLD_INTERRUPTS();
 	(void) registry_attach(true);
 	database = ledger_database(MyDatabaseId, true);
 	launch_ensure();
@@ -202,8 +217,11 @@ durable_commit_prepared(void)
 		ledger_want(LEDGER_SWEEP);
 		(void) ConditionVariableTimedSleep(&database->cv, LOOK_AGAIN_MSECS,
 										   compat_wait_event("StatbufferPrepared"));
-	} while (has_prepared(tables.prepared) && clock_now() < until);
+	} while (!QueryCancelPending && !ProcDiePending &&
+			 has_prepared(tables.prepared) && clock_now() < until);
 	ConditionVariableCancelSleep();
+	QueryCancelPending = false;
+	RESUME_INTERRUPTS();
 }
 
 /* ------------------------------------------------------------------------

@@ -106,6 +106,20 @@ $node->safe_psql($db, q{COMMIT PREPARED 'g'});
 $node->safe_psql($db, 'TRUNCATE hits');
 is($node->safe_psql($db, 'SELECT count(*) FROM hits'), 0, 'TRUNCATE discards it when it is committed');
 
+# What is committed is not reported as failed, although a session that has the
+# buffer locked keeps the keeper from counting it.
+prepare('g', q{INSERT INTO hits VALUES ('g', 1)});
+my $altering = start_session($node, $db, 'BEGIN; ALTER FOREIGN TABLE hits OWNER TO CURRENT_USER',
+	q{SELECT pg_advisory_lock_shared(1)}, 'COMMIT');
+wait_for_session($altering, q{a.wait_event_type = 'Lock'}, 'ALTER waits for who has prepared');
+my $waiting = $node->background_psql($db);
+$waiting->query_safe('SELECT pg_advisory_lock(1)');
+$node->safe_psql($db, q{SET statement_timeout = '300ms'; COMMIT PREPARED 'g'});
+$waiting->quit;
+finish_session($altering, 'ALTER is done');
+wait_for($node, $db, q{SELECT sb_total('g', 'hits') = 1}, 'it is counted after that');
+$node->safe_psql($db, 'TRUNCATE hits');
+
 # Switching it off takes what is committed.
 prepare('h', q{INSERT INTO hits VALUES ('h', 1)});
 $node->safe_psql($db, q{COMMIT PREPARED 'h'});
@@ -142,5 +156,5 @@ $node->start;
 is($node->safe_psql($db, q{SELECT string_agg(k || n, ' ' ORDER BY k) FROM t WHERE n <> 0}), 'a6 b1 d1 e1 i55', 'what is stored');
 is($node->safe_psql($db, 'SELECT count(*) FROM hits'), 0, 'and nothing is held after a crash');
 $node->stop;
-ok(!lines_in_log($node, qr/PANIC|TRAP|could not/), 'nothing went wrong');
+ok(!lines_in_log($node, qr/PANIC|TRAP|could not (?!send data to client)/), 'nothing went wrong');
 done_testing();
