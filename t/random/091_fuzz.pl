@@ -9,9 +9,11 @@
 # With STATBUFFER_FUZZ_DDL most of it alters, between two calls of one statement,
 # what the statement works with: types, casts, buffers, rights.
 #
-# STATBUFFER_FUZZ_CALLS says how many messages are sent, STATBUFFER_FUZZ_SEED
-# sends others, and STATBUFFER_FUZZ_UNIT sends the messages of only
-# one unit, and shows them.  With odd seeds the library is preloaded.
+# STATBUFFER_FUZZ_CALLS says how many calls are sent, STATBUFFER_FUZZ_SECONDS
+# sends no more of them after that time, STATBUFFER_FUZZ_SEED sends others, and
+# STATBUFFER_FUZZ_UNIT sends the messages of only one unit, and shows them.
+# A message that begins or ends a transaction or a savepoint, sets something, or
+# makes what is to be called is no call.  With odd seeds the library is preloaded.
 
 use strict;
 use warnings;
@@ -34,6 +36,7 @@ use Test::More;
 use Time::HiRes qw(time);
 
 my $calls = $ENV{STATBUFFER_FUZZ_CALLS} || sized(8000, 300);
+my $seconds = $ENV{STATBUFFER_FUZZ_SECONDS};
 my $seed = $ENV{STATBUFFER_FUZZ_SEED} || 1;
 my $only = $ENV{STATBUFFER_FUZZ_UNIT};
 my $ddl = $FuzzCalls::ddl = $ENV{STATBUFFER_FUZZ_DDL} ? 1 : 0;
@@ -120,13 +123,18 @@ note("room for $room keys");
 
 # --- the load ---------------------------------------------------------------
 
+my $until = defined $seconds ? time + $seconds : undef;
 my $number = $only // 0;
 my $sent = 0;
+my $messages = 0;
 my %errors;
 my $lost = 0;
 my $hung;
 my $compared = 0;
 my @surprises;
+
+my $no_call = qr{^(?:BEGIN|COMMIT|ROLLBACK|SAVEPOINT|RELEASE|PREPARE\ TRANSACTION|SET|DEALLOCATE|CLOSE)\b
+	|^SELECT\ d_(?:re)?make\(\)$}x;
 
 # Takes its messages from one unit after the other.
 sub next_message
@@ -157,7 +165,7 @@ sub next_message
 		if ($client->{cleaning})
 		{
 			$client->{cleaning} = 0;
-			$client->{done} = $hung || $sent >= $calls || defined $only && $number > $only;
+			$client->{done} = $hung || $sent >= $calls || defined $until && time > $until || defined $only && $number > $only;
 			return if $client->{done};
 			$client->{unit} = $number;
 			$client->{astray} = 0;
@@ -272,7 +280,8 @@ my $alive = eval {
 			if ($session->is_idle && (my $message = next_message($client)))
 			{
 				$session->send($message);
-				$sent++ unless $message->{plain};
+				$messages++ unless $message->{plain};
+				$sent++ unless $message->{plain} || $message->{text} =~ $no_call;
 			}
 			$busy++ if !$session->is_idle;
 			$hung //= "unit $client->{unit}: $session->{message}{text}"
@@ -302,7 +311,7 @@ ok($alive, 'the server answers to the end');
 is($hung, undef, 'each call comes back');
 is(scalar(@surprises), 0, 'sessions see what they should');
 diag($_) foreach grep { defined } @surprises[ 0 .. 9 ];
-note("$sent calls in $number units, $lost connections lost, $compared times compared with the model");
+note("$sent calls and " . ($messages - $sent) . " other messages in $number units, $lost connections lost, $compared times compared with the model");
 note('errors: ' . join(', ', map { "$_ $errors{$_}" } sort { $errors{$b} <=> $errors{$a} } keys %errors));
 
 if (!$alive || $hung || defined $only)
@@ -429,7 +438,6 @@ growth(
 		{
 			$session->send($message);
 			$session->wait or die "connection lost in: $message->{text}";
-			$sent++;
 		}
 		$session->query('ROLLBACK') if $session->in_transaction;
 	},
