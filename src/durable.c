@@ -204,23 +204,24 @@ durable_commit_prepared(void)
 	SharedDatabase *database;
 	ClockTime	until;
 
-	if (!ledger_find_tables(&tables, true) || !has_prepared(tables.prepared))
-		return;
 	HOLD_INTERRUPTS();
-	(void) registry_attach(true);
-	database = ledger_database(MyDatabaseId, true);
-	launch_ensure();
-	until = clock_add(clock_now(), COMMIT_PREPARED_MSECS);
-	ConditionVariablePrepareToSleep(&database->cv);
-	do
+	if (ledger_find_tables(&tables, true) && has_prepared(tables.prepared))
 	{
-		ledger_want(LEDGER_SWEEP);
-		(void) ConditionVariableTimedSleep(&database->cv, LOOK_AGAIN_MSECS,
-										   compat_wait_event("StatbufferPrepared"));
-	} while (!QueryCancelPending && !ProcDiePending &&
-			 has_prepared(tables.prepared) && clock_now() < until);
-	ConditionVariableCancelSleep();
-	QueryCancelPending = false;
+		(void) registry_attach(true);
+		database = ledger_database(MyDatabaseId, true);
+		launch_ensure();
+		until = clock_add(clock_now(), COMMIT_PREPARED_MSECS);
+		ConditionVariablePrepareToSleep(&database->cv);
+		do
+		{
+			ledger_want(LEDGER_SWEEP);
+			(void) ConditionVariableTimedSleep(&database->cv, LOOK_AGAIN_MSECS,
+											   compat_wait_event("StatbufferPrepared"));
+		} while (!QueryCancelPending && !ProcDiePending &&
+				 has_prepared(tables.prepared) && clock_now() < until);
+		ConditionVariableCancelSleep();
+		QueryCancelPending = false;
+	}
 	RESUME_INTERRUPTS();
 }
 
