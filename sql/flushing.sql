@@ -128,9 +128,9 @@ SELECT wait_until($$ NOT sb_flush('r1', 'buf') $$);
 INSERT INTO buf VALUES ('r4', 1), ('r5', 1);
 BEGIN;
 INSERT INTO buf VALUES ('r2', 1), ('r5', -1), ('r6', 1), ('r7', 1), ('r7', -1), ('r8', 0);
-SELECT sb_flush('r2', 'buf') AS r2, sb_flush('r6', 'buf') AS r6, sb_flush('r7', 'buf') AS r7;
 -- r2, r4, r5 and r6
 SELECT sb_flush_all('buf');
+SELECT sb_flush('r2', 'buf') AS r2, sb_flush('r6', 'buf') AS r6, sb_flush('r7', 'buf') AS r7;
 COMMIT;
 SELECT wait_until($$ (SELECT sum(total) = 5 FROM stored WHERE key ~ '^r[0-9]') $$);
 SELECT sb_drain('buf');
