@@ -61,14 +61,16 @@ durable_round() {
 # Bytes of WAL that a transaction takes which increments one key of 16 bytes,
 # without those of one that only commits.
 durable_wal() {
-	record wal durable 1 bytes "$(ask "
-		SELECT sb_increment('/articles/123456', 1, 'durable') \\gset
-		SELECT pg_current_wal_insert_lsn() AS a \\gset
-		SELECT sb_increment('/articles/123456', 1, 'durable') \\gset
-		SELECT pg_current_wal_insert_lsn() AS b \\gset
-		SELECT pg_current_xact_id() \\gset
-		SELECT pg_current_wal_insert_lsn() AS c \\gset
-		SELECT (:'b'::pg_lsn - :'a'::pg_lsn) - (:'c'::pg_lsn - :'b'::pg_lsn)" | tail -n 1)"
+	record wal durable 1 bytes "$(psql -X -q -A -t -v ON_ERROR_STOP=1 <<'SQL'
+SELECT sb_increment('/articles/123456', 1, 'durable') \gset
+SELECT pg_current_wal_insert_lsn() AS a \gset
+SELECT sb_increment('/articles/123456', 1, 'durable') \gset
+SELECT pg_current_wal_insert_lsn() AS b \gset
+SELECT pg_current_xact_id() \gset
+SELECT pg_current_wal_insert_lsn() AS c \gset
+SELECT (:'b'::pg_lsn - :'a'::pg_lsn) - (:'c'::pg_lsn - :'b'::pg_lsn);
+SQL
+)"
 	durable_counted[durable]=$((durable_counted[durable] + 2))
 }
 

@@ -32,7 +32,7 @@ INSERT INTO hits VALUES ('/home', 10);
 SELECT sb_total('/home', 'hits'), sb_count('/home', 'hits');
 SELECT sb_drain('hits');
 SELECT * FROM pages;
-SELECT sb_total('/home', 'hits'), sb_count('/home', 'hits');
+SELECT sb_total('/home', 'hits'), coalesce(sb_count('/home', 'hits'), 0) AS count;
 INSERT INTO hits VALUES ('/home', 1), ('/about', 2);
 SELECT path, sb_total(path, 'hits') FROM pages;
 SELECT * FROM sb_totals('hits') ORDER BY key COLLATE "C";

@@ -208,9 +208,7 @@ is(stored_keys($node, 'busy'), ($stay + 1) . '|' . ($stay + 1), 'and each of its
 is(stored_keys($node, 'halted'), "$stay|$stay", 'so are those of the buffer that was stopped');
 is(stored($node, $db, 'pinned'), 501, 'so is the buffer with the pinned key');
 sql(q{SELECT sb_flush_all('retyped')});
-wait_for_stored($node, $db, 'retyped', 500, 'and what was counted under one type');
-sql(q{ALTER FOREIGN TABLE retyped ALTER key TYPE varchar(20); SELECT sb_flush_all('retyped')});
-wait_for_stored($node, $db, 'retyped', 500 + 200, 'and under the other');
+wait_for_stored($node, $db, 'retyped', 500 + 200, 'and what was counted under either type');
 has_not_crashed($node, 'no process has crashed');
 $node->stop;
 done_testing();

@@ -153,8 +153,10 @@ foreach my $path ('public', 'ext', 'ext, pg_catalog')
 	is($node->safe_psql($db, q{
 		SELECT count(*) FROM pg_proc p, unnest(coalesce(proallargtypes, proargtypes::oid[]) || prorettype) AS t
 			JOIN pg_type ON pg_type.oid = t
-		WHERE typnamespace <> 'pg_catalog'::regnamespace AND probin LIKE '%statbuffer%'}),
-		'0', "path $path: the functions have PostgreSQL's types");
+		WHERE typnamespace <> 'pg_catalog'::regnamespace AND probin LIKE '%statbuffer%'
+			AND NOT EXISTS (SELECT FROM pg_depend d
+				WHERE (d.classid, d.objid, d.deptype) = ('pg_type'::regclass, pg_type.oid, 'e'))}),
+		'0', "path $path: the functions have PostgreSQL's types, or our own");
 
 	# What statbuffer executes by itself, on that path: the default buffer, and
 	# the option "stopped".

@@ -121,7 +121,7 @@ foreach my $version ('1.2test', '1.3test')
 	sql("ALTER EXTENSION statbuffer UPDATE TO '$version'");
 	increment($node, $db, 'hits', 'k', 1);
 	like(error_of('SELECT * FROM sb_stat_buffers'),
-		qr/function sb_stat_get_buffer\(oid\) returns \d+ columns, but its library has 17.*HINT:.*ALTER EXTENSION/s,
+		qr/function sb_stat_get_buffer\(oid\) returns \d+ columns, but its library has 18.*HINT:.*ALTER EXTENSION/s,
 		"$version: the view says what is wrong");
 	like(error_of(q{SELECT * FROM sb_keys('hits')}),
 		qr/function sb_keys\(regclass\) returns \d columns, but its library has 6.*HINT/s, "$version: so does sb_keys()");

@@ -190,7 +190,7 @@ my ($ret, $stdout, $stderr) = $node->psql($db, q{
 	INSERT INTO later VALUES (1);
 	PREPARE TRANSACTION 'later';
 });
-like($stderr, qr/cannot PREPARE a transaction that has incremented a statbuffer buffer/,
+like($stderr, qr/cannot PREPARE a transaction that has incremented buffer "later_counts"/,
 	'a transaction whose deferred triggers count is not prepared');
 is($node->safe_psql($db, q{
 		SELECT count(*) FROM pg_prepared_xacts;

@@ -284,7 +284,7 @@ SKIP:
 	my $offset = -s $node->logfile;
 	my $length = set_length("\xff\x1f", @files);
 	ok(defined $length, 'a row is damaged');
-	is(sql(q{SELECT sb_count('this one is not', 'held'), sb_count('this row is damaged', 'held')}), '6|', 'it is passed over');
+	is(sql(q{SELECT sb_total('this one is not', 'held'), sb_total('this row is damaged', 'held')}), '6|0', 'it is passed over');
 	$node->wait_for_log(qr/invalid row \(\d+,\d+\) in "sb_ledger_[01]", the ledger of durable buffers/, $offset);
 	for (1 .. 100)
 	{
@@ -294,7 +294,7 @@ SKIP:
 		count_some(4, 1000);
 	}
 	is(set_length($length, ledger_files()), "\xff\x1f", 'the row was kept, and is repaired');
-	is(sql(q{SELECT sb_count('this row is damaged', 'held')}), '5', 'and loaded');
+	is(sql(q{SELECT sb_total('this row is damaged', 'held')}), '5', 'and loaded');
 	balances('repaired');
 	sql(q{ALTER FOREIGN TABLE held OPTIONS (DROP shutdown)});
 }
