@@ -169,7 +169,6 @@ static bool
 has_prepared(Oid relid)
 {
 	Relation	rel;
-	Snapshot	snapshot;
 	bool		found = false;
 
 	/* a session that drops the extension may have it locked */
@@ -181,9 +180,9 @@ has_prepared(Oid relid)
 		UnlockRelationOid(relid, AccessShareLock);
 		return false;
 	}
-	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	ledger_scan(rel, snapshot, note_row, &found);
-	UnregisterSnapshot(snapshot);
+
+	/* leaves no predicate lock in a serializable session */
+	ledger_scan(rel, SnapshotSelf, note_row, &found);
 	relation_close(rel, AccessShareLock);
 	return found;
 }
