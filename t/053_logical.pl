@@ -210,6 +210,35 @@ is($subscriber->safe_psql($db, $counted), 'a=3 c=1 d=1', 'the way out: and each 
 is($subscriber->safe_psql($db, q{SELECT sb_drain('arrivals')}), 't', 'and stored');
 $subscriber->safe_psql($db, 'DROP SUBSCRIPTION likes');
 
+# Into a durable buffer, what is prepared is counted when it is committed.
+$subscriber->safe_psql($db, q{
+	DROP TRIGGER count_likes ON likes;
+	TRUNCATE likes;
+	CREATE TRIGGER count_likes AFTER INSERT OR DELETE ON likes
+	FOR EACH ROW EXECUTE FUNCTION sb_trigger('public.arrivals', 'post');
+	ALTER TABLE likes ENABLE ALWAYS TRIGGER count_likes;
+	CREATE SUBSCRIPTION likes CONNECTION '} . $publisher->connstr($db) =~ s/'/''/gr . q{'
+	PUBLICATION likes WITH (two_phase, copy_data = false)});
+$subscriber->poll_query_until($db, q{SELECT subtwophasestate = 'e' FROM pg_subscription WHERE subname = 'likes'});
+$log = -s $subscriber->logfile;
+$publisher->safe_psql($db, q{
+	BEGIN;
+	INSERT INTO likes VALUES (14, 'a'), (15, 'c');
+	PREPARE TRANSACTION 'likes';
+	INSERT INTO likes VALUES (16, 'd')});
+$subscriber->wait_for_log(qr/cannot PREPARE a transaction that has incremented/, $log);
+$subscriber->safe_psql($db, q{ALTER FOREIGN TABLE arrivals OPTIONS (ADD durable 'true')});
+$publisher->wait_for_catchup('likes');
+is($subscriber->safe_psql($db, $counted), 'd=1', 'a durable buffer: the subscription goes on, and what is prepared is not counted');
+$publisher->safe_psql($db, q{COMMIT PREPARED 'likes'});
+$publisher->wait_for_catchup('likes');
+ok($subscriber->poll_query_until($db, $counted, 'a=1 c=1 d=1'), 'but it is when it is committed');
+$publisher->safe_psql($db, q{BEGIN; INSERT INTO likes VALUES (17, 'e'); PREPARE TRANSACTION 'likes'; ROLLBACK PREPARED 'likes'; INSERT INTO likes VALUES (18, 'f')});
+$publisher->wait_for_catchup('likes');
+is($subscriber->safe_psql($db, $counted), 'a=1 c=1 d=1 f=1', 'and not when it is rolled back');
+$subscriber->safe_psql($db, q{DROP SUBSCRIPTION likes; ALTER FOREIGN TABLE arrivals OPTIONS (DROP durable)});
+is($subscriber->safe_psql($db, q{SELECT sb_drain('arrivals')}), 't', 'all of it is stored');
+
 # --- a buffer that is published as a partition --------------------------------
 
 my $root = q{
