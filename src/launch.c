@@ -126,6 +126,25 @@ warn_standby(void)
 			 errhint("Connect to the primary server.")));
 }
 
+/*
+ * Sleep until more is loaded, perhaps.  Returns false if a caller that has not
+ * `warned' has waited for LOAD_WAIT_MSECS, or if it has.  `until' is 0 the first
+ * time.
+ */
+static bool
+sleep_for_load(ConditionVariable *cv, ClockTime *until, bool warned)
+{
+	ClockTime	now = clock_now();
+
+	if (*until == 0)
+		*until = clock_add(now, warned ? 0 : LOAD_WAIT_MSECS);
+	if (now >= *until)
+		return false;
+	(void) ConditionVariableTimedSleep(cv, (*until - now) / 1000 + 1,
+									   compat_wait_event("StatbufferLoad"));
+	return true;
+}
+
 static inline bool
 is_loaded(Oid relid, uint64 position)
 {
@@ -162,18 +181,9 @@ launch_await_load(Oid relid, uint64 position)
 	launch_ensure();
 
 	ConditionVariablePrepareToSleep(&shared_control->load.cv);
-	while (!(loaded = is_loaded(relid, position)))
-	{
-		ClockTime	now = clock_now();
-
-		if (until == 0)
-			until = clock_add(now, warned ? 0 : LOAD_WAIT_MSECS);
-		if (now >= until)
-			break;
-		(void) ConditionVariableTimedSleep(&shared_control->load.cv,
-										   (until - now) / 1000 + 1,
-										   compat_wait_event("StatbufferLoad"));
-	}
+	while (!(loaded = is_loaded(relid, position)) &&
+		   sleep_for_load(&shared_control->load.cv, &until, warned))
+		;
 	ConditionVariableCancelSleep();
 	if (!loaded && !warned)
 	{
@@ -185,16 +195,22 @@ launch_await_load(Oid relid, uint64 position)
 	return loaded;
 }
 
-/* Has memory all that the ledger has of a buffer, on which we have a lock? */
+/* Has memory all that the ledger has of a buffer?  Needs no lock on the relation. */
 static inline bool
 ledger_is_loaded(SharedDatabase *database, Oid relid)
 {
+	SharedBufferKey key = {MyDatabaseId, relid};
 	SharedBuffer *buffer;
+	bool		loaded;
 
 	if (likely(pg_atomic_read_u32(&database->loaded) != 0))
 		return true;
-	buffer = registry_find(MyDatabaseId, relid);
-	return buffer != NULL && pg_atomic_read_u32(&buffer->ledger_loaded) != 0;
+	buffer = registry_lock(&key);
+	if (buffer == NULL)
+		return false;
+	loaded = pg_atomic_read_u32(&buffer->ledger_loaded) != 0;
+	registry_unlock(buffer);
+	return loaded;
 }
 
 /*
@@ -222,18 +238,9 @@ launch_await_ledger(Oid relid)
 	ledger_want(LEDGER_LOAD | LEDGER_URGENT);
 
 	ConditionVariablePrepareToSleep(&database->cv);
-	while (!(loaded = ledger_is_loaded(database, relid)))
-	{
-		ClockTime	now = clock_now();
-
-		if (until == 0)
-			until = clock_add(now, warned ? 0 : LOAD_WAIT_MSECS);
-		if (now >= until)
-			break;
-		(void) ConditionVariableTimedSleep(&database->cv,
-										   (until - now) / 1000 + 1,
-										   compat_wait_event("StatbufferLoad"));
-	}
+	while (!(loaded = ledger_is_loaded(database, relid)) &&
+		   sleep_for_load(&database->cv, &until, warned))
+		;
 	ConditionVariableCancelSleep();
 	if (!loaded && !warned)
 	{
@@ -253,25 +260,15 @@ launch_await_ledger(Oid relid)
 bool
 launch_ledger_is_loaded(Oid relid)
 {
-	SharedBufferKey key = {MyDatabaseId, relid};
-	SharedBuffer *buffer;
 	SharedDatabase *database;
-	bool		loaded;
 
 	if (RecoveryInProgress())
 		return true;
 	registry_attach(true);
 	database = ledger_database(MyDatabaseId, true);
-	if (pg_atomic_read_u32(&database->loaded) != 0)
+	if (ledger_is_loaded(database, relid))
 		return true;
-	buffer = registry_lock(&key);
-	loaded = buffer != NULL && pg_atomic_read_u32(&buffer->ledger_loaded) != 0;
-	if (buffer != NULL)
-		registry_unlock(buffer);
-	if (!loaded)
-	{
-		launch_ensure();
-		ledger_want(LEDGER_LOAD);
-	}
-	return loaded;
+	launch_ensure();
+	ledger_want(LEDGER_LOAD);
+	return false;
 }

@@ -163,35 +163,12 @@ ledger_find_tables(LedgerTables *tables, bool missing_ok)
 static bool
 attach_databases(bool create)
 {
-	dshash_parameters params = {
-		.key_size = sizeof(Oid),
-		.entry_size = sizeof(SharedDatabase),
-		.compare_function = dshash_memcmp,
-		.hash_function = dshash_memhash,
-		COMPAT_DSHASH_COPY_MEMCPY
-	};
-	MemoryContext oldcontext;
-	dshash_table *table = NULL;
-
 	if (likely(databases != NULL))
 		return true;
 	if (!shmem_attach(create))
 		return false;
-
-	params.tranche_id = shared_control->tranches.registry;
-	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
-	oldcontext = MemoryContextSwitchTo(TopMemoryContext);
-	if (DsaPointerIsValid(shared_control->databases))
-		table = dshash_attach(shared_area, &params, shared_control->databases,
-							  NULL);
-	else if (create)
-	{
-		table = dshash_create(shared_area, &params, NULL);
-		shared_control->databases = dshash_get_hash_table_handle(table);
-	}
-	MemoryContextSwitchTo(oldcontext);
-	LWLockRelease(&shared_control->lock);
-	databases = table;
+	databases = shmem_attach_table(&shared_control->databases, sizeof(Oid),
+								   sizeof(SharedDatabase), create);
 	return databases != NULL;
 }
 
@@ -205,7 +182,7 @@ SharedDatabase *
 ledger_database(Oid dboid, bool create)
 {
 	SharedDatabase *database;
-	uint64		incarnation;
+	uint64		incarnation = 0;
 	bool		is_there = true;
 
 	if (likely(my_database != NULL && dboid == MyDatabaseId))
@@ -213,10 +190,12 @@ ledger_database(Oid dboid, bool create)
 	if (!attach_databases(create))
 		return NULL;
 
-	/* first, because it can fail */
-	incarnation = random_number();
 	if (create)
+	{
+		/* first, because it can fail */
+		incarnation = random_number();
 		database = dshash_find_or_insert(databases, &dboid, &is_there);
+	}
 	else
 		database = dshash_find(databases, &dboid, false);
 	if (database == NULL)

@@ -48,35 +48,12 @@ static SharedBuffer *claims[2];
 bool
 registry_attach(bool create)
 {
-	dshash_parameters params = {
-		.key_size = sizeof(SharedBufferKey),
-		.entry_size = sizeof(SharedBuffer),
-		.compare_function = dshash_memcmp,
-		.hash_function = dshash_memhash,
-		COMPAT_DSHASH_COPY_MEMCPY
-	};
-	MemoryContext oldcontext;
-	dshash_table *table = NULL;
-
 	if (likely(registry != NULL))
 		return true;
 	if (!shmem_attach(create))
 		return false;
-
-	params.tranche_id = shared_control->tranches.registry;
-	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
-	oldcontext = MemoryContextSwitchTo(TopMemoryContext);
-	if (DsaPointerIsValid(shared_control->registry))
-		table = dshash_attach(shared_area, &params, shared_control->registry,
-							  NULL);
-	else if (create)
-	{
-		table = dshash_create(shared_area, &params, NULL);
-		shared_control->registry = dshash_get_hash_table_handle(table);
-	}
-	MemoryContextSwitchTo(oldcontext);
-	LWLockRelease(&shared_control->lock);
-	registry = table;
+	registry = shmem_attach_table(&shared_control->registry, sizeof(SharedBufferKey),
+								  sizeof(SharedBuffer), create);
 	return registry != NULL;
 }
 

@@ -200,6 +200,42 @@ shmem_attach(bool create)
 }
 
 /*
+ * Attach this process, which is attached to the area, to a hash table in it, for
+ * the rest of its life.  Its handle is in SharedControl.  With `create' the table
+ * is created if necessary; without, returns NULL if there is none.
+ *
+ * Raises an error if memory is out.  Takes SharedControl.lock.
+ */
+dshash_table *
+shmem_attach_table(dshash_table_handle *handle, Size key_size,
+				   Size entry_size, bool create)
+{
+	dshash_parameters params = {
+		.key_size = key_size,
+		.entry_size = entry_size,
+		.compare_function = dshash_memcmp,
+		.hash_function = dshash_memhash,
+		COMPAT_DSHASH_COPY_MEMCPY
+		.tranche_id = shared_control->tranches.registry
+	};
+	MemoryContext oldcontext;
+	dshash_table *table = NULL;
+
+	LWLockAcquire(&shared_control->lock, LW_EXCLUSIVE);
+	oldcontext = MemoryContextSwitchTo(TopMemoryContext);
+	if (DsaPointerIsValid(*handle))
+		table = dshash_attach(shared_area, &params, *handle, NULL);
+	else if (create)
+	{
+		table = dshash_create(shared_area, &params, NULL);
+		*handle = dshash_get_hash_table_handle(table);
+	}
+	MemoryContextSwitchTo(oldcontext);
+	LWLockRelease(&shared_control->lock);
+	return table;
+}
+
+/*
  * Apply statbuffer.max_memory to the area, to which the process is attached.
  */
 void

@@ -275,6 +275,9 @@ extern dsa_area *shared_area;
 extern void shmem_request(void);
 extern bool shmem_open(int elevel);
 extern bool shmem_attach(bool create);
+extern dshash_table *shmem_attach_table(dshash_table_handle *handle,
+										Size key_size, Size entry_size,
+										bool create);
 extern void shmem_set_limit(void);
 extern size_t shmem_largest_segment(void);
 extern dsa_pointer shmem_try_allocate(Size size, int flags);
