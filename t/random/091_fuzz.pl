@@ -216,14 +216,16 @@ sub brief_database
 	{
 		my $session = FuzzSession->new($node, 'brief');
 
-		$session->query($_) foreach
-		  'CREATE EXTENSION statbuffer',
-		  "CREATE FUNCTION handle_flush(key text, counter bigint) RETURNS void LANGUAGE sql AS 'SELECT pg_sleep(0.01)'",
-		  'SELECT sb_start()';
+		foreach ('CREATE EXTENSION statbuffer',
+			"CREATE FUNCTION handle_flush(key text, counter bigint) RETURNS void LANGUAGE sql AS 'SELECT pg_sleep(0.01)'",
+			'SELECT sb_start()',
+			q{SELECT sb_increment('k' || g) FROM generate_series(1, 100) AS g})
+		{
+			my $full = $session->attempt($_);
 
-		# memory may be out just then
-		my $full = $session->attempt(q{SELECT sb_increment('k' || g) FROM generate_series(1, 100) AS g});
-		die $full if defined $full && $full !~ /^53200:/;
+			# memory may be out just then, for each of them
+			die "$full in: $_" if defined $full && $full !~ /^53200:/;
+		}
 		$session->close;
 	}
 	$admin->attempt($_) foreach
