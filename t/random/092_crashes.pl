@@ -15,6 +15,7 @@
 #	SECONDS		and how long
 #	SEED		which ones; not all comes again in the same order
 #	PRELOAD		yes or no, or nothing: as it comes at each start
+#	RATE		how many transactions a second; 0 for as many as can be
 #	STANDBY		yes, if there is one
 #	REPORT		a file to write the figures to
 
@@ -44,6 +45,7 @@ my $rounds = parameter('ROUNDS', 8);
 my $seconds = parameter('SECONDS', 0);
 my $seed = parameter('SEED', int time);
 my $preload = parameter('PRELOAD', '');
+my $rate = parameter('RATE', 300);
 my $has_standby = parameter('STANDBY', 'no') eq 'yes';
 my $report = parameter('REPORT', '');
 my $db = 'postgres';
@@ -159,7 +161,9 @@ sub begin_load
 	my $open = rand() < 0.5 ? (qw(hits handled rare))[ int rand 3 ] : undef;
 	my @command = (
 		$node->installed_command('pgbench'), '-n',
-		'-c', 8, '-j', 8, '-T', 60, '--random-seed', int rand 1e9);
+		'-c', 5, '-j', 5, '-T', 3600, '--random-seed', int rand 1e9);
+
+	push @command, '-R', $rate if $rate;
 
 	foreach my $script (script_weights($open))
 	{
@@ -196,8 +200,9 @@ my $ledgers = '';
 sub disturb
 {
 	my ($what, $statements, $then) = random_disturbance();
+	my $files = q{SELECT 'ledgers ' || pg_relation_filenode('sb_ledger_0') || ' ' || pg_relation_filenode('sb_ledger_1')};
 	my ($status, $out, $err) =
-	  $node->psql($db, "SET lock_timeout = '300ms';\n$statements", on_error_stop => 1, timeout => 180);
+	  $node->psql($db, "$files;\nSET lock_timeout = '300ms';\n$statements", on_error_stop => 1);
 
 	if (defined $then && $status == 0)
 	{
@@ -209,16 +214,13 @@ sub disturb
 			usleep(50_000);
 		}
 	}
-
-	$done{ defined $status && $status == 0 ? $what : "$what (refused)" }++;
+	$done{ $status == 0 ? $what : "$what (refused)" }++;
 	$err = ($err // '') =~ s/^psql:\S+ //r =~ s/\n.*//sr;
 	record("$what: " . ($statements =~ s/\s+/ /gr) . ($err ne '' ? " -- $err" : ''));
-	my ($state, $now) = $node->psql($db,
-		q{SELECT pg_relation_filenode('sb_ledger_0') || ' ' || pg_relation_filenode('sb_ledger_1')});
-	if (defined $state && $state == 0 && $now ne $ledgers)
+	if ($out =~ /^ledgers (.*)/m && $1 ne $ledgers)
 	{
 		$done{rotations}++ if $ledgers ne '';
-		$ledgers = $now;
+		$ledgers = $1;
 	}
 	return;
 }
@@ -432,7 +434,7 @@ my $next_note = time + 10;
 while (!$keys_off && ($done{crashes} < $rounds || time < $started + $seconds))
 {
 	begin_load();
-	for (1 .. 1 + int rand 5)
+	for (1 .. 1 + int rand 4)
 	{
 		usleep(100_000 + int rand 400_000);
 		disturb();
