@@ -125,6 +125,7 @@ typedef struct KeySums
 	ItemPointerData *tids;
 	uint64		ntids;
 	uint64		tids_size;
+	bool		sweeps;			/* also rows that are nobody's */
 	bool		left;			/* a row was left, because its buffer is not
 								 * locked */
 
@@ -426,7 +427,9 @@ visit_row(LedgerRow *row, void *arg)
 
 /*
  * Visitor: add up the rows of sb_ledger_prepared, and note which are to be
- * deleted.  What is damaged, or of a buffer that is not locked, is left.
+ * deleted.  What is damaged, or of a buffer that is not locked, is left.  What is
+ * nobody's is left to the keeper, who alone may delete rows without a lock on a
+ * buffer.
  */
 static void
 visit_prepared(LedgerRow *row, void *arg)
@@ -436,9 +439,9 @@ visit_prepared(LedgerRow *row, void *arg)
 	bool		is_nobodys = epoch == NULL ||
 	(epoch->buffer != NULL && epoch->buffer->gone);
 
-	if (!is_nobodys && (epoch->buffer == NULL || row->damaged))
+	if (is_nobodys ? !sums->sweeps : epoch->buffer == NULL || row->damaged)
 	{
-		sums->left |= epoch->buffer == NULL;
+		sums->left |= !is_nobodys && epoch->buffer == NULL;
 		return;
 	}
 	if (sums->ntids == sums->tids_size)
@@ -466,6 +469,29 @@ scan_ledger(Oid relid, KeySums *sums)
 	ledger_scan(rel, snapshot, visit_row, sums);
 	UnregisterSnapshot(snapshot);
 	table_close(rel, AccessShareLock);
+}
+
+/*
+ * The same for both ledgers, for a session.  They are locked while both are read,
+ * because the keeper moves counts from one to the other when it rotates them, and
+ * empties the one under AccessExclusiveLock.
+ *
+ * Rows of a buffer that the session keeps others out of stay as they are, so
+ * SnapshotSelf is as good as any.  In a serializable session it leaves no
+ * predicate locks, which would have all who count conflict with it, and does not
+ * look who has written what.
+ */
+static void
+scan_ledgers(const LedgerTables *tables, KeySums *sums)
+{
+	Relation	rels[lengthof(tables->ledgers)];
+
+	for (int i = 0; i < lengthof(rels); i++)
+		rels[i] = table_open(tables->ledgers[i], AccessShareLock);
+	for (int i = 0; i < lengthof(rels); i++)
+		ledger_scan(rels[i], SnapshotSelf, visit_row, sums);
+	for (int i = 0; i < lengthof(rels); i++)
+		table_close(rels[i], AccessShareLock);
 }
 
 /*
@@ -946,6 +972,7 @@ recover_sweep(void)
 
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	sums = read_epochs(recovery, true);
+	sums->sweeps = true;
 	ledger_scan(rel, snapshot, visit_prepared, sums);
 	UnregisterSnapshot(snapshot);
 	list = list_sums(sums, &n);
@@ -1010,7 +1037,6 @@ recover_buffer(Oid relid)
 	LedgerTables tables;
 	KeySums    *sums;
 	KeySum	  **list;
-	Snapshot	snapshot;
 	uint64		n;
 
 	read_settings(relid, &settings);
@@ -1022,17 +1048,14 @@ recover_buffer(Oid relid)
 	shared = registry_find(MyDatabaseId, relid);
 
 	rel = table_open(tables.prepared, RowExclusiveLock);
-	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	sums = read_epochs(recovery, true);
+	sums = read_epochs(recovery, false);
 	if (pg_atomic_read_u32(&database->loaded) == 0 &&
 		(shared == NULL || pg_atomic_read_u32(&shared->ledger_loaded) == 0))
 	{
 		sums->except = database->incarnation;
-		for (int i = 0; i < lengthof(tables.ledgers); i++)
-			scan_ledger(tables.ledgers[i], sums);
+		scan_ledgers(&tables, sums);
 	}
-	ledger_scan(rel, snapshot, visit_prepared, sums);
-	UnregisterSnapshot(snapshot);
+	ledger_scan(rel, SnapshotSelf, visit_prepared, sums);
 	list = list_sums(sums, &n);
 	pin_sums(recovery, list, n);
 	delete_rows(rel, sums);
