@@ -130,7 +130,7 @@ typedef struct LedgerKey
 typedef struct LedgerRow
 {
 	uint64		epoch;
-	uint64		incarnation;	/* 0: of a prepared transaction */
+	uint64		incarnation;	/* 0: of no memory */
 	bool		damaged;		/* it cannot be read, and has no keys */
 	HeapTuple	tuple;
 	const char *next;

@@ -64,10 +64,15 @@ typedef struct RecoverBuffer
 typedef struct RecoverEpoch
 {
 	uint64		number;
+	Oid			relid;
 	RecoverBuffer *buffer;		/* NULL: it is not locked */
 	KeyShape   *shape;
 	CounterTable table;
 	uint64		nsums;			/* keys with a sum; then where they are listed */
+	uint64		incarnation;	/* to append the sums in */
+
+	/* of rows of other incarnations, if they are added up by themselves */
+	struct RecoverEpoch *others;
 } RecoverEpoch;
 
 /* A key of an epoch, and what the rows have of it altogether. */
@@ -118,7 +123,8 @@ typedef struct KeySums
 	RecoverEpoch *epochs;		/* by number */
 	int			nepochs;
 	RecoverEpoch *recent;		/* the epoch of the last row, or NULL */
-	uint64		except;			/* pass over rows of this incarnation; 0: none */
+	uint64		incarnation;	/* the present one */
+	bool		others;			/* pass over rows of the present one */
 	bool		every;			/* also of buffers that are not locked */
 
 	/* rows of sb_ledger_prepared, to be deleted */
@@ -334,6 +340,7 @@ begin_sums(List *epochs)
 	ListCell   *lc;
 
 	sums->context = context;
+	sums->incarnation = ledger_database(MyDatabaseId, true)->incarnation;
 	sums->keys = GenerationContextCreate(context, "statbuffer ledger keys",
 										 ALLOCSET_DEFAULT_SIZES);
 	sums->hash = keysums_create(context, 1024, NULL);
@@ -346,7 +353,9 @@ begin_sums(List *epochs)
 
 		memset(copy, 0, sizeof(RecoverEpoch));
 		copy->number = epoch->number;
+		copy->relid = epoch->relid;
 		copy->shape = epoch->shape;
+		copy->incarnation = sums->incarnation;
 	}
 	qsort(sums->epochs, sums->nepochs, sizeof(RecoverEpoch), compare_epochs);
 	MemoryContextSwitchTo(oldcontext);
@@ -410,16 +419,22 @@ visit_row(LedgerRow *row, void *arg)
 	KeySums    *sums = arg;
 	RecoverEpoch *epoch;
 
-	if (sums->except != 0 && row->incarnation == sums->except)
+	if (sums->others && row->incarnation == sums->incarnation)
 		return;
 	epoch = find_epoch(sums, row->epoch);
 	if (epoch == NULL ||
 		(!sums->every && (epoch->buffer == NULL || epoch->buffer->gone)))
 		return;
+	if (epoch->others != NULL && row->incarnation != sums->incarnation)
+		epoch = epoch->others;
 	if (unlikely(row->damaged))
 	{
 		if (sums->writer != NULL)
+		{
+			sums->writer->incarnation =
+				row->incarnation == sums->incarnation ? row->incarnation : 0;
 			ledger_copy_row(sums->writer, row);
+		}
 		return;
 	}
 	add_keys(sums, epoch, row);
@@ -494,6 +509,16 @@ scan_ledgers(const LedgerTables *tables, KeySums *sums)
 		table_close(rels[i], AccessShareLock);
 }
 
+/* The sums of an epoch are listed from `first' on.  Returns where they end. */
+static uint64
+set_first(RecoverEpoch *epoch, uint64 first)
+{
+	uint64		end = first + epoch->nsums;
+
+	epoch->nsums = first;
+	return end;
+}
+
 /*
  * List the keys whose sum is not 0, those of an epoch one after the other.  Sets
  * `n' to their number.
@@ -516,10 +541,11 @@ list_sums(KeySums *sums, uint64 *n)
 		}
 	for (int i = 0; i < sums->nepochs; i++)
 	{
-		uint64		nsums = sums->epochs[i].nsums;
+		RecoverEpoch *epoch = &sums->epochs[i];
 
-		sums->epochs[i].nsums = first;
-		first += nsums;
+		first = set_first(epoch, first);
+		if (epoch->others != NULL)
+			first = set_first(epoch->others, first);
 	}
 	list = MemoryContextAllocHuge(sums->context, Max(*n, 1) * sizeof(KeySum *));
 	keysums_start_iterate(sums->hash, &iterator);
@@ -618,6 +644,7 @@ append_sums(LedgerWriter *writer, KeySum **list, uint64 n)
 			if (epoch != NULL)
 				ledger_end_body(writer, &body);
 			epoch = key->epoch;
+			writer->incarnation = epoch->incarnation;
 			ledger_begin_body(&body, epoch->number);
 			nbytes += sizeof(HeapTupleHeaderData) + VARHDRSZ;
 		}
@@ -870,7 +897,7 @@ recover_load(void)
 		return left ? RECOVER_LATER : RECOVER_DONE;
 
 	sums = read_epochs(recovery, false);
-	sums->except = database->incarnation;
+	sums->others = true;
 	for (int i = 0; i < lengthof(tables.ledgers); i++)
 		scan_ledger(tables.ledgers[i], sums);
 	list = list_sums(sums, &n);
@@ -1052,7 +1079,7 @@ recover_buffer(Oid relid)
 	if (pg_atomic_read_u32(&database->loaded) == 0 &&
 		(shared == NULL || pg_atomic_read_u32(&shared->ledger_loaded) == 0))
 	{
-		sums->except = database->incarnation;
+		sums->others = true;
 		scan_ledgers(&tables, sums);
 	}
 	ledger_scan(rel, SnapshotSelf, visit_prepared, sums);
@@ -1119,37 +1146,74 @@ ledger_size(Oid relid)
 }
 
 /*
+ * Which ledger is to be rotated?  First the one that is not current: it is large
+ * if that has failed, or if it was the current one before a restart.  Returns -1 if
+ * none is.
+ */
+static int
+choose_ledger(SharedDatabase *database, const LedgerTables *tables)
+{
+	uint64		most = ledger_rotation_size(database);
+	uint32		current = pg_atomic_read_u32(&database->current);
+
+	if (ledger_size(tables->ledgers[1 - current]) >= most)
+		return 1 - current;
+	return ledger_size(tables->ledgers[current]) >= most ? (int) current : -1;
+}
+
+/*
+ * Prepare to add up the rows of all epochs.  The sums of a buffer that is loaded
+ * get our incarnation, because memory has all that its rows have.  Of another one,
+ * rows of other incarnations are added up by themselves, and their sums are again
+ * in no memory.
+ *
+ * No lock is needed: what is loaded remains so, and what is not is loaded by this
+ * process, or by a session that at its commit deletes the epochs.
+ */
+static KeySums *
+begin_all_sums(SharedDatabase *database)
+{
+	KeySums    *sums = begin_sums(ledger_read_epochs(InvalidOid));
+
+	sums->every = true;
+	for (int i = 0; i < sums->nepochs; i++)
+	{
+		RecoverEpoch *epoch = &sums->epochs[i];
+
+		if (pg_atomic_read_u32(&database->loaded) != 0 ||
+			is_loaded(epoch->relid))
+			continue;
+		epoch->others = MemoryContextAllocZero(sums->context,
+											   sizeof(RecoverEpoch));
+		epoch->others->number = epoch->number;
+	}
+	return sums;
+}
+
+/*
  * If a ledger is large, append the sums of what it has to the other one, which
  * becomes the current one if it is not, and empty it.
+ *
+ * As long as there is something to be loaded, this waits for nobody, because that
+ * would wait, too.
  */
 RecoverResult
 recover_rotate(void)
 {
-	SharedDatabase *database;
 	Recovery   *recovery = begin();
+	SharedDatabase *database = ledger_database(MyDatabaseId, true);
 	LedgerTables tables;
 	LedgerWriter writer;
 	LOCKTAG		tag;
 	Relation	rel;
-	uint32		old;
-	uint64		most;
+	int			old;
 	KeySums    *sums;
 	KeySum	  **list;
 	uint64		n;
 
-	/* the sums get our incarnation, so they must all be in memory */
-	database = ledger_database(MyDatabaseId, true);
-	if (pg_atomic_read_u32(&database->loaded) == 0)
-		return RECOVER_LATER;
-
 	ledger_find_tables(&tables, false);
-	most = ledger_rotation_size(database);
-	old = pg_atomic_read_u32(&database->current);
-	if (ledger_size(tables.ledgers[old]) < most)
-		old = 1 - old;
-
-	/* the other one is large if that has failed, or since before a restart */
-	if (ledger_size(tables.ledgers[old]) < most)
+	old = choose_ledger(database, &tables);
+	if (old < 0)
 		return RECOVER_DONE;
 
 	/*
@@ -1160,13 +1224,18 @@ recover_rotate(void)
 	 */
 	pg_atomic_write_u32(&database->current, 1 - old);
 	pg_memory_barrier();
-	SET_LOCKTAG_RELATION(tag, MyDatabaseId, tables.ledgers[old]);
-	WaitForLockers(tag, ShareLock, false);
+	if (pg_atomic_read_u32(&database->loaded) != 0)
+	{
+		SET_LOCKTAG_RELATION(tag, MyDatabaseId, tables.ledgers[old]);
+		WaitForLockers(tag, ShareLock, false);
+	}
+	else if (!ConditionalLockRelationOid(tables.ledgers[old],
+										 AccessExclusiveLock))
+		return RECOVER_LATER;
 
 	PushActiveSnapshot(GetLatestSnapshot());
 	delete_epochs();
-	sums = begin_sums(ledger_read_epochs(InvalidOid));
-	sums->every = true;
+	sums = begin_all_sums(database);
 	sums->writer = &writer;
 	ledger_open_current(&writer, false);
 	scan_ledger(tables.ledgers[old], sums);

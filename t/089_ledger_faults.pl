@@ -1,0 +1,147 @@
+# What holds up the ledger of durable buffers holds up nothing else: a buffer that
+# cannot be loaded, or not be locked, others that are in the middle of something, a
+# disk that is full.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib $FindBin::RealBin;
+
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use StatbufferTest;
+use Test::More;
+
+my $db = 'postgres';
+my $node = new_node('node',
+	'max_prepared_transactions = 20',
+	'autovacuum = off',
+	q{statbuffer.ledger_size = '1MB'});
+my $ledgers = q{pg_relation_size('sb_ledger_0') + pg_relation_size('sb_ledger_1')};
+
+sql(q{
+	CREATE TABLE hits_target (key text PRIMARY KEY, n bigint NOT NULL DEFAULT 0);
+	CREATE TABLE held_target (LIKE hits_target INCLUDING ALL);
+	SELECT sb_create('hits', 'hits_target', 'n', 'durable=true', 'interval=1h');
+	SELECT sb_create('held', 'held_target', 'n', 'durable=true', 'interval=1h')});
+
+sub crash
+{
+	$node->stop('immediate');
+	$node->start;
+	return;
+}
+
+# What a buffer has of a key, stored or not: what is recovered after a crash is due
+# at once.
+sub total
+{
+	my ($key, $buffer) = @_;
+
+	return sql("SELECT sb_total('$key', '$buffer')");
+}
+
+# A session that keeps others out of a buffer.
+sub lock_buffer
+{
+	my (@statements) = @_;
+	my $session = $node->background_psql($db);
+
+	$session->query_safe("BEGIN; $_") foreach @statements;
+	return $session;
+}
+
+# --- a buffer that cannot be loaded -----------------------------------------------
+
+# Counts in `hits' until the ledger was rotated a few times: until each of its tables
+# has got new storage twice.
+my $counted = 0;
+
+sub rotate_while_held
+{
+	my ($what) = @_;
+	my $now = q{SELECT pg_relation_filenode('sb_ledger_0') || ' ' || pg_relation_filenode('sb_ledger_1')};
+	my $files = sql($now);
+	my ($rotations, $largest) = (0, 0);
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	for (1 .. 300)
+	{
+		sql(q{
+			DO $$
+			BEGIN
+				FOR i IN 1 .. 100 LOOP
+					INSERT INTO hits SELECT 'a key that is long enough to fill the ledger soon ' || k, 1
+					FROM generate_series(1, 50) AS k;
+					COMMIT;
+				END LOOP;
+			END
+			$$});
+		$counted += 100;
+		my ($size, $then) = split /\|/, sql("SELECT $ledgers, f FROM ($now) AS s (f)");
+
+		$largest = $size if $size > $largest;
+		$rotations++ if $then ne $files;
+		$files = $then;
+		last if $rotations == 4;
+	}
+	is($rotations, 4, "$what: the ledger is rotated");
+	cmp_ok($largest, '<', 4 * 1024 * 1024, "$what: and remains small");
+	is(sql(q{SELECT string_agg(buffer || ' ' || durable, ' ' ORDER BY buffer) FROM sb_stat_buffers}),
+		'held pending hits on', "$what: the other one is not loaded");
+	return;
+}
+
+sub is_exact
+{
+	my ($what) = @_;
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	is(sql(q{SELECT min(n), max(n) FROM (SELECT sb_total('a key that is long enough to fill the ledger soon ' || k, 'hits') AS n
+				FROM generate_series(1, 50) AS k) AS s}), "$counted|$counted", "$what: each key that was counted meanwhile is exact");
+	return;
+}
+
+sql(q{INSERT INTO held VALUES ('x', 5), ('y', 1), ('y', -1); INSERT INTO hits VALUES ('z', 1)});
+crash();
+my $locker = lock_buffer(q{ALTER FOREIGN TABLE held OPTIONS (SET interval '2h')});
+is(total('z', 'hits'), 1, 'a buffer is loaded while another one is locked');
+
+# The keeper looks once a second whether it can be loaded: each time a few
+# transactions.
+my $commits = q{SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()};
+my $before = sql($commits);
+sql('SELECT pg_sleep(3)');
+cmp_ok(sql($commits) - $before, '<', 200, 'that keeps nobody busy');
+
+# What the ledger has of it is carried along, and is still to be loaded: when it is
+# unlocked, or after another crash, or by who switches it off.
+rotate_while_held('locked');
+$locker->query_safe('COMMIT');
+$locker->quit;
+is(total('x', 'held'), 5, 'then it is loaded');
+is_exact('then');
+sql(q{INSERT INTO held VALUES ('x', 10)});
+crash();
+$locker = lock_buffer(q{ALTER FOREIGN TABLE held OPTIONS (SET interval '1h')});
+rotate_while_held('locked after a crash');
+$locker->quit;
+crash();
+is(total('x', 'held'), 15, 'it is loaded after another crash');
+is_exact('after another crash');
+crash();
+sql(q{INSERT INTO held VALUES ('x', 100)});
+$locker = lock_buffer(q{ALTER FOREIGN TABLE held OPTIONS (SET durable 'false')});
+rotate_while_held('being switched off');
+$locker->query_safe('COMMIT');
+$locker->quit;
+is(total('x', 'held'), 115, 'it is loaded by who switches it off');
+sql(q{ALTER FOREIGN TABLE held OPTIONS (SET durable 'true')});
+crash();
+is(total('x', 'held'), 115, 'and is durable again');
+is_exact('in the end');
+
+$node->stop;
+unlike(slurp_file($node->logfile), qr/PANIC|TRAP|terminated by signal|could not keep/, 'nothing else went wrong');
+done_testing();
