@@ -560,8 +560,7 @@ convert_altered(SbBuffer *buffer, ConvertResult *result)
 	OwnerView	saved;
 
 	memset(result, 0, sizeof(ConvertResult));
-	buffer_look_up(buffer);
-	if (buffer->shared == NULL)
+	if (!buffer_look_up(buffer))
 		return;
 	buffer_attach_worker(buffer);
 

@@ -328,7 +328,7 @@ switch_on(Oid relid, bool created)
 				 errhint("Try again when file \"%s\" no longer exists in the data directory.",
 						 SAVED_LOADING_FILE)));
 	buffer = buffer_open_locked(relid, LockRelationOid);
-	if (buffer_attach(buffer, false))
+	if (buffer_look_up(buffer))
 		append_held(buffer);
 }
 

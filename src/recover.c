@@ -560,6 +560,18 @@ list_sums(KeySums *sums, uint64 *n)
  * ------------------------------------------------------------------------
  */
 
+/* Get a buffer's shared part, or make it. */
+static void
+make_shared(RecoverBuffer *buffer)
+{
+	bool		made;
+
+	buffer->shared = registry_make(MyDatabaseId, buffer->relid,
+								   &buffer->settings, &made);
+	if (made)
+		ddl_note_made(buffer->shared);
+}
+
 /*
  * Get the table of counters of an epoch, and if need be make the buffer's shared
  * part, and give it the shape.
@@ -573,14 +585,7 @@ attach(RecoverEpoch *epoch)
 	if (likely(table->partitions != NULL))
 		return table;
 	if (buffer->shared == NULL)
-	{
-		bool		made;
-
-		buffer->shared = registry_make(MyDatabaseId, buffer->relid,
-									   &buffer->settings, &made);
-		if (made)
-			ddl_note_made(buffer->shared);
-	}
+		make_shared(buffer);
 	table_find_shape(&buffer->shared->table, epoch->shape, true, false, table);
 	if (table->shape == TABLE_SHAPES)
 	{
@@ -795,10 +800,11 @@ is_loaded(Oid relid)
 /*
  * The buffers that are recovered and have nothing pinned: find the shared part
  * in which it is noted that they are loaded, or else have this process remember
- * it.
+ * it.  If another buffer is `blocked', that may take long, and whoever looks at
+ * these is not to wait for it: make the shared part.
  */
 static void
-note_empty(Recovery *recovery)
+note_empty(Recovery *recovery, bool blocked)
 {
 	int			nbuffers = list_length(recovery->buffers);
 	ListCell   *lc;
@@ -812,6 +818,8 @@ note_empty(Recovery *recovery)
 	{
 		RecoverBuffer *buffer = lfirst(lc);
 
+		if (buffer->shared == NULL && blocked)
+			make_shared(buffer);
 		if (buffer->shared == NULL)
 			buffer->shared = registry_find(MyDatabaseId, buffer->relid);
 		if (buffer->shared == NULL)
@@ -903,7 +911,7 @@ recover_load(void)
 	list = list_sums(sums, &n);
 	pin_sums(recovery, list, n);
 	end_sums(sums);
-	note_empty(recovery);
+	note_empty(recovery, blocked);
 	if (n > 0)
 		ereport(LOG,
 				(errmsg("statbuffer loads counts of durable buffers from the ledger of database %u",

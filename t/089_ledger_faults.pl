@@ -24,7 +24,8 @@ sql(q{
 	CREATE TABLE hits_target (key text PRIMARY KEY, n bigint NOT NULL DEFAULT 0);
 	CREATE TABLE held_target (LIKE hits_target INCLUDING ALL);
 	SELECT sb_create('hits', 'hits_target', 'n', 'durable=true', 'interval=1h');
-	SELECT sb_create('held', 'held_target', 'n', 'durable=true', 'interval=1h')});
+	SELECT sb_create('held', 'held_target', 'n', 'durable=true', 'interval=1h');
+	SELECT sb_create('empty', 'held_target', 'n', 'durable=true', 'interval=1h')});
 
 sub crash
 {
@@ -89,7 +90,7 @@ sub rotate_while_held
 	is($rotations, 4, "$what: the ledger is rotated");
 	cmp_ok($largest, '<', 4 * 1024 * 1024, "$what: and remains small");
 	is(sql(q{SELECT string_agg(buffer || ' ' || durable, ' ' ORDER BY buffer) FROM sb_stat_buffers}),
-		'held pending hits on', "$what: the other one is not loaded");
+		'empty on held pending hits on', "$what: the other one is not loaded");
 	return;
 }
 
@@ -105,8 +106,23 @@ sub is_exact
 
 sql(q{INSERT INTO held VALUES ('x', 5), ('y', 1), ('y', -1); INSERT INTO hits VALUES ('z', 1)});
 crash();
+
+# Who has it locked and looks is told that something is missing, and does not wait;
+# who truncates it is not.
+my ($status, $out, $err) = $node->psql($db, q{
+	BEGIN;
+	ALTER FOREIGN TABLE held OPTIONS (SET interval '2h');
+	SELECT coalesce(sb_count('x', 'held'), 0);
+	ROLLBACK});
+is($out, 0, 'who has a buffer locked does not see what is not loaded');
+like($err, qr/WARNING:  counts that the ledger of durable buffers has are not loaded yet\n.*while this transaction has the buffer locked/,
+	'and is warned');
+($status, $out, $err) = $node->psql($db, q{BEGIN; SAVEPOINT s; TRUNCATE held; ROLLBACK TO s; COMMIT});
+unlike($err, qr/WARNING/, 'who truncates it is not');
 my $locker = lock_buffer(q{ALTER FOREIGN TABLE held OPTIONS (SET interval '2h')});
 is(total('z', 'hits'), 1, 'a buffer is loaded while another one is locked');
+($status, $out, $err) = $node->psql($db, q{SELECT sb_total('none', 'empty')});
+unlike($err, qr/WARNING/, 'nobody waits for one that has nothing');
 
 # The keeper looks once a second whether it can be loaded: each time a few
 # transactions.
