@@ -132,8 +132,9 @@ typedef struct KeySums
 	uint64		ntids;
 	uint64		tids_size;
 	bool		sweeps;			/* also rows that are nobody's */
-	bool		left;			/* a row was left, because its buffer is not
+	bool		blocked;		/* a row was left, because its buffer is not
 								 * locked */
+	uint32		nleft;			/* rows that were left */
 
 	LedgerWriter *writer;		/* for rows that are damaged, or NULL */
 } KeySums;
@@ -165,6 +166,9 @@ typedef struct Recovery
 	bool		rotates;		/* the ledger, and this is to become
 								 * SharedDatabase.rotate_at */
 	uint64		rotate_at;
+	bool		sweeps;			/* what was prepared, and this is to become */
+	uint32		nleft;			/* SharedDatabase.nleft, */
+	uint32		nseen;			/* or this, if it is rolled back */
 } Recovery;
 
 static Recovery *recoveries = NULL;
@@ -227,6 +231,8 @@ commit(Recovery *recovery)
 		pg_atomic_write_u32(&database->loaded, 1);
 	if (recovery->rotates)
 		pg_atomic_write_u64(&database->rotate_at, recovery->rotate_at);
+	if (recovery->sweeps)
+		pg_atomic_write_u32(&database->nleft, recovery->nleft);
 	if (recovery->empty != NULL)
 	{
 		if (empty_buffers != NULL)
@@ -247,6 +253,9 @@ abort_recovery(Recovery *recovery)
 					   &recovery->additions[i].pin);
 	if (recovery->empty != NULL)
 		pfree(recovery->empty);
+	if (recovery->sweeps)
+		pg_atomic_write_u32(&ledger_database(MyDatabaseId, false)->nleft,
+							recovery->nseen);
 }
 
 static void
@@ -456,7 +465,8 @@ visit_prepared(LedgerRow *row, void *arg)
 
 	if (is_nobodys ? !sums->sweeps : epoch->buffer == NULL || row->damaged)
 	{
-		sums->left |= !is_nobodys && epoch->buffer == NULL;
+		sums->blocked |= !is_nobodys && epoch->buffer == NULL;
+		sums->nleft++;
 		return;
 	}
 	if (sums->ntids == sums->tids_size)
@@ -927,8 +937,10 @@ recover_load(void)
 typedef struct PreparedRows
 {
 	SnapshotData snapshot;
-	List	   *epochs;			/* numbers of those with visible rows */
-	bool		any;			/* there are visible rows */
+	uint64	   *epochs;			/* those with visible rows, some several times */
+	uint32		nepochs;
+	uint32		size;
+	uint32		n;				/* number of visible rows */
 	bool		pending;		/* there are others */
 } PreparedRows;
 
@@ -940,9 +952,71 @@ look_at_prepared(LedgerRow *row, void *arg)
 
 	/* after each row, a dirty snapshot has the transaction that is at it */
 	if (TransactionIdIsValid(rows->snapshot.xmin))
+	{
 		rows->pending = true;
-	else
-		rows->any = true;
+		return;
+	}
+	rows->n++;
+	if (rows->nepochs > 0 && rows->epochs[rows->nepochs - 1] == row->epoch)
+		return;
+	if (rows->nepochs == rows->size)
+	{
+		rows->size = Max(2 * rows->size, 64);
+		rows->epochs = rows->epochs == NULL ?
+			palloc(rows->size * sizeof(uint64)) :
+			repalloc_huge(rows->epochs, rows->size * sizeof(uint64));
+	}
+	rows->epochs[rows->nepochs++] = row->epoch;
+}
+
+static int
+compare_numbers(const void *a, const void *b)
+{
+	uint64		number_a = *(const uint64 *) a;
+	uint64		number_b = *(const uint64 *) b;
+
+	return number_a < number_b ? -1 : (number_a > number_b ? 1 : 0);
+}
+
+/*
+ * Lock the buffers that the visible rows are of, as many as may be locked at a
+ * time; others wait for the next sweep.
+ */
+static void
+lock_swept_buffers(Recovery *recovery, PreparedRows *rows)
+{
+	List	   *wanted = NIL;
+	ListCell   *lc;
+
+	qsort(rows->epochs, rows->nepochs, sizeof(uint64), compare_numbers);
+	foreach(lc, ledger_read_epochs(InvalidOid))
+	{
+		LedgerEpoch *epoch = lfirst(lc);
+
+		if (bsearch(&epoch->number, rows->epochs, rows->nepochs,
+					sizeof(uint64), compare_numbers) != NULL)
+			wanted = lappend(wanted, epoch);
+	}
+	foreach(lc, list_relations(wanted))
+	{
+		Oid			relid = lfirst_oid(lc);
+		BufferSettings settings;
+
+		CHECK_FOR_INTERRUPTS();
+		if (list_length(recovery->buffers) == MANY_BUFFERS)
+			break;
+		switch (lock_buffer(relid, &settings))
+		{
+			case LOCK_BUFFER:
+				add_buffer(recovery, relid, &settings);
+				break;
+			case LOCK_OTHER:
+				add_buffer(recovery, relid, NULL);
+				break;
+			case LOCK_BLOCKED:
+				break;
+		}
+	}
 }
 
 /* Delete the rows of sb_ledger_prepared that were added up. */
@@ -964,46 +1038,27 @@ RecoverResult
 recover_sweep(void)
 {
 	Recovery   *recovery = begin();
-	PreparedRows rows = {.any = false};
+	PreparedRows rows = {.n = 0};
 	LedgerTables tables;
 	Relation	rel;
 	Snapshot	snapshot;
 	KeySums    *sums;
 	KeySum	  **list;
-	List	   *relids;
-	ListCell   *lc;
 	uint64		n;
-	bool		left = false;
+	bool		blocked;
 
 	ledger_find_tables(&tables, false);
 	rel = table_open(tables.prepared, RowExclusiveLock);
 	InitDirtySnapshot(rows.snapshot);
 	ledger_scan(rel, &rows.snapshot, look_at_prepared, &rows);
-	if (!rows.any)
+	recovery->sweeps = true;
+	recovery->nseen = rows.n;
+	if (rows.n == 0)
 	{
 		table_close(rel, NoLock);
 		return rows.pending ? RECOVER_LATER : RECOVER_DONE;
 	}
-
-	relids = list_relations(ledger_read_epochs(InvalidOid));
-	foreach(lc, relids)
-	{
-		BufferSettings settings;
-
-		if (list_length(recovery->buffers) == MANY_BUFFERS)
-			break;
-		switch (lock_buffer(lfirst_oid(lc), &settings))
-		{
-			case LOCK_BUFFER:
-				add_buffer(recovery, lfirst_oid(lc), &settings);
-				break;
-			case LOCK_OTHER:
-				add_buffer(recovery, lfirst_oid(lc), NULL);
-				break;
-			case LOCK_BLOCKED:
-				break;
-		}
-	}
+	lock_swept_buffers(recovery, &rows);
 
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	sums = read_epochs(recovery, true);
@@ -1021,10 +1076,11 @@ recover_sweep(void)
 		ledger_close(&writer);
 	}
 	delete_rows(rel, sums);
-	left = sums->left;
+	recovery->nleft = sums->nleft;
+	blocked = sums->blocked;
 	end_sums(sums);
 	table_close(rel, NoLock);
-	return left || rows.pending ? RECOVER_LATER : RECOVER_DONE;
+	return blocked || rows.pending ? RECOVER_LATER : RECOVER_DONE;
 }
 
 /* Read the settings of a buffer that the transaction has altered. */

@@ -158,6 +158,45 @@ crash();
 is(total('x', 'held'), 115, 'and is durable again');
 is_exact('in the end');
 
+# --- prepared transactions that cannot be counted -----------------------------------
+
+# A session that waits for a buffer, and gets it when what was prepared is committed,
+# keeps the keeper from counting that.  Nobody else waits for it.
+sql(q{BEGIN; INSERT INTO held VALUES ('p', 1); PREPARE TRANSACTION 'stuck'});
+my $altering = start_session($node, $db, 'BEGIN; ALTER FOREIGN TABLE held OWNER TO CURRENT_USER',
+	q{SELECT pg_advisory_lock_shared(1)}, 'COMMIT');
+wait_for_session($altering, q{a.wait_event_type = 'Lock'}, 'ALTER waits for who has prepared');
+my $waiting = $node->background_psql($db);
+$waiting->query_safe('SELECT pg_advisory_lock(1)');
+sql(q{COMMIT PREPARED 'stuck'});
+my ($seen, $took) = split /\|/, sql(join(';', 'CREATE TEMP TABLE times AS SELECT clock_timestamp() AS t',
+		map({ ('BEGIN', "INSERT INTO hits VALUES ('p', 1)", "PREPARE TRANSACTION 'p'", "COMMIT PREPARED 'p'") } 1 .. 20),
+		q{SELECT sb_total('p', 'hits'), extract(epoch FROM clock_timestamp() - t) FROM times}));
+is($seen, 20, 'others are counted at once');
+cmp_ok($took, '<', 15, 'and do not wait for what cannot be');
+$waiting->quit;
+finish_session($altering, 'ALTER is done');
+wait_for($node, $db, q{SELECT sb_total('p', 'held') = 1}, 'then it is counted');
+
+# --- many buffers --------------------------------------------------------------------
+
+# More than are loaded, or locked, at a time.
+my $many = 510;
+sql(qq{
+	CREATE TABLE many (key text PRIMARY KEY, n bigint NOT NULL DEFAULT 0);
+	SELECT count(sb_create('many_' || i, 'many', 'n', 'durable=true', 'interval=1h')) FROM generate_series(1, $many) AS i});
+my $all = join ';', map { "INSERT INTO many_$_ VALUES ('key $_', 1)" } 1 .. $many;
+my $sum = qq{SELECT sum(sb_total('key ' || i, ('many_' || i)::regclass)) FROM generate_series(1, $many) AS i};
+sql("BEGIN; $all; COMMIT");
+crash();
+is(sql($sum), $many, "$many buffers are loaded");
+sql("BEGIN; INSERT INTO many_$many VALUES ('key $many', 1); PREPARE TRANSACTION 'last'");
+sql(q{COMMIT PREPARED 'last'});
+wait_for($node, $db, "SELECT sb_total('key $many', 'many_$many') = 2", 'what was prepared in the last one is counted');
+sql("BEGIN; $all; PREPARE TRANSACTION 'all'");
+sql(q{COMMIT PREPARED 'all'});
+wait_for($node, $db, "SELECT ($sum) = 2 * $many + 1", 'what was prepared in all of them is counted');
+
 $node->stop;
 unlike(slurp_file($node->logfile), qr/PANIC|TRAP|terminated by signal|could not keep/, 'nothing else went wrong');
 done_testing();
