@@ -86,9 +86,23 @@ read_epochs(SbBuffer *buffer)
 }
 
 /*
- * Get the number of the epoch that keys of a shape are counted in, in a durable
- * buffer that the caller has opened, with a lock to the end of the transaction.
- * The first one who counts under a new shape makes its epoch.
+ * Has the ledger something of a buffer, which the caller has locked?  The option
+ * says so, too, unless the transaction has set it.
+ */
+bool
+durable_has_epochs(Oid relid)
+{
+	LedgerTables tables;
+
+	return ledger_find_tables(&tables, true) &&
+		ledger_read_epochs(relid) != NIL;
+}
+
+/*
+ * Get the number of the epoch that keys of a shape are counted in, in a buffer
+ * that is durable, or has been until this transaction, and that the caller has
+ * opened, with a lock to the end of the transaction.  The first one who counts
+ * under a new shape makes its epoch.
  */
 uint64
 durable_epoch(SbBuffer *buffer, const KeyShape *shape)
@@ -97,7 +111,6 @@ durable_epoch(SbBuffer *buffer, const KeyShape *shape)
 	LedgerEpoch *epoch;
 	ListCell   *lc;
 
-	Assert(buffer->options.durable);
 	if (unlikely(buffer->epochs_context == NULL))
 		read_epochs(buffer);
 	foreach(lc, buffer->epochs)

@@ -197,6 +197,72 @@ sql("BEGIN; $all; PREPARE TRANSACTION 'all'");
 sql(q{COMMIT PREPARED 'all'});
 wait_for($node, $db, "SELECT ($sum) = 2 * $many + 1", 'what was prepared in all of them is counted');
 
+# --- key columns that are altered ------------------------------------------------------
+
+# What is held is converted in the ledger, too, whatever the option is at that moment.
+sql(q{
+	CREATE TYPE mood AS ENUM ('sad', 'glad');
+	CREATE FOREIGN TABLE moods (key mood NOT NULL, n bigint NOT NULL DEFAULT 1)
+	SERVER statbuffer OPTIONS (handler 'no_such_function', interval '1h', durable 'true');
+	CREATE FOREIGN TABLE others (key mood NOT NULL, n bigint NOT NULL DEFAULT 1)
+	SERVER statbuffer OPTIONS (handler 'no_such_function', interval '1h', durable 'true');
+	INSERT INTO moods VALUES ('sad', 3), ('glad', 4);
+	INSERT INTO others VALUES ('sad', 5), ('glad', 6);
+	ALTER FOREIGN TABLE moods ALTER COLUMN key TYPE text;
+	BEGIN;
+	ALTER FOREIGN TABLE others OPTIONS (SET durable 'false');
+	ALTER FOREIGN TABLE others ALTER COLUMN key TYPE text;
+	ALTER FOREIGN TABLE others OPTIONS (SET durable 'true');
+	COMMIT;
+	INSERT INTO moods VALUES ('sad', 10);
+	DROP TYPE mood});
+my $moods = q{SELECT (SELECT string_agg(key || ' ' || n, ' ' ORDER BY key) FROM moods), (SELECT string_agg(key || ' ' || n, ' ' ORDER BY key) FROM others)};
+is(sql($moods), 'glad 4 sad 13|glad 6 sad 5', 'the columns are altered');
+crash();
+is(sql($moods), 'glad 4 sad 13|glad 6 sad 5', 'the same after a crash');
+
+# What is prepared would not be in memory when it is committed.
+like(error_of(q{BEGIN; ALTER FOREIGN TABLE moods ALTER COLUMN key TYPE varchar(10); PREPARE TRANSACTION 'x'}),
+	qr/cannot PREPARE a transaction that has altered the key columns of buffer "moods"/, 'it cannot be prepared');
+
+# What is rolled back is as it was.
+sql(q{
+	BEGIN;
+	ALTER FOREIGN TABLE moods OPTIONS (SET durable 'false');
+	ALTER FOREIGN TABLE moods ALTER COLUMN key TYPE varchar(10);
+	ROLLBACK;
+	BEGIN;
+	SAVEPOINT s;
+	ALTER FOREIGN TABLE others ALTER COLUMN key TYPE varchar(10);
+	ROLLBACK TO s;
+	COMMIT});
+is(sql($moods), 'glad 4 sad 13|glad 6 sad 5', 'rolled back');
+crash();
+is(sql($moods), 'glad 4 sad 13|glad 6 sad 5', 'and after another crash');
+
+# A description of the columns that is so long that it is toasted.
+sql(q{
+	DO $$
+	DECLARE
+		types text[] := '{int,text,date,bool,oid,numeric,uuid,inet,time,float4,int8,timestamp,timestamptz,interval,bytea,varchar}';
+	BEGIN
+		EXECUTE (SELECT 'CREATE TYPE wide AS (' || string_agg('f' || i || ' ' || types[1 + (hashint4(i) & 15)], ',' ORDER BY i) || ')'
+			FROM generate_series(1, 1500) AS i);
+	END
+	$$;
+	CREATE FOREIGN TABLE wides (key wide NOT NULL, n bigint NOT NULL DEFAULT 1)
+	SERVER statbuffer OPTIONS (handler 'no_such_function', interval '1h', durable 'true');
+	INSERT INTO wides VALUES (json_populate_record(NULL::wide, '{"f1": 1}'), 7)});
+is(sql(q{SELECT pg_relation_size(reltoastrelid) > 0 FROM pg_class WHERE relname = 'sb_ledger_epochs'}), 't', 'a description is toasted');
+crash();
+is(sql('SELECT sum(n) FROM wides'), 7, 'its buffer is loaded');
+sql(q{TRUNCATE wides; INSERT INTO wides VALUES (json_populate_record(NULL::wide, '{"f1": 1}'), 8)});
+crash();
+is(sql('SELECT sum(n) FROM wides'), 8, 'and truncated');
+sql(q{ALTER FOREIGN TABLE wides OPTIONS (SET durable 'false'); ALTER FOREIGN TABLE wides OPTIONS (SET durable 'true')});
+crash();
+is(sql('SELECT sum(n) FROM wides'), 8, 'and switched off and on');
+
 $node->stop;
 unlike(slurp_file($node->logfile), qr/PANIC|TRAP|terminated by signal|could not keep/, 'nothing else went wrong');
 done_testing();
