@@ -1124,7 +1124,8 @@ attach(SbBuffer *buffer, bool create)
 /*
  * Wait until what is counted in an open buffer is in memory: all that is up to a
  * position in its table.  While this session keeps others from counting, the
- * ledger of a durable buffer cannot be loaded, and what it has is not seen.
+ * ledger of a durable buffer cannot be loaded, and what it has is not seen: then
+ * it is warned.
  */
 static void
 await_counts(SbBuffer *buffer, uint64 position)
@@ -1135,8 +1136,8 @@ await_counts(SbBuffer *buffer, uint64 position)
 	if (likely(!buffer->options.durable))
 		return;
 	buffer_set_relation_tag(&tag, buffer->relid);
-	if (!compat_lock_held_or_stronger(&tag, ShareLock))
-		(void) launch_await_ledger(buffer->relid);
+	(void) launch_await_ledger(buffer->relid,
+							   compat_lock_held_or_stronger(&tag, ShareLock));
 }
 
 /*
@@ -1173,12 +1174,13 @@ buffer_attach_for_key(SbBuffer *buffer, const KeyBytes *key)
 
 /*
  * Attach to the shared part of an open buffer if it has one, without waiting
- * for anything: for callers that want to know whether there is room for keys.
+ * for anything: for callers that want to know whether there is room for keys, or
+ * have waited for what they need.  Returns false if there is none.
  */
-void
+bool
 buffer_look_up(SbBuffer *buffer)
 {
-	(void) attach(buffer, false);
+	return attach(buffer, false);
 }
 
 /*

@@ -172,7 +172,7 @@ extern void buffer_close_older(OlderShape *older);
 extern bool buffer_revalidate(SbBuffer *buffer);
 extern bool buffer_attach(SbBuffer *buffer, bool create);
 extern bool buffer_attach_for_key(SbBuffer *buffer, const KeyBytes *key);
-extern void buffer_look_up(SbBuffer *buffer);
+extern bool buffer_look_up(SbBuffer *buffer);
 extern void buffer_attach_worker(SbBuffer *buffer);
 extern void buffer_check_settled(SbBuffer *buffer);
 extern void buffer_check_running(SbBuffer *buffer);

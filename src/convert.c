@@ -64,6 +64,8 @@ typedef struct Conversion
 	SharedBuffer *shared;
 	int			level;			/* nesting level of the subtransaction */
 	bool		undoable;
+	bool		in_ledger;		/* they were moved in the ledger, too */
+	NameData	name;			/* of the buffer */
 	KeyMove    *moves;
 	uint64		nmoves;
 	uint64		size;
@@ -145,6 +147,28 @@ end_conversions(int level, bool undo)
 	}
 }
 
+/*
+ * The transaction is going to be prepared.  What it has appended to the ledger says
+ * that memory has the same when it commits, which will not be so.
+ */
+static void
+check_prepare(void)
+{
+	ListCell   *lc;
+
+	foreach(lc, conversions)
+	{
+		Conversion *conversion = lfirst(lc);
+
+		if (conversion->in_ledger && conversion->nmoves > 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("cannot PREPARE a transaction that has altered the key columns of buffer \"%s\"",
+							NameStr(conversion->name)),
+					 errdetail("The buffer is durable, and holds counts.")));
+	}
+}
+
 static void
 xact_callback(XactEvent event, void *arg)
 {
@@ -152,6 +176,9 @@ xact_callback(XactEvent event, void *arg)
 		return;
 	switch (event)
 	{
+		case XACT_EVENT_PRE_PREPARE:
+			check_prepare();
+			return;
 		case XACT_EVENT_COMMIT:
 			end_conversions(0, false);
 			break;
@@ -415,14 +442,16 @@ add_move(Conversion *conversion, CounterRef ref)
 
 /* Begin a conversion. */
 static Conversion *
-begin_conversion(SharedBuffer *shared, bool undoable)
+begin_conversion(SbBuffer *buffer, bool undoable, bool in_ledger)
 {
 	MemoryContext oldcontext = MemoryContextSwitchTo(TopTransactionContext);
 	Conversion *conversion = palloc0(sizeof(Conversion));
 
-	conversion->shared = shared;
+	conversion->shared = buffer->shared;
 	conversion->level = GetCurrentTransactionNestLevel();
-	conversion->undoable = undoable;
+	conversion->undoable = undoable || in_ledger;
+	conversion->in_ledger = in_ledger;
+	conversion->name = buffer->name;
 	conversion->size = 256;
 	conversion->moves = palloc(conversion->size * sizeof(KeyMove));
 	conversions = lappend(conversions, conversion);
@@ -507,7 +536,7 @@ static void
 convert(SbBuffer *buffer, bool undoable, BufferLocker lock,
 		ConvertFailed failed, void *arg, ConvertResult *result)
 {
-	bool		durable = buffer->options.durable;
+	bool		in_ledger;
 	MemoryContext context;
 	MemoryContext oldcontext;
 	ConvertState *state;
@@ -520,6 +549,7 @@ convert(SbBuffer *buffer, bool undoable, BufferLocker lock,
 	/* without a number for the present shape there is no room for keys of it */
 	if (buffer->table.shape == TABLE_SHAPES)
 		return;
+	in_ledger = durable_has_epochs(buffer->relid);
 	context = AllocSetContextCreate(CurrentMemoryContext, "statbuffer conversion",
 									ALLOCSET_DEFAULT_SIZES);
 	oldcontext = MemoryContextSwitchTo(context);
@@ -527,7 +557,7 @@ convert(SbBuffer *buffer, bool undoable, BufferLocker lock,
 	state->buffer = buffer;
 	state->shape = buffer->shape;
 	state->table = buffer->table;
-	state->conversion = begin_conversion(buffer->shared, undoable || durable);
+	state->conversion = begin_conversion(buffer, undoable, in_ledger);
 	state->lock = lock;
 	state->failed = failed;
 	state->arg = arg;
@@ -538,8 +568,12 @@ convert(SbBuffer *buffer, bool undoable, BufferLocker lock,
 	PushActiveSnapshot(GetTransactionSnapshot());
 	convert_all(state);
 
-	/* what is in memory at the end is appended where that is switched on */
-	if (durable && !durable_is_unsettled(buffer))
+	/*
+	 * Whatever the option is at this moment: if it is switched off and on
+	 * again before the commit, the epochs stay.  Where it is switched on, what
+	 * is in memory is appended at the end.
+	 */
+	if (in_ledger)
 		append_moves(state);
 	PopActiveSnapshot();
 	buffer_end_use(&use);
@@ -560,8 +594,7 @@ convert_altered(SbBuffer *buffer, ConvertResult *result)
 	OwnerView	saved;
 
 	memset(result, 0, sizeof(ConvertResult));
-	buffer_look_up(buffer);
-	if (buffer->shared == NULL)
+	if (!buffer_look_up(buffer))
 		return;
 	buffer_attach_worker(buffer);
 

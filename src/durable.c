@@ -86,9 +86,23 @@ read_epochs(SbBuffer *buffer)
 }
 
 /*
- * Get the number of the epoch that keys of a shape are counted in, in a durable
- * buffer that the caller has opened, with a lock to the end of the transaction.
- * The first one who counts under a new shape makes its epoch.
+ * Has the ledger something of a buffer, which the caller has locked?  The option
+ * says so, too, unless the transaction has set it.
+ */
+bool
+durable_has_epochs(Oid relid)
+{
+	LedgerTables tables;
+
+	return ledger_find_tables(&tables, true) &&
+		ledger_read_epochs(relid) != NIL;
+}
+
+/*
+ * Get the number of the epoch that keys of a shape are counted in, in a buffer
+ * that is durable, or has been until this transaction, and that the caller has
+ * opened, with a lock to the end of the transaction.  The first one who counts
+ * under a new shape makes its epoch.
  */
 uint64
 durable_epoch(SbBuffer *buffer, const KeyShape *shape)
@@ -97,7 +111,6 @@ durable_epoch(SbBuffer *buffer, const KeyShape *shape)
 	LedgerEpoch *epoch;
 	ListCell   *lc;
 
-	Assert(buffer->options.durable);
 	if (unlikely(buffer->epochs_context == NULL))
 		read_epochs(buffer);
 	foreach(lc, buffer->epochs)
@@ -157,40 +170,54 @@ durable_truncate(SbBuffer *buffer)
  * ------------------------------------------------------------------------
  */
 
-/* Note that there is a row: a LedgerVisitor. */
+/* Count rows: a LedgerVisitor. */
 static void
-note_row(LedgerRow *row, void *arg)
+count_row(LedgerRow *row, void *arg)
 {
-	*(bool *) arg = true;
+	(*(uint32 *) arg)++;
 }
 
-/* Is there anything that a prepared transaction has counted, and has committed? */
-static bool
-has_prepared(Oid relid)
+/*
+ * How many rows are there that a prepared transaction has appended, and has
+ * committed?
+ */
+static uint32
+count_prepared(Oid relid)
 {
 	Relation	rel;
-	bool		found = false;
+	uint32		n = 0;
 
 	/* a session that drops the extension may have it locked */
 	if (!ConditionalLockRelationOid(relid, AccessShareLock))
-		return false;
+		return 0;
 	rel = try_relation_open(relid, NoLock);
 	if (rel == NULL)
 	{
 		UnlockRelationOid(relid, AccessShareLock);
-		return false;
+		return 0;
 	}
 
 	/* leaves no predicate lock in a serializable session */
-	ledger_scan(rel, SnapshotSelf, note_row, &found);
+	ledger_scan(rel, SnapshotSelf, count_row, &n);
 	relation_close(rel, AccessShareLock);
-	return found;
+	return n;
+}
+
+/*
+ * Is there something that the keeper has not put into memory yet?  What its last
+ * sweep has left it cannot: the buffer is locked, or the row cannot be read.
+ */
+static bool
+is_to_be_swept(SharedDatabase *database, Oid prepared)
+{
+	return count_prepared(prepared) > pg_atomic_read_u32(&database->nleft);
 }
 
 /*
  * COMMIT PREPARED has been executed: if the transaction has counted in durable
  * buffers, wait for a while until the keeper has put that into memory, so that
- * the session sees it.  The keeper looks each second by itself.
+ * the session sees it.  The keeper looks each second by itself.  A session that
+ * has waited in vain only looks.
  *
  * The transaction has committed, and nobody must be told anything else.  So a
  * request to cancel only ends the wait, as it does while a commit waits for a
@@ -199,25 +226,28 @@ has_prepared(Oid relid)
 void
 durable_commit_prepared(void)
 {
+	static bool in_vain = false;
 	LedgerTables tables;
 	SharedDatabase *database;
 	ClockTime	until;
 
 	HOLD_INTERRUPTS();
-	if (ledger_find_tables(&tables, true) && has_prepared(tables.prepared))
+	if (ledger_find_tables(&tables, true) && count_prepared(tables.prepared) > 0)
 	{
 		(void) registry_attach(true);
 		database = ledger_database(MyDatabaseId, true);
 		launch_ensure();
-		until = clock_add(clock_now(), COMMIT_PREPARED_MSECS);
+		until = clock_add(clock_now(), in_vain ? 0 : COMMIT_PREPARED_MSECS);
 		ConditionVariablePrepareToSleep(&database->cv);
-		do
+		while ((in_vain = is_to_be_swept(database, tables.prepared)) &&
+			   !QueryCancelPending && !ProcDiePending)
 		{
 			ledger_want(LEDGER_SWEEP);
+			if (clock_now() >= until)
+				break;
 			(void) ConditionVariableTimedSleep(&database->cv, LOOK_AGAIN_MSECS,
 											   compat_wait_event("StatbufferPrepared"));
-		} while (!QueryCancelPending && !ProcDiePending &&
-				 has_prepared(tables.prepared) && clock_now() < until);
+		}
 		ConditionVariableCancelSleep();
 		QueryCancelPending = false;
 	}
@@ -328,7 +358,7 @@ switch_on(Oid relid, bool created)
 				 errhint("Try again when file \"%s\" no longer exists in the data directory.",
 						 SAVED_LOADING_FILE)));
 	buffer = buffer_open_locked(relid, LockRelationOid);
-	if (buffer_attach(buffer, false))
+	if (buffer_look_up(buffer))
 		append_held(buffer);
 }
 

@@ -14,6 +14,8 @@
 #include "ledger.h"
 
 extern void durable_init(void);
+extern bool durable_has_epochs(Oid relid);
+extern void durable_before_drop(const Node *statement);
 extern uint64 durable_epoch(SbBuffer *buffer, const KeyShape *shape);
 extern void durable_truncate(SbBuffer *buffer);
 extern void durable_commit_prepared(void);

@@ -250,12 +250,7 @@ do_task(int number)
 	 */
 	if (bits & LEDGER_LOAD)
 		(void) pg_atomic_fetch_or_u32(&database->wants,
-									  pg_atomic_read_u32(&database->loaded) ?
-									  LEDGER_SWEEP | LEDGER_ROTATE : LEDGER_SWEEP);
-
-	/* only what is loaded can be rotated */
-	else if (pg_atomic_read_u32(&database->loaded) == 0)
-		(void) pg_atomic_fetch_or_u32(&database->wants, LEDGER_LOAD);
+									  LEDGER_SWEEP | LEDGER_ROTATE);
 
 	pg_atomic_fetch_add_u64(&database->nrounds, 1);
 	ConditionVariableBroadcast(&database->cv);
@@ -333,6 +328,11 @@ statbuffer_keeper_main(Datum main_arg)
 	database = ledger_database(MyDatabaseId, true);
 	if (!ledger_claim_keeper())
 		proc_exit(0);
+
+	/* whatever we are wanted for, what can be loaded comes first */
+	if (pg_atomic_read_u32(&database->loaded) == 0 &&
+		ledger_task_due(database, 0) == LEDGER_NEVER)
+		ledger_want(LEDGER_LOAD);
 	(void) MemoryContextSwitchTo(AllocSetContextCreate(TopMemoryContext,
 													   "statbuffer keeper",
 													   ALLOCSET_DEFAULT_SIZES));

@@ -214,14 +214,32 @@ ledger_is_loaded(SharedDatabase *database, Oid relid)
 }
 
 /*
+ * Counts that the ledger has are not loaded, and cannot be before the transaction
+ * ends.  Warn of that, once for each statement of the client.
+ */
+static void
+warn_locked(void)
+{
+	static TimestampTz warned = 0;
+
+	if (warned == GetCurrentStatementStartTimestamp())
+		return;
+	warned = GetCurrentStatementStartTimestamp();
+	ereport(WARNING,
+			(errmsg("counts that the ledger of durable buffers has are not loaded yet"),
+			 errdetail("They cannot be loaded while this transaction has the buffer locked."),
+			 errhint("The counts are not lost. Read them in a transaction that has not locked the buffer.")));
+}
+
+/*
  * Wait until the counts that the ledger has of a durable buffer are in memory.
- * Callers do this before they look at counts.  They have a lock on the buffer, of
- * a mode that lets others count: whoever keeps them out would wait in vain, and
- * calls recover_buffer() instead.  Returns false, after a warning, if that takes
- * too long, and on a standby, where there is nothing in memory.
+ * Callers do this before they look at counts.  They have a lock on the buffer.  If
+ * it is `locked' in a mode that keeps others from counting, and so the keeper from
+ * loading, this does not wait.  Returns false, after a warning, if that takes too
+ * long or would be in vain, and on a standby, where there is nothing in memory.
  */
 bool
-launch_await_ledger(Oid relid)
+launch_await_ledger(Oid relid, bool locked)
 {
 	static bool warned = false;
 	SharedDatabase *database;
@@ -234,6 +252,11 @@ launch_await_ledger(Oid relid)
 	database = ledger_database(MyDatabaseId, true);
 	if (likely(ledger_is_loaded(database, relid)))
 		return true;
+	if (locked)
+	{
+		warn_locked();
+		return false;
+	}
 	launch_ensure();
 	ledger_want(LEDGER_LOAD | LEDGER_URGENT);
 

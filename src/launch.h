@@ -17,7 +17,7 @@ extern void launch_register(void);
 extern void launch_ensure(void);
 extern bool launch_successor(void);
 extern bool launch_await_load(Oid relid, uint64 position);
-extern bool launch_await_ledger(Oid relid);
+extern bool launch_await_ledger(Oid relid, bool locked);
 extern bool launch_ledger_is_loaded(Oid relid);
 
 #endif							/* STATBUFFER_LAUNCH_H */

@@ -217,6 +217,7 @@ ledger_database(Oid dboid, bool create)
 		pg_atomic_init_u32(&database->current, 0);
 		pg_atomic_init_u32(&database->loaded, 0);
 		pg_atomic_init_u32(&database->wants, 0);
+		pg_atomic_init_u32(&database->nleft, 0);
 		pg_atomic_init_u64(&database->nrounds, 0);
 		pg_atomic_init_u64(&database->rotate_at, 0);
 		ConditionVariableInit(&database->cv);

@@ -56,7 +56,8 @@ typedef struct LedgerTask
  * SharedControl.lock.  `current' is only changed by the
  * keeper.  `loaded' is set by the keeper, when no row of another incarnation is
  * left whose count is not in memory.  `wants' is set by any process, which then
- * wakes the launcher, and cleared by the keeper before it looks.  `nrounds' is
+ * wakes the launcher, and cleared by the keeper before it looks.  `nleft' is
+ * what the last sweep has left: the keeper sets it.  `nrounds' is
  * the number of rounds that keepers have completed; who waits for one sleeps on
  * `cv'.
  */
@@ -75,6 +76,8 @@ typedef struct SharedDatabase
 	pg_atomic_uint32 current;	/* to which of the ledgers one appends */
 	pg_atomic_uint32 loaded;
 	pg_atomic_uint32 wants;
+	pg_atomic_uint32 nleft;		/* visible rows of sb_ledger_prepared that
+								 * could not be counted */
 	pg_atomic_uint64 nrounds;
 	pg_atomic_uint64 rotate_at; /* size of the ledger in bytes from which it
 								 * is rotated; 0: ledger_size */
@@ -130,7 +133,7 @@ typedef struct LedgerKey
 typedef struct LedgerRow
 {
 	uint64		epoch;
-	uint64		incarnation;	/* 0: of a prepared transaction */
+	uint64		incarnation;	/* 0: of no memory */
 	bool		damaged;		/* it cannot be read, and has no keys */
 	HeapTuple	tuple;
 	const char *next;

@@ -518,7 +518,7 @@ pending_open(PendingTarget *target, Oid relid, bool check_privilege)
 		pending->locked = true;
 	}
 	if (buffer->shared == NULL)
-		buffer_look_up(buffer);
+		(void) buffer_look_up(buffer);
 	target->buffer = buffer;
 	target->generation = generation;
 }

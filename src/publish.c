@@ -159,7 +159,7 @@ pin_truncated(PendingBuffer *pending)
 				 errdetail("Counts that were saved when the server was stopped are still being loaded."),
 				 errhint("Try again when file \"%s\" no longer exists in the data directory. If memory is short, increase \"%s\", or drop the buffer.",
 						 SAVED_LOADING_FILE, "statbuffer.max_memory")));
-	if (!buffer_attach(buffer, false))
+	if (!buffer_look_up(buffer))
 		return false;
 	pending->shared = buffer->shared;
 	oldcontext = MemoryContextSwitchTo(TopTransactionContext);

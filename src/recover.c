@@ -64,10 +64,15 @@ typedef struct RecoverBuffer
 typedef struct RecoverEpoch
 {
 	uint64		number;
+	Oid			relid;
 	RecoverBuffer *buffer;		/* NULL: it is not locked */
 	KeyShape   *shape;
 	CounterTable table;
 	uint64		nsums;			/* keys with a sum; then where they are listed */
+	uint64		incarnation;	/* to append the sums in */
+
+	/* of rows of other incarnations, if they are added up by themselves */
+	struct RecoverEpoch *others;
 } RecoverEpoch;
 
 /* A key of an epoch, and what the rows have of it altogether. */
@@ -118,15 +123,18 @@ typedef struct KeySums
 	RecoverEpoch *epochs;		/* by number */
 	int			nepochs;
 	RecoverEpoch *recent;		/* the epoch of the last row, or NULL */
-	uint64		except;			/* pass over rows of this incarnation; 0: none */
+	uint64		incarnation;	/* the present one */
+	bool		others;			/* pass over rows of the present one */
 	bool		every;			/* also of buffers that are not locked */
 
 	/* rows of sb_ledger_prepared, to be deleted */
 	ItemPointerData *tids;
 	uint64		ntids;
 	uint64		tids_size;
-	bool		left;			/* a row was left, because its buffer is not
+	bool		sweeps;			/* also rows that are nobody's */
+	bool		blocked;		/* a row was left, because its buffer is not
 								 * locked */
+	uint32		nleft;			/* rows that were left */
 
 	LedgerWriter *writer;		/* for rows that are damaged, or NULL */
 } KeySums;
@@ -158,6 +166,9 @@ typedef struct Recovery
 	bool		rotates;		/* the ledger, and this is to become
 								 * SharedDatabase.rotate_at */
 	uint64		rotate_at;
+	bool		sweeps;			/* what was prepared, and this is to become */
+	uint32		nleft;			/* SharedDatabase.nleft, */
+	uint32		nseen;			/* or this, if it is rolled back */
 } Recovery;
 
 static Recovery *recoveries = NULL;
@@ -220,6 +231,8 @@ commit(Recovery *recovery)
 		pg_atomic_write_u32(&database->loaded, 1);
 	if (recovery->rotates)
 		pg_atomic_write_u64(&database->rotate_at, recovery->rotate_at);
+	if (recovery->sweeps)
+		pg_atomic_write_u32(&database->nleft, recovery->nleft);
 	if (recovery->empty != NULL)
 	{
 		if (empty_buffers != NULL)
@@ -240,6 +253,9 @@ abort_recovery(Recovery *recovery)
 					   &recovery->additions[i].pin);
 	if (recovery->empty != NULL)
 		pfree(recovery->empty);
+	if (recovery->sweeps)
+		pg_atomic_write_u32(&ledger_database(MyDatabaseId, false)->nleft,
+							recovery->nseen);
 }
 
 static void
@@ -333,6 +349,7 @@ begin_sums(List *epochs)
 	ListCell   *lc;
 
 	sums->context = context;
+	sums->incarnation = ledger_database(MyDatabaseId, true)->incarnation;
 	sums->keys = GenerationContextCreate(context, "statbuffer ledger keys",
 										 ALLOCSET_DEFAULT_SIZES);
 	sums->hash = keysums_create(context, 1024, NULL);
@@ -345,7 +362,9 @@ begin_sums(List *epochs)
 
 		memset(copy, 0, sizeof(RecoverEpoch));
 		copy->number = epoch->number;
+		copy->relid = epoch->relid;
 		copy->shape = epoch->shape;
+		copy->incarnation = sums->incarnation;
 	}
 	qsort(sums->epochs, sums->nepochs, sizeof(RecoverEpoch), compare_epochs);
 	MemoryContextSwitchTo(oldcontext);
@@ -409,16 +428,22 @@ visit_row(LedgerRow *row, void *arg)
 	KeySums    *sums = arg;
 	RecoverEpoch *epoch;
 
-	if (sums->except != 0 && row->incarnation == sums->except)
+	if (sums->others && row->incarnation == sums->incarnation)
 		return;
 	epoch = find_epoch(sums, row->epoch);
 	if (epoch == NULL ||
 		(!sums->every && (epoch->buffer == NULL || epoch->buffer->gone)))
 		return;
+	if (epoch->others != NULL && row->incarnation != sums->incarnation)
+		epoch = epoch->others;
 	if (unlikely(row->damaged))
 	{
 		if (sums->writer != NULL)
+		{
+			sums->writer->incarnation =
+				row->incarnation == sums->incarnation ? row->incarnation : 0;
 			ledger_copy_row(sums->writer, row);
+		}
 		return;
 	}
 	add_keys(sums, epoch, row);
@@ -426,7 +451,9 @@ visit_row(LedgerRow *row, void *arg)
 
 /*
  * Visitor: add up the rows of sb_ledger_prepared, and note which are to be
- * deleted.  What is damaged, or of a buffer that is not locked, is left.
+ * deleted.  What is damaged, or of a buffer that is not locked, is left.  What is
+ * nobody's is left to the keeper, who alone may delete rows without a lock on a
+ * buffer.
  */
 static void
 visit_prepared(LedgerRow *row, void *arg)
@@ -436,9 +463,10 @@ visit_prepared(LedgerRow *row, void *arg)
 	bool		is_nobodys = epoch == NULL ||
 	(epoch->buffer != NULL && epoch->buffer->gone);
 
-	if (!is_nobodys && (epoch->buffer == NULL || row->damaged))
+	if (is_nobodys ? !sums->sweeps : epoch->buffer == NULL || row->damaged)
 	{
-		sums->left |= epoch->buffer == NULL;
+		sums->blocked |= !is_nobodys && epoch->buffer == NULL;
+		sums->nleft++;
 		return;
 	}
 	if (sums->ntids == sums->tids_size)
@@ -469,6 +497,39 @@ scan_ledger(Oid relid, KeySums *sums)
 }
 
 /*
+ * The same for both ledgers, for a session.  They are locked while both are read,
+ * because the keeper moves counts from one to the other when it rotates them, and
+ * empties the one under AccessExclusiveLock.
+ *
+ * Rows of a buffer that the session keeps others out of stay as they are, so
+ * SnapshotSelf is as good as any.  In a serializable session it leaves no
+ * predicate locks, which would have all who count conflict with it, and does not
+ * look who has written what.
+ */
+static void
+scan_ledgers(const LedgerTables *tables, KeySums *sums)
+{
+	Relation	rels[lengthof(tables->ledgers)];
+
+	for (int i = 0; i < lengthof(rels); i++)
+		rels[i] = table_open(tables->ledgers[i], AccessShareLock);
+	for (int i = 0; i < lengthof(rels); i++)
+		ledger_scan(rels[i], SnapshotSelf, visit_row, sums);
+	for (int i = 0; i < lengthof(rels); i++)
+		table_close(rels[i], AccessShareLock);
+}
+
+/* The sums of an epoch are listed from `first' on.  Returns where they end. */
+static uint64
+set_first(RecoverEpoch *epoch, uint64 first)
+{
+	uint64		end = first + epoch->nsums;
+
+	epoch->nsums = first;
+	return end;
+}
+
+/*
  * List the keys whose sum is not 0, those of an epoch one after the other.  Sets
  * `n' to their number.
  */
@@ -490,10 +551,11 @@ list_sums(KeySums *sums, uint64 *n)
 		}
 	for (int i = 0; i < sums->nepochs; i++)
 	{
-		uint64		nsums = sums->epochs[i].nsums;
+		RecoverEpoch *epoch = &sums->epochs[i];
 
-		sums->epochs[i].nsums = first;
-		first += nsums;
+		first = set_first(epoch, first);
+		if (epoch->others != NULL)
+			first = set_first(epoch->others, first);
 	}
 	list = MemoryContextAllocHuge(sums->context, Max(*n, 1) * sizeof(KeySum *));
 	keysums_start_iterate(sums->hash, &iterator);
@@ -508,6 +570,18 @@ list_sums(KeySums *sums, uint64 *n)
  * ------------------------------------------------------------------------
  */
 
+/* Get a buffer's shared part, or make it. */
+static void
+make_shared(RecoverBuffer *buffer)
+{
+	bool		made;
+
+	buffer->shared = registry_make(MyDatabaseId, buffer->relid,
+								   &buffer->settings, &made);
+	if (made)
+		ddl_note_made(buffer->shared);
+}
+
 /*
  * Get the table of counters of an epoch, and if need be make the buffer's shared
  * part, and give it the shape.
@@ -521,14 +595,7 @@ attach(RecoverEpoch *epoch)
 	if (likely(table->partitions != NULL))
 		return table;
 	if (buffer->shared == NULL)
-	{
-		bool		made;
-
-		buffer->shared = registry_make(MyDatabaseId, buffer->relid,
-									   &buffer->settings, &made);
-		if (made)
-			ddl_note_made(buffer->shared);
-	}
+		make_shared(buffer);
 	table_find_shape(&buffer->shared->table, epoch->shape, true, false, table);
 	if (table->shape == TABLE_SHAPES)
 	{
@@ -592,6 +659,7 @@ append_sums(LedgerWriter *writer, KeySum **list, uint64 n)
 			if (epoch != NULL)
 				ledger_end_body(writer, &body);
 			epoch = key->epoch;
+			writer->incarnation = epoch->incarnation;
 			ledger_begin_body(&body, epoch->number);
 			nbytes += sizeof(HeapTupleHeaderData) + VARHDRSZ;
 		}
@@ -742,10 +810,11 @@ is_loaded(Oid relid)
 /*
  * The buffers that are recovered and have nothing pinned: find the shared part
  * in which it is noted that they are loaded, or else have this process remember
- * it.
+ * it.  If another buffer is `blocked', that may take long, and whoever looks at
+ * these is not to wait for it: make the shared part.
  */
 static void
-note_empty(Recovery *recovery)
+note_empty(Recovery *recovery, bool blocked)
 {
 	int			nbuffers = list_length(recovery->buffers);
 	ListCell   *lc;
@@ -759,6 +828,8 @@ note_empty(Recovery *recovery)
 	{
 		RecoverBuffer *buffer = lfirst(lc);
 
+		if (buffer->shared == NULL && blocked)
+			make_shared(buffer);
 		if (buffer->shared == NULL)
 			buffer->shared = registry_find(MyDatabaseId, buffer->relid);
 		if (buffer->shared == NULL)
@@ -844,13 +915,13 @@ recover_load(void)
 		return left ? RECOVER_LATER : RECOVER_DONE;
 
 	sums = read_epochs(recovery, false);
-	sums->except = database->incarnation;
+	sums->others = true;
 	for (int i = 0; i < lengthof(tables.ledgers); i++)
 		scan_ledger(tables.ledgers[i], sums);
 	list = list_sums(sums, &n);
 	pin_sums(recovery, list, n);
 	end_sums(sums);
-	note_empty(recovery);
+	note_empty(recovery, blocked);
 	if (n > 0)
 		ereport(LOG,
 				(errmsg("statbuffer loads counts of durable buffers from the ledger of database %u",
@@ -866,8 +937,10 @@ recover_load(void)
 typedef struct PreparedRows
 {
 	SnapshotData snapshot;
-	List	   *epochs;			/* numbers of those with visible rows */
-	bool		any;			/* there are visible rows */
+	uint64	   *epochs;			/* those with visible rows, some several times */
+	uint32		nepochs;
+	uint32		size;
+	uint32		n;				/* number of visible rows */
 	bool		pending;		/* there are others */
 } PreparedRows;
 
@@ -879,9 +952,71 @@ look_at_prepared(LedgerRow *row, void *arg)
 
 	/* after each row, a dirty snapshot has the transaction that is at it */
 	if (TransactionIdIsValid(rows->snapshot.xmin))
+	{
 		rows->pending = true;
-	else
-		rows->any = true;
+		return;
+	}
+	rows->n++;
+	if (rows->nepochs > 0 && rows->epochs[rows->nepochs - 1] == row->epoch)
+		return;
+	if (rows->nepochs == rows->size)
+	{
+		rows->size = Max(2 * rows->size, 64);
+		rows->epochs = rows->epochs == NULL ?
+			palloc(rows->size * sizeof(uint64)) :
+			repalloc_huge(rows->epochs, rows->size * sizeof(uint64));
+	}
+	rows->epochs[rows->nepochs++] = row->epoch;
+}
+
+static int
+compare_numbers(const void *a, const void *b)
+{
+	uint64		number_a = *(const uint64 *) a;
+	uint64		number_b = *(const uint64 *) b;
+
+	return number_a < number_b ? -1 : (number_a > number_b ? 1 : 0);
+}
+
+/*
+ * Lock the buffers that the visible rows are of, as many as may be locked at a
+ * time; others wait for the next sweep.
+ */
+static void
+lock_swept_buffers(Recovery *recovery, PreparedRows *rows)
+{
+	List	   *wanted = NIL;
+	ListCell   *lc;
+
+	qsort(rows->epochs, rows->nepochs, sizeof(uint64), compare_numbers);
+	foreach(lc, ledger_read_epochs(InvalidOid))
+	{
+		LedgerEpoch *epoch = lfirst(lc);
+
+		if (bsearch(&epoch->number, rows->epochs, rows->nepochs,
+					sizeof(uint64), compare_numbers) != NULL)
+			wanted = lappend(wanted, epoch);
+	}
+	foreach(lc, list_relations(wanted))
+	{
+		Oid			relid = lfirst_oid(lc);
+		BufferSettings settings;
+
+		CHECK_FOR_INTERRUPTS();
+		if (list_length(recovery->buffers) == MANY_BUFFERS)
+			break;
+		switch (lock_buffer(relid, &settings))
+		{
+			case LOCK_BUFFER:
+				add_buffer(recovery, relid, &settings);
+				break;
+			case LOCK_OTHER:
+				add_buffer(recovery, relid, NULL);
+				break;
+			case LOCK_BLOCKED:
+				break;
+		}
+	}
 }
 
 /* Delete the rows of sb_ledger_prepared that were added up. */
@@ -903,49 +1038,31 @@ RecoverResult
 recover_sweep(void)
 {
 	Recovery   *recovery = begin();
-	PreparedRows rows = {.any = false};
+	PreparedRows rows = {.n = 0};
 	LedgerTables tables;
 	Relation	rel;
 	Snapshot	snapshot;
 	KeySums    *sums;
 	KeySum	  **list;
-	List	   *relids;
-	ListCell   *lc;
 	uint64		n;
-	bool		left = false;
+	bool		blocked;
 
 	ledger_find_tables(&tables, false);
 	rel = table_open(tables.prepared, RowExclusiveLock);
 	InitDirtySnapshot(rows.snapshot);
 	ledger_scan(rel, &rows.snapshot, look_at_prepared, &rows);
-	if (!rows.any)
+	recovery->sweeps = true;
+	recovery->nseen = rows.n;
+	if (rows.n == 0)
 	{
 		table_close(rel, NoLock);
 		return rows.pending ? RECOVER_LATER : RECOVER_DONE;
 	}
-
-	relids = list_relations(ledger_read_epochs(InvalidOid));
-	foreach(lc, relids)
-	{
-		BufferSettings settings;
-
-		if (list_length(recovery->buffers) == MANY_BUFFERS)
-			break;
-		switch (lock_buffer(lfirst_oid(lc), &settings))
-		{
-			case LOCK_BUFFER:
-				add_buffer(recovery, lfirst_oid(lc), &settings);
-				break;
-			case LOCK_OTHER:
-				add_buffer(recovery, lfirst_oid(lc), NULL);
-				break;
-			case LOCK_BLOCKED:
-				break;
-		}
-	}
+	lock_swept_buffers(recovery, &rows);
 
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	sums = read_epochs(recovery, true);
+	sums->sweeps = true;
 	ledger_scan(rel, snapshot, visit_prepared, sums);
 	UnregisterSnapshot(snapshot);
 	list = list_sums(sums, &n);
@@ -959,10 +1076,11 @@ recover_sweep(void)
 		ledger_close(&writer);
 	}
 	delete_rows(rel, sums);
-	left = sums->left;
+	recovery->nleft = sums->nleft;
+	blocked = sums->blocked;
 	end_sums(sums);
 	table_close(rel, NoLock);
-	return left || rows.pending ? RECOVER_LATER : RECOVER_DONE;
+	return blocked || rows.pending ? RECOVER_LATER : RECOVER_DONE;
 }
 
 /* Read the settings of a buffer that the transaction has altered. */
@@ -1010,7 +1128,6 @@ recover_buffer(Oid relid)
 	LedgerTables tables;
 	KeySums    *sums;
 	KeySum	  **list;
-	Snapshot	snapshot;
 	uint64		n;
 
 	read_settings(relid, &settings);
@@ -1022,17 +1139,14 @@ recover_buffer(Oid relid)
 	shared = registry_find(MyDatabaseId, relid);
 
 	rel = table_open(tables.prepared, RowExclusiveLock);
-	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	sums = read_epochs(recovery, true);
+	sums = read_epochs(recovery, false);
 	if (pg_atomic_read_u32(&database->loaded) == 0 &&
 		(shared == NULL || pg_atomic_read_u32(&shared->ledger_loaded) == 0))
 	{
-		sums->except = database->incarnation;
-		for (int i = 0; i < lengthof(tables.ledgers); i++)
-			scan_ledger(tables.ledgers[i], sums);
+		sums->others = true;
+		scan_ledgers(&tables, sums);
 	}
-	ledger_scan(rel, snapshot, visit_prepared, sums);
-	UnregisterSnapshot(snapshot);
+	ledger_scan(rel, SnapshotSelf, visit_prepared, sums);
 	list = list_sums(sums, &n);
 	pin_sums(recovery, list, n);
 	delete_rows(rel, sums);
@@ -1096,37 +1210,74 @@ ledger_size(Oid relid)
 }
 
 /*
+ * Which ledger is to be rotated?  First the one that is not current: it is large
+ * if that has failed, or if it was the current one before a restart.  Returns -1 if
+ * none is.
+ */
+static int
+choose_ledger(SharedDatabase *database, const LedgerTables *tables)
+{
+	uint64		most = ledger_rotation_size(database);
+	uint32		current = pg_atomic_read_u32(&database->current);
+
+	if (ledger_size(tables->ledgers[1 - current]) >= most)
+		return 1 - current;
+	return ledger_size(tables->ledgers[current]) >= most ? (int) current : -1;
+}
+
+/*
+ * Prepare to add up the rows of all epochs.  The sums of a buffer that is loaded
+ * get our incarnation, because memory has all that its rows have.  Of another one,
+ * rows of other incarnations are added up by themselves, and their sums are again
+ * in no memory.
+ *
+ * No lock is needed: what is loaded remains so, and what is not is loaded by this
+ * process, or by a session that at its commit deletes the epochs.
+ */
+static KeySums *
+begin_all_sums(SharedDatabase *database)
+{
+	KeySums    *sums = begin_sums(ledger_read_epochs(InvalidOid));
+
+	sums->every = true;
+	for (int i = 0; i < sums->nepochs; i++)
+	{
+		RecoverEpoch *epoch = &sums->epochs[i];
+
+		if (pg_atomic_read_u32(&database->loaded) != 0 ||
+			is_loaded(epoch->relid))
+			continue;
+		epoch->others = MemoryContextAllocZero(sums->context,
+											   sizeof(RecoverEpoch));
+		epoch->others->number = epoch->number;
+	}
+	return sums;
+}
+
+/*
  * If a ledger is large, append the sums of what it has to the other one, which
  * becomes the current one if it is not, and empty it.
+ *
+ * As long as there is something to be loaded, this waits for nobody, because that
+ * would wait, too.
  */
 RecoverResult
 recover_rotate(void)
 {
-	SharedDatabase *database;
 	Recovery   *recovery = begin();
+	SharedDatabase *database = ledger_database(MyDatabaseId, true);
 	LedgerTables tables;
 	LedgerWriter writer;
 	LOCKTAG		tag;
 	Relation	rel;
-	uint32		old;
-	uint64		most;
+	int			old;
 	KeySums    *sums;
 	KeySum	  **list;
 	uint64		n;
 
-	/* the sums get our incarnation, so they must all be in memory */
-	database = ledger_database(MyDatabaseId, true);
-	if (pg_atomic_read_u32(&database->loaded) == 0)
-		return RECOVER_LATER;
-
 	ledger_find_tables(&tables, false);
-	most = ledger_rotation_size(database);
-	old = pg_atomic_read_u32(&database->current);
-	if (ledger_size(tables.ledgers[old]) < most)
-		old = 1 - old;
-
-	/* the other one is large if that has failed, or since before a restart */
-	if (ledger_size(tables.ledgers[old]) < most)
+	old = choose_ledger(database, &tables);
+	if (old < 0)
 		return RECOVER_DONE;
 
 	/*
@@ -1137,13 +1288,18 @@ recover_rotate(void)
 	 */
 	pg_atomic_write_u32(&database->current, 1 - old);
 	pg_memory_barrier();
-	SET_LOCKTAG_RELATION(tag, MyDatabaseId, tables.ledgers[old]);
-	WaitForLockers(tag, ShareLock, false);
+	if (pg_atomic_read_u32(&database->loaded) != 0)
+	{
+		SET_LOCKTAG_RELATION(tag, MyDatabaseId, tables.ledgers[old]);
+		WaitForLockers(tag, ShareLock, false);
+	}
+	else if (!ConditionalLockRelationOid(tables.ledgers[old],
+										 AccessExclusiveLock))
+		return RECOVER_LATER;
 
 	PushActiveSnapshot(GetLatestSnapshot());
 	delete_epochs();
-	sums = begin_sums(ledger_read_epochs(InvalidOid));
-	sums->every = true;
+	sums = begin_all_sums(database);
 	sums->writer = &writer;
 	ledger_open_current(&writer, false);
 	scan_ledger(tables.ledgers[old], sums);

@@ -26,7 +26,7 @@
  * files can be replaced while it runs, and then sessions with the old and with
  * the new library meet in the same memory.
  */
-#define SHARED_LAYOUT		"statbuffer shared memory, layout 9"
+#define SHARED_LAYOUT		"statbuffer shared memory, layout 10"
 #define SHARED_LAYOUT_SIZE	96
 
 /* size of the space reserved in the main segment; must never change */

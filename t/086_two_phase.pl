@@ -19,6 +19,9 @@ $node->init;
 $node->append_conf('postgresql.conf', qq{
 shared_preload_libraries = 'statbuffer'
 max_prepared_transactions = 10
+wal_level = replica
+max_wal_senders = 2
+synchronous_commit = local
 log_line_prefix = '%m [%p] %b %q%a '
 });
 $node->start;
@@ -146,8 +149,55 @@ $node->start;
 is(count('h'), 0, 'truncated between off and on');
 $node->safe_psql($db, q{ALTER FOREIGN TABLE hits OPTIONS (SET durable 'false')});
 
-# In the end, each is stored once.
 $node->safe_psql($db, q{ALTER FOREIGN TABLE hits OPTIONS (SET durable 'true')});
+
+# Who switches a buffer off reads the ledger, and what others have prepared there,
+# without having anything to do with them: serializable transactions do not conflict.
+$node->safe_psql($db, q{
+CREATE TABLE notes (n int);
+CREATE TABLE others (k text PRIMARY KEY, n bigint NOT NULL DEFAULT 0);
+SELECT sb_create('other', 'others', 'n', 'durable=true', 'interval=1h');
+SELECT sb_create('gone', 'others', 'n', 'durable=true', 'interval=1h')});
+$node->safe_psql($db, q{
+BEGIN ISOLATION LEVEL SERIALIZABLE;
+SELECT count(*) FROM notes;
+INSERT INTO hits VALUES ('x', 1);
+PREPARE TRANSACTION 'serializable'});
+$node->safe_psql($db, q{
+BEGIN ISOLATION LEVEL SERIALIZABLE;
+INSERT INTO notes VALUES (1);
+ALTER FOREIGN TABLE other OPTIONS (SET durable 'false');
+COMMIT});
+$node->safe_psql($db, q{ROLLBACK PREPARED 'serializable'; ALTER FOREIGN TABLE other OPTIONS (SET durable 'true')});
+
+# Nor does it touch what is nobody's: that is the keeper's, which deletes what was
+# counted in a buffer that was truncated since.  Here it has done so, and not committed: it
+# waits for a standby that is not there.
+my $switching = $node->background_psql($db);
+$switching->query_safe(q{SET synchronous_commit = local; BEGIN; ALTER FOREIGN TABLE other OPTIONS (SET durable 'false')});
+prepare('gone', q{INSERT INTO gone VALUES ('x', 1)});
+my $truncating = start_session($node, $db, 'TRUNCATE gone');
+wait_for_session($truncating, q{a.wait_event_type = 'Lock'}, 'TRUNCATE waits for who has prepared, again');
+$node->safe_psql($db, qq{ALTER SYSTEM SET synchronous_standby_names = 'nobody'; ALTER DATABASE $db SET synchronous_commit = 'on'});
+$node->reload;
+{
+	local $ENV{PGOPTIONS} = '-c synchronous_commit=local';
+	my $keeper = q{backend_type = 'statbuffer worker' AND query ~ 'prepared transactions'};
+
+	wait_for($node, $db, q{SELECT current_setting('synchronous_standby_names') = 'nobody'}, 'nobody is waited for');
+	$node->safe_psql($db, "SELECT pg_terminate_backend(pid, 100000) FROM pg_stat_activity WHERE $keeper");
+	$node->safe_psql($db, q{COMMIT PREPARED 'gone'});
+	finish_session($truncating, 'it is truncated');
+	wait_for($node, $db, "SELECT count(*) = 1 FROM pg_stat_activity WHERE $keeper AND wait_event = 'SyncRep'",
+		'the keeper has deleted what is nobody\'s');
+	$switching->query_safe("SET statement_timeout = '$patience'; COMMIT");
+	$switching->quit;
+	is($node->safe_psql($db, "SELECT count(*) FROM pg_stat_activity WHERE $keeper AND wait_event = 'SyncRep'"), '1', 'it still waits');
+	$node->safe_psql($db, qq{ALTER SYSTEM RESET synchronous_standby_names; ALTER DATABASE $db RESET synchronous_commit});
+}
+$node->reload;
+
+# In the end, each is stored once.
 prepare('i', map { "INSERT INTO hits VALUES ('i', $_)" } 1 .. 10);
 $node->safe_psql($db, q{COMMIT PREPARED 'i'});
 is($node->safe_psql($db, q{SELECT sb_drain('hits')}), 't', 'drained');
