@@ -22,7 +22,10 @@
 #include "access/relation.h"
 #include "access/table.h"
 #include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_foreign_table.h"
+#include "catalog/pg_namespace.h"
 #include "compat.h"
 #include "durable.h"
 #include "foreign/foreign.h"
@@ -34,10 +37,13 @@
 #include "savefile.h"
 #include "storage/condition_variable.h"
 #include "storage/lmgr.h"
+#include "utils/acl.h"
 #include "utils/inval.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 
 /*
  * how long COMMIT PREPARED waits until what was counted is in memory, and how
@@ -163,6 +169,112 @@ durable_truncate(SbBuffer *buffer)
 	delete_epochs(ledger_read_epochs(buffer->relid));
 	(void) ledger_make_epoch(buffer->relid, shape, false);
 	epochs_changed(buffer->relid);
+}
+
+/* ------------------------------------------------------------------------
+ * Dropping the ledger
+ * ------------------------------------------------------------------------
+ */
+
+/* Who owns a schema? */
+static Oid
+schema_owner(Oid schema)
+{
+	HeapTuple	tuple = SearchSysCache1(NAMESPACEOID, ObjectIdGetDatum(schema));
+	Oid			owner = InvalidOid;
+
+	if (HeapTupleIsValid(tuple))
+	{
+		owner = ((Form_pg_namespace) GETSTRUCT(tuple))->nspowner;
+		ReleaseSysCache(tuple);
+	}
+	return owner;
+}
+
+/*
+ * Whose rights does it take to drop the ledger by this statement?  InvalidOid if
+ * it drops something else.
+ */
+static Oid
+dropper(const Node *statement)
+{
+	LedgerExtension extension;
+	ListCell   *lc;
+
+	if (IsA(statement, DropStmt) &&
+		((const DropStmt *) statement)->removeType != OBJECT_EXTENSION &&
+		((const DropStmt *) statement)->removeType != OBJECT_SCHEMA)
+		return InvalidOid;
+	if (RecoveryInProgress() || !ledger_find_extension(&extension))
+		return InvalidOid;
+	if (IsA(statement, DropOwnedStmt))
+	{
+		foreach(lc, ((const DropOwnedStmt *) statement)->roles)
+		{
+			Oid			role = get_rolespec_oid(lfirst(lc), true);
+
+			if (OidIsValid(role) && (role == extension.owner ||
+									 role == schema_owner(extension.schema)))
+				return role;
+		}
+		return InvalidOid;
+	}
+	foreach(lc, ((const DropStmt *) statement)->objects)
+	{
+		const char *name = strVal(lfirst(lc));
+
+		if (((const DropStmt *) statement)->removeType == OBJECT_EXTENSION)
+		{
+			if (strcmp(name, "statbuffer") == 0)
+				return extension.owner;
+		}
+		else if (get_namespace_oid(name, true) == extension.schema)
+			return schema_owner(extension.schema);
+	}
+	return InvalidOid;
+}
+
+static int
+compare_oids(const ListCell *a, const ListCell *b)
+{
+	Oid			oid_a = lfirst_oid(a);
+	Oid			oid_b = lfirst_oid(b);
+
+	return oid_a < oid_b ? -1 : (oid_a > oid_b ? 1 : 0);
+}
+
+/*
+ * Before a DROP: if the ledger is dropped, so are all durable buffers, but after
+ * it.  Whoever counts or flushes has a buffer locked, and then locks the ledger.
+ * So lock the buffers first, or one of them would have to be cancelled.
+ */
+void
+durable_before_drop(const Node *statement)
+{
+	LedgerTables tables;
+	List	   *locked = NIL;
+	Oid			role = dropper(statement);
+	bool		more;
+
+	/* who may not do it, must not lock anything */
+	if (!OidIsValid(role) || !has_privs_of_role(GetUserId(), role) ||
+		!ledger_find_tables(&tables, true))
+		return;
+	do
+	{
+		List	   *relids = NIL;
+		ListCell   *lc;
+
+		foreach(lc, ledger_read_epochs(InvalidOid))
+			relids = list_append_unique_oid(relids,
+											((LedgerEpoch *) lfirst(lc))->relid);
+		relids = list_difference_oid(relids, locked);
+		list_sort(relids, compare_oids);
+		foreach(lc, relids)
+			LockRelationOid(lfirst_oid(lc), AccessExclusiveLock);
+		more = relids != NIL;
+		locked = list_concat(locked, relids);
+	} while (more);
 }
 
 /* ------------------------------------------------------------------------
