@@ -46,10 +46,11 @@
 #include "utils/syscache.h"
 
 /*
- * how long COMMIT PREPARED waits until what was counted is in memory, and how
- * often it looks
+ * how long COMMIT PREPARED waits until what was counted is in memory, also if
+ * the last time that was in vain, and how often it looks
  */
 #define COMMIT_PREPARED_MSECS	1000
+#define IN_VAIN_MSECS			100
 #define LOOK_AGAIN_MSECS		20
 
 /* the transaction has set options of a foreign table of ours */
@@ -328,8 +329,8 @@ is_to_be_swept(SharedDatabase *database, Oid prepared)
 /*
  * COMMIT PREPARED has been executed: if the transaction has counted in durable
  * buffers, wait for a while until the keeper has put that into memory, so that
- * the session sees it.  The keeper looks each second by itself.  A session that
- * has waited in vain only looks.
+ * the session sees it.  The keeper looks each second by itself.  Where there is
+ * none, because the server has no slot for it, a session waits that long once.
  *
  * The transaction has committed, and nobody must be told anything else.  So a
  * request to cancel only ends the wait, as it does while a commit waits for a
@@ -349,17 +350,14 @@ durable_commit_prepared(void)
 		(void) registry_attach(true);
 		database = ledger_database(MyDatabaseId, true);
 		launch_ensure();
-		until = clock_add(clock_now(), in_vain ? 0 : COMMIT_PREPARED_MSECS);
+		until = clock_add(clock_now(),
+						  in_vain ? IN_VAIN_MSECS : COMMIT_PREPARED_MSECS);
 		ConditionVariablePrepareToSleep(&database->cv);
+		ledger_want(LEDGER_SWEEP);
 		while ((in_vain = is_to_be_swept(database, tables.prepared)) &&
-			   !QueryCancelPending && !ProcDiePending)
-		{
-			ledger_want(LEDGER_SWEEP);
-			if (clock_now() >= until)
-				break;
+			   !QueryCancelPending && !ProcDiePending && clock_now() < until)
 			(void) ConditionVariableTimedSleep(&database->cv, LOOK_AGAIN_MSECS,
 											   compat_wait_event("StatbufferPrepared"));
-		}
 		ConditionVariableCancelSleep();
 		QueryCancelPending = false;
 	}
