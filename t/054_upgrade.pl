@@ -1,6 +1,6 @@
 # pg_upgrade: buffers come along with their options, owners and grants; what was
-# held by the old server does not, and nothing of it is written while pg_upgrade
-# works.
+# held by the old server does not, unless it is of a durable buffer, and nothing of it
+# is written while pg_upgrade works.
 #
 # From this version to itself, or from the one in STATBUFFER_OLD_BINDIR (the
 # directory of another version's executables, where statbuffer is installed,
@@ -37,6 +37,7 @@ foreach my $server ($old, $new)
 	$server->append_conf('postgresql.conf', q{
 shared_preload_libraries = 'statbuffer'
 max_worker_processes = 16
+max_prepared_transactions = 5
 log_line_prefix = '%m [%p] %b %q%a '
 });
 }
@@ -69,6 +70,39 @@ $old->safe_psql($db, q{
 	INSERT INTO hits VALUES ('k', 5);
 	SELECT sb_drain('hits');
 });
+
+# A durable buffer has its counts in tables: of this session, of a prepared
+# transaction, of two shapes of keys, and of a former run of the server.
+$old->safe_psql($db, q{
+	CREATE TABLE durable_target (key text PRIMARY KEY, n bigint NOT NULL DEFAULT 0);
+	SELECT sb_create('durable', 'durable_target', 'n', 'durable=true', 'interval=1h');
+	CREATE FUNCTION store_shaped(key int, count bigint) RETURNS void LANGUAGE sql AS $$
+		INSERT INTO durable_target AS t VALUES ('shaped ' || key, count)
+		ON CONFLICT (key) DO UPDATE SET n = t.n + EXCLUDED.n
+	$$;
+	CREATE FUNCTION store_shaped(key bigint, count bigint) RETURNS void LANGUAGE sql AS $$
+		INSERT INTO durable_target AS t VALUES ('shaped ' || key, count)
+		ON CONFLICT (key) DO UPDATE SET n = t.n + EXCLUDED.n
+	$$;
+	CREATE FOREIGN TABLE shaped (key int NOT NULL, n bigint NOT NULL DEFAULT 1)
+	SERVER statbuffer OPTIONS (handler 'store_shaped', durable 'true', interval '1h', shutdown '0');
+	ALTER FOREIGN TABLE durable OPTIONS (ADD shutdown '0');
+	INSERT INTO durable SELECT 'key ' || i, i FROM generate_series(1, 1000) AS i;
+	INSERT INTO shaped VALUES (1, 5);
+	ALTER FOREIGN TABLE shaped ALTER COLUMN key TYPE bigint;
+	INSERT INTO shaped VALUES (1, 10), (10000000000, 1);
+	BEGIN;
+	INSERT INTO durable VALUES ('prepared', 3);
+	PREPARE TRANSACTION 'p';
+	COMMIT PREPARED 'p';
+});
+$old->restart;
+$old->safe_psql($db, q{
+	INSERT INTO durable VALUES ('key 1', 100), ('key 2', -2);
+	BEGIN;
+	INSERT INTO durable VALUES ('prepared', 4);
+	PREPARE TRANSACTION 'p';
+	COMMIT PREPARED 'p'});
 
 my $definitions = q{
 	SELECT c.oid, c.relname, c.relowner::regrole, c.relacl, obj_description(c.oid, 'pg_class'),
@@ -105,7 +139,23 @@ is($new->safe_psql($db, $definitions) =~ s/arwdDxtm/arwdDxt/gr, $original =~ s/a
 	'the buffers are as they were');
 is($new->safe_psql($db, q{SELECT extversion FROM pg_extension WHERE extname = 'statbuffer'}), '1.0', 'so is the extension');
 is($new->safe_psql($db, 'SELECT * FROM stored'), 'k|5', 'what was stored is there');
-is($new->safe_psql($db, q{SELECT sum(pending) FROM sb_stat_buffers}), 0, 'what was held is not');
+is($new->safe_psql($db, q{SELECT count(*) FROM hits}), 0, 'what was held is not');
+
+# What is recovered is due at once, so it is looked at together with what is stored.
+my $durable = q{
+	SELECT count(*), sum(total), sum(total) FILTER (WHERE key = 'key 1'), sum(total) FILTER (WHERE key = 'key 2'),
+		sum(total) FILTER (WHERE key = 'prepared')
+	FROM (SELECT key, sb_total(key, 'durable') AS total
+		FROM (SELECT 'key ' || i AS key FROM generate_series(1, 1000) AS i UNION ALL SELECT 'prepared') AS keys) AS totals
+};
+is($new->safe_psql($db, $durable), '1001|500605|101|0|7', 'but that of a durable buffer');
+$new->stop('immediate');
+$new->start;
+is($new->safe_psql($db, $durable), '1001|500605|101|0|7', 'also after a crash of the new server');
+is($new->safe_psql($db, q{SELECT sb_drain('durable'), sb_drain('shaped')}), 't|t', 'it is stored');
+is($new->safe_psql($db, q{SELECT sum(n) FROM durable_target WHERE key !~ '^shaped'}), 500605, 'once');
+is($new->safe_psql($db, q{SELECT string_agg(key || '=' || n, ' ' ORDER BY key) FROM durable_target WHERE key ~ '^shaped'}),
+	'shaped 1=15 shaped 10000000000=1', 'keys of a former shape, too');
 
 $new->safe_psql($db, q{
 	SET ROLE app;
