@@ -309,7 +309,7 @@ my @handlers = qw(take take_one public.take no_such rude returns_int ambiguous a
 sub option
 {
 	my $name = pick(qw(handler interval jitter timeout backoff restart shutdown batch_size batch_time handler_timeout max_memory when_full stopped
-		  nonsense Handler));
+		  durable nonsense Handler));
 	my $value = draw(
 		12 => sub { pick('0', '1', '10ms', '50ms', '1s', '1min', '1h', '2147483647', '24d', '100000') },
 		3 => sub { pick('', '-1', 'x', '1 parsec', '2147483648', '1e30', 'NaN', '0x10', ' 5 s ', '5s;') },
@@ -332,6 +332,7 @@ sub mild_option
 		2 => sub { ('batch_time', pick('0', '1', '1s')) },
 		2 => sub { ('restart', pick('transient', 'temporary')) },
 		1 => sub { ('when_full', pick('error', 'discard')) },
+		2 => sub { ('durable', pick('true', 'false')) },
 		1 => sub { ('shutdown', pick('0', '50ms')) },
 		2 => sub { ('handler_timeout', pick('0', '10ms', '1s')) });
 }

@@ -3,7 +3,8 @@
 #
 # Buffers are named by what may happen to them.  `control' is only counted in
 # together with a ledger, and is never truncated or altered.  Those named b_*
-# keep their shape, so that they can be drained in the end.  What happens to
+# keep their shape, so that they can be drained in the end.  Every other one of them,
+# and of k_*, is durable, until that is altered.  What happens to
 # k_*, f_*, r_* and s_* is anybody's guess.
 
 package FuzzWorld;
@@ -80,7 +81,8 @@ sub make_definitions
 			"batch_size '" . (qw(1 1000 3))[ $i % 3 ] . "'",
 			"timeout '" . (qw(200ms 2s 0))[ $i % 3 ] . "'",
 			"handler_timeout '" . (qw(0 2s))[ $i % 2 ] . "'",
-			"restart '" . (qw(transient transient temporary))[ $i % 3 ] . "'");
+			"restart '" . (qw(transient transient temporary))[ $i % 3 ] . "'",
+			$i % 2 ? "durable 'true'" : ());
 
 		$make->(named($_, $type), "key $type $not_null, n bigint NOT NULL DEFAULT 1", $options,
 			$type eq 'integer' || $type eq 'uuid' ? 'ALTER FOREIGN TABLE ' . named($_, $type) . ' OWNER TO fuzz_owner' : ())
@@ -118,14 +120,14 @@ sub make_definitions
 	$make->('s_serial', 'key serial, n bigint DEFAULT 1', $take);
 	$make->('s_null', 'a text, b int, n bigint DEFAULT 1', $take);
 	$make->('s_pair', 'a int, b text, n bigint DEFAULT 1', $take);
-	$make->('s_many', 'a text, b date, c numeric, d int[], e comp, f boolean, n bigint DEFAULT 1', $take);
-	$make->('s_wide', join(', ', map { "c$_ int" } 1 .. 1599) . ', n bigint', $take);
+	$make->('s_many', 'a text, b date, c numeric, d int[], e comp, f boolean, n bigint DEFAULT 1', "$take, durable 'true'");
+	$make->('s_wide', join(', ', map { "c$_ int" } 1 .. 1599) . ', n bigint', "$take, durable 'true'");
 	$make->('s_hundred', join(', ', map { "c$_ \"char\"" } 1 .. 98) . ', n bigint DEFAULT 1', $take);
 
 	# handlers that do what handlers should not
 	$make->("r_$_", 'key text, n bigint DEFAULT 1',
 		"handler 'public.rude_$_', interval '20ms', backoff '10ms', handler_timeout '500ms', batch_size '"
-		  . (3, 1000, 1)[ $_ - 1 ] . "'",
+		  . (3, 1000, 1)[ $_ - 1 ] . "'" . ($_ == 2 ? ", durable 'true'" : ''),
 		$_ == 3 ? 'ALTER FOREIGN TABLE r_3 OWNER TO fuzz_owner' : ())
 	  foreach 1 .. 3;
 }

@@ -71,6 +71,8 @@ INSERT INTO strikes VALUES
 	('ALTER FOREIGN TABLE %B OPTIONS (SET handler ''take'')'),
 	('ALTER FOREIGN TABLE %B OPTIONS (SET interval ''0'')'),
 	('ALTER FOREIGN TABLE %B OPTIONS (SET interval ''1h'')'),
+	('ALTER FOREIGN TABLE %B OPTIONS (SET durable ''false'')'),
+	('ALTER FOREIGN TABLE %B OPTIONS (SET durable ''true'')'),
 	('DROP FOREIGN TABLE %B CASCADE'),
 	('TRUNCATE %B'),
 	('SELECT sb_flush_all(''%B'')'),
@@ -273,11 +275,11 @@ BEGIN
 		$$CREATE FOREIGN TABLE d_pair (a text, b bigint, n bigint DEFAULT 1) SERVER statbuffer
 			OPTIONS (handler 'd_take_pair', interval '100ms', backoff '50ms')$$,
 		$$CREATE FOREIGN TABLE d_single (a text DEFAULT d_text(), n bigint DEFAULT d_number()) SERVER statbuffer
-			OPTIONS (handler 'd_take', interval '100ms', backoff '50ms')$$,
+			OPTIONS (handler 'd_take', interval '100ms', backoff '50ms', durable 'true')$$,
 		$$CREATE FOREIGN TABLE d_composite (a d_row, n bigint DEFAULT 1) SERVER statbuffer
 			OPTIONS (handler 'd_take', interval '100ms', backoff '50ms')$$,
 		$$CREATE FOREIGN TABLE d_checked (a d_domain, n bigint DEFAULT 1) SERVER statbuffer
-			OPTIONS (handler 'd_take_array', interval '100ms', backoff '50ms')$$,
+			OPTIONS (handler 'd_take_array', interval '100ms', backoff '50ms', durable 'true')$$,
 		$$CREATE FOREIGN TABLE d_sorted (a d_ordered, n bigint DEFAULT 1) SERVER statbuffer
 			OPTIONS (handler 'd_take', interval '100ms', backoff '50ms')$$,
 		$$CREATE FOREIGN TABLE d_mixed (a d_row_domain, b d_enum, n bigint DEFAULT 1) SERVER statbuffer
