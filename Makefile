@@ -40,6 +40,7 @@ OBJS = \
 	src/shape.o \
 	src/shmem.o \
 	src/shutdown.o \
+	src/sink.o \
 	src/sink_function.o \
 	src/sink_target.o \
 	src/space.o \

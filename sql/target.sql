@@ -155,6 +155,14 @@ INSERT INTO hits VALUES ('/home', 1);
 SELECT sb_drain('hits'), sb_total('/home', 'hits');
 DROP TABLE pages;
 SELECT sb_total('/home', 'hits');
+-- What is counted is kept until there is such a table again.
+INSERT INTO hits VALUES ('/home', 5), ('/new', 2);
+SELECT sb_flush_all('hits') IS NOT NULL AS asked;
+SELECT has_failed('target table public.pages does not exist');
+CREATE TABLE pages (path text PRIMARY KEY, views bigint NOT NULL DEFAULT 100);
+SELECT sb_drain('hits');
+SELECT * FROM pages ORDER BY path COLLATE "C";
+DROP TABLE pages;
 DROP FOREIGN TABLE hits;
 DROP FUNCTION has_failed;
 
@@ -313,6 +321,56 @@ SELECT * FROM products;
 SELECT key, count, last_error FROM sb_keys('sales') WHERE count <> 0;
 DROP FOREIGN TABLE sales;
 DROP TABLE products;
+
+-- Foreign keys: a key that is not there fails alone, until it is; also at the commit.
+CREATE TABLE sites (site text COLLATE "C" PRIMARY KEY);
+INSERT INTO sites VALUES ('a'), ('b');
+CREATE TABLE site_views (site text COLLATE "C" PRIMARY KEY REFERENCES sites ON DELETE CASCADE, n bigint);
+SELECT sb_create('site_counts', 'site_views', 'n', 'interval=1h', 'backoff=1h');
+INSERT INTO site_counts VALUES ('a', 3), ('b', 4), ('c', 5);
+SELECT flush_but('site_counts', 1);
+SELECT * FROM site_views ORDER BY site;
+SELECT key, count, last_error FROM sb_keys('site_counts') WHERE count <> 0;
+INSERT INTO sites VALUES ('c');
+DELETE FROM sites WHERE site = 'a';
+SELECT flush_but('site_counts', 0);
+SELECT * FROM site_views ORDER BY site;
+ALTER TABLE site_views ALTER CONSTRAINT site_views_site_fkey DEFERRABLE INITIALLY DEFERRED;
+INSERT INTO site_counts VALUES ('b', 1), ('d', 6);
+SELECT flush_but('site_counts', 1);
+SELECT * FROM site_views ORDER BY site;
+SELECT key, count, last_error FROM sb_keys('site_counts') WHERE count <> 0;
+DROP FOREIGN TABLE site_counts;
+DROP TABLE site_views, sites;
+
+-- Rules: PostgreSQL takes no INSERT with ON CONFLICT then.
+CREATE TABLE ruled (id int PRIMARY KEY, n bigint);
+INSERT INTO ruled VALUES (1, 0);
+CREATE TABLE rule_log (id int);
+CREATE RULE log_it AS ON INSERT TO ruled DO ALSO INSERT INTO rule_log VALUES (NEW.id);
+SELECT sb_create('ruled_counts', 'ruled', 'n', 'interval=1h', 'backoff=1h');
+INSERT INTO ruled_counts VALUES (1, 5), (2, 6);
+SELECT flush_but('ruled_counts', 1);
+SELECT * FROM ruled;
+SELECT key, count, last_error LIKE '%rules%' AS for_rules FROM sb_keys('ruled_counts') WHERE count <> 0;
+DROP FOREIGN TABLE ruled_counts;
+DROP TABLE ruled, rule_log;
+
+-- What a trigger skips is gone, with its count.
+CREATE TABLE skipped (id int PRIMARY KEY, n bigint);
+INSERT INTO skipped VALUES (1, 0), (2, 0);
+CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  RETURN CASE WHEN NEW.id % 2 = 0 THEN NEW END;
+END $$;
+CREATE TRIGGER skip BEFORE INSERT OR UPDATE ON skipped FOR EACH ROW EXECUTE FUNCTION skip();
+SELECT sb_create('skipped_counts', 'skipped', 'n', 'interval=1h', 'backoff=1h');
+INSERT INTO skipped_counts VALUES (1, 5), (2, 6), (3, 7), (4, 8);
+SELECT sb_drain('skipped_counts');
+SELECT * FROM skipped ORDER BY id;
+DROP FOREIGN TABLE skipped_counts;
+DROP TABLE skipped;
+DROP FUNCTION skip;
 
 -- What the types call equal is one row, though it is more than one key.
 CREATE TABLE prices (price numeric PRIMARY KEY, n bigint);

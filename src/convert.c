@@ -570,8 +570,8 @@ convert(SbBuffer *buffer, bool undoable, BufferLocker lock,
 
 	/*
 	 * Whatever the option is at this moment: if it is switched off and on
-	 * again before the commit, the epochs stay.  Where it is switched on, what
-	 * is in memory is appended at the end.
+	 * again before the commit, the epochs stay.  Where it is switched on,
+	 * what is in memory is appended at the end.
 	 */
 	if (in_ledger)
 		append_moves(state);

@@ -139,6 +139,22 @@ waits_for_us(int pid)
 }
 
 /*
+ * Say what there is to say of a failure besides its message: its own detail, and
+ * when the next attempt is.
+ */
+static char *
+describe_failure(const SharedFailure *failure)
+{
+	const char *next = _("There is no further attempt, because the buffer's option \"restart\" is \"temporary\".");
+
+	if (failure->retry_at != 0)
+		next = psprintf(_("The next attempt is at %s."),
+						timestamptz_to_str(failure->retry_at + clock_to_timestamp()));
+	return psprintf("%s%s%s", failure->detail,
+					failure->detail[0] != '\0' ? "\n" : "", next);
+}
+
+/*
  * Warn of a new failure, unless it is the one that was told last: a key that is
  * tried again and again fails with the same message.
  */
@@ -158,10 +174,7 @@ tell_failure(DrainWait *wait)
 	ereport(WARNING,
 			(errmsg("could not flush buffer \"%s\": %s",
 					wait->name, failure->message),
-			 failure->retry_at == 0 ?
-			 errdetail("There is no further attempt, because the buffer's option \"restart\" is \"temporary\".") :
-			 errdetail("The next attempt is at %s.",
-					   timestamptz_to_str(failure->retry_at + clock_to_timestamp())),
+			 errdetail_internal("%s", describe_failure(failure)),
 			 failure->hint[0] != '\0' ? errhint("%s", failure->hint) : 0));
 }
 

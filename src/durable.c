@@ -22,7 +22,10 @@
 #include "access/relation.h"
 #include "access/table.h"
 #include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_foreign_table.h"
+#include "catalog/pg_namespace.h"
 #include "compat.h"
 #include "durable.h"
 #include "foreign/foreign.h"
@@ -34,16 +37,20 @@
 #include "savefile.h"
 #include "storage/condition_variable.h"
 #include "storage/lmgr.h"
+#include "utils/acl.h"
 #include "utils/inval.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 
 /*
- * how long COMMIT PREPARED waits until what was counted is in memory, and how
- * often it looks
+ * how long COMMIT PREPARED waits until what was counted is in memory, also if
+ * the last time that was in vain, and how often it looks
  */
 #define COMMIT_PREPARED_MSECS	1000
+#define IN_VAIN_MSECS			100
 #define LOOK_AGAIN_MSECS		20
 
 /* the transaction has set options of a foreign table of ours */
@@ -166,6 +173,112 @@ durable_truncate(SbBuffer *buffer)
 }
 
 /* ------------------------------------------------------------------------
+ * Dropping the ledger
+ * ------------------------------------------------------------------------
+ */
+
+/* Who owns a schema? */
+static Oid
+schema_owner(Oid schema)
+{
+	HeapTuple	tuple = SearchSysCache1(NAMESPACEOID, ObjectIdGetDatum(schema));
+	Oid			owner = InvalidOid;
+
+	if (HeapTupleIsValid(tuple))
+	{
+		owner = ((Form_pg_namespace) GETSTRUCT(tuple))->nspowner;
+		ReleaseSysCache(tuple);
+	}
+	return owner;
+}
+
+/*
+ * Whose rights does it take to drop the ledger by this statement?  InvalidOid if
+ * it drops something else.
+ */
+static Oid
+dropper(const Node *statement)
+{
+	LedgerExtension extension;
+	ListCell   *lc;
+
+	if (IsA(statement, DropStmt) &&
+		((const DropStmt *) statement)->removeType != OBJECT_EXTENSION &&
+		((const DropStmt *) statement)->removeType != OBJECT_SCHEMA)
+		return InvalidOid;
+	if (RecoveryInProgress() || !ledger_find_extension(&extension))
+		return InvalidOid;
+	if (IsA(statement, DropOwnedStmt))
+	{
+		foreach(lc, ((const DropOwnedStmt *) statement)->roles)
+		{
+			Oid			role = get_rolespec_oid(lfirst(lc), true);
+
+			if (OidIsValid(role) && (role == extension.owner ||
+									 role == schema_owner(extension.schema)))
+				return role;
+		}
+		return InvalidOid;
+	}
+	foreach(lc, ((const DropStmt *) statement)->objects)
+	{
+		const char *name = strVal(lfirst(lc));
+
+		if (((const DropStmt *) statement)->removeType == OBJECT_EXTENSION)
+		{
+			if (strcmp(name, "statbuffer") == 0)
+				return extension.owner;
+		}
+		else if (get_namespace_oid(name, true) == extension.schema)
+			return schema_owner(extension.schema);
+	}
+	return InvalidOid;
+}
+
+static int
+compare_oids(const ListCell *a, const ListCell *b)
+{
+	Oid			oid_a = lfirst_oid(a);
+	Oid			oid_b = lfirst_oid(b);
+
+	return oid_a < oid_b ? -1 : (oid_a > oid_b ? 1 : 0);
+}
+
+/*
+ * Before a DROP: if the ledger is dropped, so are all durable buffers, but after
+ * it.  Whoever counts or flushes has a buffer locked, and then locks the ledger.
+ * So lock the buffers first, or one of them would have to be cancelled.
+ */
+void
+durable_before_drop(const Node *statement)
+{
+	LedgerTables tables;
+	List	   *locked = NIL;
+	Oid			role = dropper(statement);
+	bool		more;
+
+	/* who may not do it, must not lock anything */
+	if (!OidIsValid(role) || !has_privs_of_role(GetUserId(), role) ||
+		!ledger_find_tables(&tables, true))
+		return;
+	do
+	{
+		List	   *relids = NIL;
+		ListCell   *lc;
+
+		foreach(lc, ledger_read_epochs(InvalidOid))
+			relids = list_append_unique_oid(relids,
+											((LedgerEpoch *) lfirst(lc))->relid);
+		relids = list_difference_oid(relids, locked);
+		list_sort(relids, compare_oids);
+		foreach(lc, relids)
+			LockRelationOid(lfirst_oid(lc), AccessExclusiveLock);
+		more = relids != NIL;
+		locked = list_concat(locked, relids);
+	} while (more);
+}
+
+/* ------------------------------------------------------------------------
  * Prepared transactions
  * ------------------------------------------------------------------------
  */
@@ -216,8 +329,8 @@ is_to_be_swept(SharedDatabase *database, Oid prepared)
 /*
  * COMMIT PREPARED has been executed: if the transaction has counted in durable
  * buffers, wait for a while until the keeper has put that into memory, so that
- * the session sees it.  The keeper looks each second by itself.  A session that
- * has waited in vain only looks.
+ * the session sees it.  The keeper looks each second by itself.  Where there is
+ * none, because the server has no slot for it, a session waits that long once.
  *
  * The transaction has committed, and nobody must be told anything else.  So a
  * request to cancel only ends the wait, as it does while a commit waits for a
@@ -237,17 +350,14 @@ durable_commit_prepared(void)
 		(void) registry_attach(true);
 		database = ledger_database(MyDatabaseId, true);
 		launch_ensure();
-		until = clock_add(clock_now(), in_vain ? 0 : COMMIT_PREPARED_MSECS);
+		until = clock_add(clock_now(),
+						  in_vain ? IN_VAIN_MSECS : COMMIT_PREPARED_MSECS);
 		ConditionVariablePrepareToSleep(&database->cv);
+		ledger_want(LEDGER_SWEEP);
 		while ((in_vain = is_to_be_swept(database, tables.prepared)) &&
-			   !QueryCancelPending && !ProcDiePending)
-		{
-			ledger_want(LEDGER_SWEEP);
-			if (clock_now() >= until)
-				break;
+			   !QueryCancelPending && !ProcDiePending && clock_now() < until)
 			(void) ConditionVariableTimedSleep(&database->cv, LOOK_AGAIN_MSECS,
 											   compat_wait_event("StatbufferPrepared"));
-		}
 		ConditionVariableCancelSleep();
 		QueryCancelPending = false;
 	}

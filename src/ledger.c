@@ -103,25 +103,31 @@ random_number(void)
 	return number;
 }
 
-/* Get the schema of the extension, or InvalidOid if it is not there. */
-static Oid
-find_schema(void)
+/* Look up the extension that the ledger is of.  Returns false if it is not there. */
+bool
+ledger_find_extension(LedgerExtension *extension)
 {
 	Relation	rel = table_open(ExtensionRelationId, AccessShareLock);
 	ScanKeyData key;
 	SysScanDesc scan;
 	HeapTuple	tuple;
-	Oid			schema = InvalidOid;
+	bool		is_there;
 
 	ScanKeyInit(&key, Anum_pg_extension_extname, BTEqualStrategyNumber, F_NAMEEQ,
 				CStringGetDatum("statbuffer"));
 	scan = systable_beginscan(rel, ExtensionNameIndexId, true, NULL, 1, &key);
 	tuple = systable_getnext(scan);
-	if (HeapTupleIsValid(tuple))
-		schema = ((Form_pg_extension) GETSTRUCT(tuple))->extnamespace;
+	is_there = HeapTupleIsValid(tuple);
+	if (is_there)
+	{
+		Form_pg_extension form = (Form_pg_extension) GETSTRUCT(tuple);
+
+		extension->schema = form->extnamespace;
+		extension->owner = form->extowner;
+	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
-	return schema;
+	return is_there;
 }
 
 /*
@@ -133,16 +139,19 @@ ledger_find_tables(LedgerTables *tables, bool missing_ok)
 {
 	if (unlikely(!OidIsValid(found.epochs)))
 	{
-		Oid			schema = find_schema();
+		LedgerExtension extension;
+		bool		is_there = ledger_find_extension(&extension);
 
-		if (OidIsValid(schema))
+		if (is_there)
 		{
+			Oid			schema = extension.schema;
+
 			found.ledgers[0] = get_relname_relid("sb_ledger_0", schema);
 			found.ledgers[1] = get_relname_relid("sb_ledger_1", schema);
 			found.prepared = get_relname_relid("sb_ledger_prepared", schema);
 			found.epochs = get_relname_relid("sb_ledger_epochs", schema);
 		}
-		if (!OidIsValid(schema) || !OidIsValid(found.ledgers[0]) ||
+		if (!is_there || !OidIsValid(found.ledgers[0]) ||
 			!OidIsValid(found.ledgers[1]) || !OidIsValid(found.prepared))
 			found.epochs = InvalidOid;
 	}

@@ -84,6 +84,13 @@ typedef struct SharedDatabase
 	ConditionVariable cv;
 } SharedDatabase;
 
+/* The extension that they are of, in this database. */
+typedef struct LedgerExtension
+{
+	Oid			schema;
+	Oid			owner;
+} LedgerExtension;
+
 /* The relations of the ledger. */
 typedef struct LedgerTables
 {
@@ -143,6 +150,7 @@ typedef struct LedgerRow
 typedef void (*LedgerVisitor) (LedgerRow *row, void *arg);
 
 extern void ledger_init(void);
+extern bool ledger_find_extension(LedgerExtension *extension);
 extern bool ledger_find_tables(LedgerTables *tables, bool missing_ok);
 extern SharedDatabase *ledger_database(Oid dboid, bool create);
 extern void ledger_check_refresh(const RangeVar *name);

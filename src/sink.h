@@ -80,6 +80,9 @@ extern const SinkMethods sink_function;
 /* a column of a table: sink_target.c */
 extern const SinkMethods sink_target;
 
+extern void sink_make_arrays(TupleDesc desc, const SinkKey *keys, int nkeys,
+							 Datum *arrays);
+
 /* Get the sink of a buffer with these options. */
 static inline const SinkMethods *
 sink_for(const BufferOptions *options)

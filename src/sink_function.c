@@ -33,7 +33,6 @@
 #include "sink.h"
 #include "sink_function.h"
 #include "utils/acl.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/catcache.h"
 #include "utils/fmgrprotos.h"
@@ -422,38 +421,12 @@ set_parameter(FunctionSink *handler, int i, Datum value, bool isnull)
 static void
 call_with_arrays(FunctionSink *handler, SinkKey *keys, int nkeys)
 {
-	TupleDesc	desc = handler->desc;
-	Datum	   *values = palloc(nkeys * sizeof(Datum));
-	bool	   *isnull = palloc(nkeys * sizeof(bool));
-	int			lower_bound = 1;
+	int			nparams = handler->desc->natts + 1;
+	Datum	   *arrays = palloc(nparams * sizeof(Datum));
 
-	for (int column = 0; column < desc->natts; column++)
-	{
-		Form_pg_attribute att = TupleDescAttr(desc, column);
-
-		for (int i = 0; i < nkeys; i++)
-		{
-			values[i] = keys[i].values[column];
-			isnull[i] = keys[i].isnull[column];
-		}
-		set_parameter(handler, column,
-					  PointerGetDatum(construct_md_array(values, isnull, 1,
-														 &nkeys, &lower_bound,
-														 att->atttypid,
-														 att->attlen,
-														 att->attbyval,
-														 att->attalign)),
-					  false);
-	}
-
-	for (int i = 0; i < nkeys; i++)
-		values[i] = Int64GetDatum(keys[i].count);
-	set_parameter(handler, desc->natts,
-				  PointerGetDatum(construct_array(values, nkeys, INT8OID,
-												  sizeof(int64),
-												  FLOAT8PASSBYVAL,
-												  TYPALIGN_DOUBLE)),
-				  false);
+	sink_make_arrays(handler->desc, keys, nkeys, arrays);
+	for (int i = 0; i < nparams; i++)
+		set_parameter(handler, i, arrays[i], false);
 	call_function(handler);
 }
 

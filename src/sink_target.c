@@ -19,7 +19,8 @@
  *
  * The statements read the batch as an ephemeral named relation, as a trigger
  * reads a transition table.  Their plans are kept from flush to flush: see
- * target_plan().
+ * target_plan().  For a table of Citus, whose planner does not know such
+ * relations, they read it from arrays that are their parameters.
  *
  * Copyright (c) 2026, statbuffer developers
  *
@@ -32,10 +33,13 @@
 #include "executor/spi.h"
 #include "executor/tuptable.h"
 #include "miscadmin.h"
+#include "nodes/params.h"
 #include "sink.h"
 #include "storage/lockdefs.h"
 #include "target.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/queryenvironment.h"
 #include "utils/tuplestore.h"
 
@@ -59,6 +63,7 @@ typedef struct TargetSink
 {
 	Sink		sink;
 	Target	   *target;
+	TupleDesc	keys;			/* the key columns */
 	TupleDesc	batch;			/* the columns of the batch */
 } TargetSink;
 
@@ -104,6 +109,27 @@ append_addition(StringInfo statement, const Target *target, const char *count)
 					 target->count, target->count, count);
 }
 
+/* Append what stands for the batch in a FROM clause, with the alias b. */
+static void
+append_batch(StringInfo statement, const Target *target)
+{
+	if (!target->distributed)
+	{
+		appendStringInfoString(statement, BATCH " AS b");
+		return;
+	}
+
+	/* a subquery, which Citus runs by itself; its columns as in the batch */
+	appendStringInfoString(statement, "(SELECT * FROM ROWS FROM (");
+	for (int i = 0; i < target->nkeys + 2; i++)
+		appendStringInfo(statement, "%spg_catalog.unnest($%d)",
+						 i > 0 ? ", " : "", i + 1);
+	appendStringInfoString(statement, ") AS u (");
+	for (int i = 0; i < target->nkeys; i++)
+		appendStringInfo(statement, "key%d, ", i + 1);
+	appendStringInfoString(statement, "number, count)) AS b");
+}
+
 static char *
 update_statement(const Target *target)
 {
@@ -112,7 +138,9 @@ update_statement(const Target *target)
 	initStringInfo(&statement);
 	appendStringInfo(&statement, "UPDATE %s AS t ", target->name);
 	append_addition(&statement, target, "b.count");
-	appendStringInfoString(&statement, " FROM " BATCH " AS b WHERE ");
+	appendStringInfoString(&statement, " FROM ");
+	append_batch(&statement, target);
+	appendStringInfoString(&statement, " WHERE ");
 	target_append_condition(&statement, target, "b.key", NULL);
 	appendStringInfoString(&statement, " RETURNING b.number");
 	return statement.data;
@@ -130,9 +158,9 @@ insert_statement(const Target *target)
 					 target->name, names, target->count);
 	for (int i = 0; i < target->nkeys; i++)
 		appendStringInfo(&statement, "b.key%d, ", i + 1);
-	appendStringInfo(&statement,
-					 "b.count FROM " BATCH " AS b ON CONFLICT (%s) DO UPDATE ",
-					 names);
+	appendStringInfoString(&statement, "b.count FROM ");
+	append_batch(&statement, target);
+	appendStringInfo(&statement, " ON CONFLICT (%s) DO UPDATE ", names);
 	append_addition(&statement, target,
 					psprintf("EXCLUDED.%s", target->count));
 	return statement.data;
@@ -175,25 +203,86 @@ register_batch(TargetSink *sink, SinkKey *keys, int nkeys,
 }
 
 /*
- * Run a statement on the registered batch.  It is prepared when it is first
- * needed.
+ * Make the parameters that are the batch for a distributed table: arrays of its
+ * columns.
+ */
+static ParamListInfo
+make_parameters(TargetSink *sink, SinkKey *keys, int nkeys,
+				const bool *stored)
+{
+	int			n = sink->target->nkeys;
+	ParamListInfo params = makeParamList(n + 2);
+	SinkKey    *left = palloc(nkeys * sizeof(SinkKey));
+	Datum	   *numbers = palloc(nkeys * sizeof(Datum));
+	Datum	   *arrays = palloc((n + 1) * sizeof(Datum));
+	int			nleft = 0;
+
+	for (int i = 0; i < nkeys; i++)
+	{
+		if (stored != NULL && stored[i])
+			continue;
+		left[nleft] = keys[i];
+		numbers[nleft++] = Int32GetDatum(i);
+	}
+	sink_make_arrays(sink->keys, left, nleft, arrays);
+	for (int i = 0; i < n + 2; i++)
+	{
+		params->params[i].isnull = false;
+		params->params[i].pflags = PARAM_FLAG_CONST;
+		params->params[i].ptype =
+			get_array_type(TupleDescAttr(sink->batch, i)->atttypid);
+	}
+	for (int i = 0; i < n; i++)
+		params->params[i].value = arrays[i];
+	params->params[n].value =
+		PointerGetDatum(construct_array(numbers, nleft, INT4OID, sizeof(int32),
+										true, TYPALIGN_INT));
+	params->params[n + 1].value = arrays[n];
+	return params;
+}
+
+/* Prepare a statement, and keep it. */
+static void
+prepare_statement(const TargetSink *sink, TargetStatement statement)
+{
+	Target	   *target = sink->target;
+	const char *text = statement == TARGET_UPDATE ?
+	update_statement(target) : insert_statement(target);
+	int			nargs = target->distributed ? sink->batch->natts : 0;
+	Oid		   *types = palloc(sink->batch->natts * sizeof(Oid));
+
+	for (int i = 0; i < nargs; i++)
+		types[i] = get_array_type(TupleDescAttr(sink->batch, i)->atttypid);
+	target_keep(target, statement,
+				target_prepare(target, text, nargs, types));
+}
+
+/*
+ * Run a statement on the keys that are not stored; NULL for all of them.  It is
+ * prepared when it is first needed.
  */
 static void
-run(Target *target, TargetStatement statement, DestReceiver *receiver)
+run(TargetSink *sink, TargetStatement statement, SinkKey *keys, int nkeys,
+	const bool *stored, DestReceiver *receiver)
 {
+	Target	   *target = sink->target;
 	SPIExecuteOptions options = {.dest = receiver};
 	int			result;
 
+	if (target->distributed)
+		options.params = make_parameters(sink, keys, nkeys, stored);
+	else
+		register_batch(sink, keys, nkeys, stored);
 	if (target->plans[statement] == NULL)
-		target_keep(target, statement,
-					target_prepare(statement == TARGET_UPDATE ?
-								   update_statement(target) :
-								   insert_statement(target), 0, NULL));
+		prepare_statement(sink, statement);
 	result = SPI_execute_plan_extended(target_plan(target, statement),
 									   &options);
 	if (result < 0)
 		elog(ERROR, "could not execute statement: %s",
 			 SPI_result_code_string(result));
+	if (!target->distributed &&
+		SPI_unregister_relation(BATCH) != SPI_OK_REL_UNREGISTER)
+		elog(ERROR, "could not unregister the batch");
 }
 
 /* DestReceiver.receiveSlot: a key was stored. */
@@ -261,22 +350,18 @@ deliver(Sink *sink, SinkKey *keys, int nkeys, SinkProgress progress, void *arg)
 	target->inserts_at_once = 0;
 
 	SPI_connect();
-	register_batch(target_sink, keys, nkeys, NULL);
 	if (at_once)
 	{
-		run(target, TARGET_INSERT, NULL);
+		run(target_sink, TARGET_INSERT, keys, nkeys, NULL, NULL);
 		inserts_at_once--;
 	}
 	else
 	{
-		run(target, TARGET_UPDATE, &receiver.receiver);
+		run(target_sink, TARGET_UPDATE, keys, nkeys, NULL,
+			&receiver.receiver);
 		if (receiver.nstored < nkeys)
-		{
-			if (SPI_unregister_relation(BATCH) != SPI_OK_REL_UNREGISTER)
-				elog(ERROR, "could not unregister the batch");
-			register_batch(target_sink, keys, nkeys, receiver.stored);
-			run(target, TARGET_INSERT, NULL);
-		}
+			run(target_sink, TARGET_INSERT, keys, nkeys, receiver.stored,
+				NULL);
 		if (nkeys > 1)
 			inserts_at_once =
 				receiver.nstored <= nkeys / ROWS_PER_UPDATE ? INSERTS_AT_ONCE : 0;
@@ -309,6 +394,7 @@ prepare(const SinkSource *source)
 	PreventCommandIfReadOnly("UPDATE");
 	sink->target = target_open(source, true, RowExclusiveLock);
 	target_check_privileges(sink->target, source->owner);
+	sink->keys = source->desc;
 	sink->batch = describe_batch(source->desc);
 	return &sink->sink;
 }

@@ -98,6 +98,8 @@ process_utility(PlannedStmt *pstmt, const char *query_string,
 		return;
 	}
 
+	if (type == T_DropStmt || type == T_DropOwnedStmt)
+		durable_before_drop(pstmt->utilityStmt);
 	if (define_may_alter(pstmt->utilityStmt))
 	{
 		DefineWatch watch;

@@ -15,8 +15,10 @@
  */
 #include "postgres.h"
 
+#include "access/genam.h"
 #include "access/relation.h"
 #include "access/stratnum.h"
+#include "access/table.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/objectaddress.h"
@@ -25,6 +27,7 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_collation.h"
 #include "catalog/pg_inherits.h"
+#include "catalog/pg_namespace.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "miscadmin.h"
@@ -34,6 +37,7 @@
 #include "target.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
@@ -46,7 +50,7 @@
 #include "utils/resowner.h"
 #include "utils/syscache.h"
 
-/* the size of a huge table: see target_plan() */
+/* the size of a huge table: see plan_for_huge() */
 #define HUGE_PAGES			1e7
 #define HUGE_TUPLES			1e9
 
@@ -118,6 +122,32 @@ target_name(Oid relid)
 {
 	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
 									  get_rel_name(relid));
+}
+
+/*
+ * Does Citus take care of a table?  Its planner knows no ephemeral relation, and
+ * no parameter that has no value yet.
+ */
+static bool
+is_distributed(Oid relid)
+{
+	Oid			catalog = get_relname_relid("pg_dist_partition",
+											PG_CATALOG_NAMESPACE);
+	Relation	rel;
+	SysScanDesc scan;
+	ScanKeyData key;
+	bool		found;
+
+	if (!OidIsValid(catalog))
+		return false;
+	rel = table_open(catalog, AccessShareLock);
+	ScanKeyInit(&key, get_attnum(catalog, "logicalrelid"),
+				BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(relid));
+	scan = systable_beginscan(rel, InvalidOid, false, NULL, 1, &key);
+	found = HeapTupleIsValid(systable_getnext(scan));
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return found;
 }
 
 static char *
@@ -254,6 +284,23 @@ check_key_column(Relation rel, Form_pg_attribute att, Form_pg_attribute key)
 						get_collation_name(key->attcollation)),
 				 errhint("Alter the type of the buffer's column.")));
 	check_not_generated(rel, att);
+}
+
+/*
+ * Raise an error if a key column of a distributed table cannot be handed over in
+ * an array.
+ */
+static void
+check_has_array(Relation rel, Form_pg_attribute att)
+{
+	if (!OidIsValid(get_array_type(att->atttypid)))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("column \"%s\" of distributed target table \"%s\" is of type %s",
+						NameStr(att->attname), RelationGetRelationName(rel),
+						format_type_be(att->atttypid)),
+				 errdetail("Keys are handed to Citus in arrays, and there are none of that type."),
+				 errhint("Use a handler in place of the target.")));
 }
 
 /* Raise an error if nothing can be added to the target's count column. */
@@ -484,6 +531,7 @@ describe(Relation rel, const SinkSource *source)
 	check_owner(rel, source->owner);
 	target->relid = RelationGetRelid(rel);
 	target->name = target_name(RelationGetRelid(rel));
+	target->distributed = is_distributed(RelationGetRelid(rel));
 	target->nkeys = source->desc->natts;
 	target->keys = palloc0(target->nkeys * sizeof(TargetColumn));
 	for (int i = 0; i < target->nkeys; i++)
@@ -492,6 +540,8 @@ describe(Relation rel, const SinkSource *source)
 
 		att = find_column(rel, NameStr(key->attname));
 		check_key_column(rel, att, key);
+		if (target->distributed)
+			check_has_array(rel, att);
 		target->keys[i].attno = att->attnum;
 		target->keys[i].name = pstrdup(quote_identifier(NameStr(att->attname)));
 	}
@@ -513,7 +563,7 @@ describe(Relation rel, const SinkSource *source)
 }
 
 /*
- * Hook of the planner: while target_plan() plans a statement, all tables are
+ * Hook of the planner: while plan_for_huge() plans a statement, all tables are
  * huge.
  */
 static void
@@ -860,13 +910,16 @@ target_report_duplicate(void)
 }
 
 /*
- * Prepare a statement, to be planned without regard to its parameters.  The
- * caller has connected to SPI.
+ * Prepare a statement, to be planned without regard to its parameters, unless
+ * Citus has to know their values.  The caller has connected to SPI.
  */
 SPIPlanPtr
-target_prepare(const char *statement, int nargs, Oid *argtypes)
+target_prepare(const Target *target, const char *statement, int nargs,
+			   Oid *argtypes)
 {
 	SPIPlanPtr	plan = SPI_prepare_cursor(statement, nargs, argtypes,
+										  target->distributed ?
+										  CURSOR_OPT_CUSTOM_PLAN :
 										  CURSOR_OPT_GENERIC_PLAN);
 
 	if (plan == NULL)
@@ -899,8 +952,7 @@ target_check_plan(const Target *target, SPIPlanPtr plan)
 }
 
 /*
- * Get the plan of a statement, which the caller has prepared, and which is kept
- * with the target; plans it unless it has a valid plan.
+ * Plan a statement, unless it has a valid plan.
  *
  * The plan must look each key up in the index.  For the table as it is today,
  * the planner may prefer to read all of it, which takes very long when the
@@ -908,8 +960,8 @@ target_check_plan(const Target *target, SPIPlanPtr plan)
  * for as if it were huge.  That makes plans look expensive, but they are not, and
  * must not be compiled just in time.
  */
-SPIPlanPtr
-target_plan(Target *target, TargetStatement statement)
+static void
+plan_for_huge(SPIPlanPtr prepared)
 {
 	CachedPlan *plan;
 	int			nestlevel = NewGUCNestLevel();
@@ -919,7 +971,7 @@ target_plan(Target *target, TargetStatement statement)
 	planning_for_huge = true;
 	PG_TRY();
 	{
-		plan = SPI_plan_get_cached_plan(target->plans[statement]);
+		plan = SPI_plan_get_cached_plan(prepared);
 		if (plan != NULL)
 			ReleaseCachedPlan(plan, CurrentResourceOwner);
 	}
@@ -929,6 +981,18 @@ target_plan(Target *target, TargetStatement statement)
 	}
 	PG_END_TRY();
 	AtEOXact_GUC(false, nestlevel);
+}
+
+/*
+ * Get the plan of a statement, which the caller has prepared, and which is kept
+ * with the target.  If the table is distributed, it is planned when it is
+ * executed.
+ */
+SPIPlanPtr
+target_plan(Target *target, TargetStatement statement)
+{
+	if (!target->distributed)
+		plan_for_huge(target->plans[statement]);
 	target_check_plan(target, target->plans[statement]);
 	return target->plans[statement];
 }

@@ -52,6 +52,7 @@ typedef struct Target
 	AttrNumber	count_attno;
 	char	   *count;			/* the count column's name */
 	bool		nulls_equal;	/* two nulls are the same key */
+	bool		distributed;	/* by Citus */
 	bool		update_first;	/* an INSERT could do something else to a row
 								 * that is there than an UPDATE */
 
@@ -72,8 +73,8 @@ extern char *target_key_names(const Target *target);
 extern void target_append_condition(StringInfo statement, const Target *target,
 									const char *keys, const bool *isnull);
 extern void target_report_duplicate(void);
-extern SPIPlanPtr target_prepare(const char *statement, int nargs,
-								 Oid *argtypes);
+extern SPIPlanPtr target_prepare(const Target *target, const char *statement,
+								 int nargs, Oid *argtypes);
 extern void target_keep(Target *target, TargetStatement statement,
 						SPIPlanPtr plan);
 extern void target_check_plan(const Target *target, SPIPlanPtr plan);

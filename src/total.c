@@ -82,12 +82,12 @@ get_plan(Target *target, TupleDesc desc, const bool *isnull)
 		any_null |= isnull[i];
 	}
 	if (any_null)
-		return target_prepare(select_statement(target, isnull), desc->natts,
-							  types);
+		return target_prepare(target, select_statement(target, isnull),
+							  desc->natts, types);
 	if (target->plans[TARGET_SELECT] == NULL)
 		target_keep(target, TARGET_SELECT,
-					target_prepare(select_statement(target, NULL), desc->natts,
-								   types));
+					target_prepare(target, select_statement(target, NULL),
+								   desc->natts, types));
 	return target_plan(target, TARGET_SELECT);
 }
 

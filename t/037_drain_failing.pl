@@ -17,13 +17,14 @@ my $db = 'postgres';
 my $node = new_node('main');
 
 sql(q{
-	CREATE TABLE reason (message text, hint text);
-	INSERT INTO reason VALUES ('no', '');
+	CREATE TABLE reason (message text, detail text, hint text);
+	INSERT INTO reason VALUES ('no', '', '');
 	CREATE TABLE stored (key text, counter bigint);
 	CREATE FUNCTION failing_store(p_key text, p_counter bigint) RETURNS void LANGUAGE plpgsql AS $$
 	BEGIN
 		IF (SELECT message FROM reason) <> '' THEN
-			RAISE '%', (SELECT message FROM reason) USING HINT = (SELECT hint FROM reason);
+			RAISE '%', (SELECT message FROM reason)
+				USING DETAIL = (SELECT detail FROM reason), HINT = (SELECT hint FROM reason);
 		END IF;
 		INSERT INTO stored VALUES (p_key, p_counter);
 	END $$;
@@ -55,9 +56,9 @@ my $session = start_session($node, $db, q{SELECT sb_drain('failing')});
 wait_for_output($session, qr/WARNING:  could not flush buffer "failing": no\n$next/, 'a failure is told');
 my $seen = sql("SELECT failures $failures");
 wait_for($node, $db, "SELECT failures > $seen + 3 $failures", 'it fails again and again');
-sql(q{UPDATE reason SET message = 'still no', hint = 'Wait.'});
-wait_for_output($session, qr/WARNING:  could not flush buffer "failing": still no\n$next\S*\nHINT:  Wait\.\n/,
-	'another one is told, with its hint');
+sql(q{UPDATE reason SET message = 'still no', detail = 'It is early.', hint = 'Wait.'});
+wait_for_output($session, qr/WARNING:  could not flush buffer "failing": still no\nDETAIL:  It is early\.\nThe next attempt is at \S+ \S+\nHINT:  Wait\.\n/,
+	'another one is told, with its detail and its hint');
 sql(q{UPDATE reason SET message = ''});
 finish_session($session, 'the drain ends when the handler works');
 is($session->{out}, "t\n", 'and is true');

@@ -72,23 +72,23 @@ sub rotate_while_held
 		sql(q{
 			DO $$
 			BEGIN
-				FOR i IN 1 .. 100 LOOP
+				FOR i IN 1 .. 400 LOOP
 					INSERT INTO hits SELECT 'a key that is long enough to fill the ledger soon ' || k, 1
 					FROM generate_series(1, 50) AS k;
 					COMMIT;
 				END LOOP;
 			END
 			$$});
-		$counted += 100;
+		$counted += 400;
 		my ($size, $then) = split /\|/, sql("SELECT $ledgers, f FROM ($now) AS s (f)");
 
 		$largest = $size if $size > $largest;
 		$rotations++ if $then ne $files;
 		$files = $then;
-		last if $rotations == 4;
+		last if $rotations == 3;
 	}
-	is($rotations, 4, "$what: the ledger is rotated");
-	cmp_ok($largest, '<', 4 * 1024 * 1024, "$what: and remains small");
+	is($rotations, 3, "$what: the ledger is rotated");
+	cmp_ok($largest, '<', 16 * 1024 * 1024, "$what: and remains small");
 	is(sql(q{SELECT string_agg(buffer || ' ' || durable, ' ' ORDER BY buffer) FROM sb_stat_buffers}),
 		'empty on held pending hits on', "$what: the other one is not loaded");
 	return;
@@ -263,6 +263,95 @@ sql(q{ALTER FOREIGN TABLE wides OPTIONS (SET durable 'false'); ALTER FOREIGN TAB
 crash();
 is(sql('SELECT sum(n) FROM wides'), 8, 'and switched off and on');
 
+# --- what drops the ledger ---------------------------------------------------------------
+
+# It locks the buffers first, as whoever counts does.  So it waits for a flush, and the
+# flush does not wait for it.
+my $offset = -s $node->logfile;
+foreach my $drop ('EXTENSION statbuffer CASCADE', 'SCHEMA counting CASCADE', 'OWNED BY counter CASCADE')
+{
+	$node->safe_psql($db, 'CREATE ROLE counter SUPERUSER') if $drop =~ /OWNED/;
+	$node->safe_psql($db, 'CREATE DATABASE dropping');
+	$node->safe_psql('dropping', join(';', $drop =~ /OWNED/ ? 'SET ROLE counter' : 'SELECT', 'CREATE SCHEMA counting',
+			'CREATE EXTENSION statbuffer SCHEMA counting'));
+	make_buffer($node, 'dropping', 'gated', q{interval '10ms', durable 'true'});
+	my $gate = close_gate($node, 'dropping');
+	$node->safe_psql('dropping', q{INSERT INTO gated VALUES ('a', 1)});
+	wait_at_gate($node, 'dropping', 'the handler waits');
+	my $dropping = start_session($node, 'dropping', q{LOAD 'statbuffer'}, "DROP $drop");
+	wait_for_session($dropping, q{l.relation IS NOT NULL}, "DROP $drop waits for the flush");
+	open_gate($gate);
+	finish_session($dropping, 'and gets what it wants');
+	is($node->safe_psql('dropping', 'SELECT sum(counter) FROM gated_calls'), 1, 'after what was counted is stored');
+	$node->safe_psql($db, 'DROP DATABASE dropping');
+}
+is(lines_in_log($node, qr/deadlock/, $offset), 0, 'nobody was cancelled for it');
+
+# Who may not drop it locks nothing.
+$node->safe_psql($db, 'CREATE ROLE stranger LOGIN');
+$locker = lock_buffer('SELECT count(*) FROM hits');
+($status, $out, $err) = $node->psql($db, "SET lock_timeout = '$patience'; LOAD 'statbuffer'; SET SESSION AUTHORIZATION stranger; DROP EXTENSION statbuffer CASCADE");
+like($err, qr/must be owner of extension/, 'who may not drop the extension locks nothing');
+$locker->quit;
+
 $node->stop;
 unlike(slurp_file($node->logfile), qr/PANIC|TRAP|terminated by signal|could not keep/, 'nothing else went wrong');
+
+# --- no slot, no disk -----------------------------------------------------------------------
+
+$node = PostgreSQL::Test::Cluster->new('full');
+$node->init(extra => ['--wal-segsize=1']);
+$node->append_conf('postgresql.conf', q{
+max_worker_processes = 2
+max_logical_replication_workers = 0
+max_prepared_transactions = 2
+autovacuum = off
+log_line_prefix = '%m [%p] %b %q%a '
+});
+$node->start;
+use_node($node);
+sql(q{
+	CREATE EXTENSION statbuffer;
+	CREATE TABLE hits_target (key text PRIMARY KEY, n bigint NOT NULL DEFAULT 0);
+	SELECT sb_create('hits', 'hits_target', 'n', 'durable=true', 'interval=1h')});
+make_buffer($node, $db, 'gated', q{interval '10ms'});
+
+# One is the launcher's, and the other one that of a busy worker.
+my $gate = close_gate($node, $db);
+increment($node, $db, 'gated', 'a');
+wait_at_gate($node, $db, 'the last slot is taken');
+sql(q{BEGIN; INSERT INTO hits VALUES ('p', 1); PREPARE TRANSACTION 'p'});
+sql(q{COMMIT PREPARED 'p'});
+$node->wait_for_log(qr/out of background worker slots\n.*The ledger of a database with durable buffers waits/);
+is(total('p', 'hits'), 0, 'without a slot, nothing is counted that was prepared');
+open_gate($gate);
+wait_for($node, $db, q{SELECT sb_total('p', 'hits') = 1}, 'it is when there is one');
+
+# The disk is full for whoever connects from now on: no file may be larger.
+my $insert = q{INSERT INTO hits SELECT 'a key that is long enough to fill the ledger soon ' || g, 1 FROM generate_series(1, 5000) AS g};
+my $range = q{SELECT min(t), max(t) FROM (
+	SELECT sb_total('a key that is long enough to fill the ledger soon ' || g, 'hits') AS t FROM generate_series(1, 5000) AS g) AS s};
+my ($postmaster) = split /\n/, slurp_file($node->data_dir . '/postmaster.pid');
+SKIP:
+{
+	skip 'there is no prlimit', 5 if system("prlimit --pid $postmaster --fsize=2097152:unlimited") != 0;
+
+	my $n = 0;
+	for (1 .. 100)
+	{
+		($status, $out, $err) = $node->psql($db, $insert);
+		last if $status != 0;
+		$n++;
+	}
+	like($err, qr/could not (extend|write)[^\n]*: File too large/, 'the ledger cannot grow: the transaction fails');
+	cmp_ok($n, '>', 1, 'not the first one');
+	is(sql($range), "$n|$n", 'and nothing of it is counted');
+	system_or_bail("prlimit --pid $postmaster --fsize=unlimited:unlimited");
+	sql($insert);
+	crash();
+	is(sql($range), ($n + 1) . '|' . ($n + 1), 'after a crash, all is there that was counted');
+	is(sql(q{SELECT sb_drain('hits')}), 't', 'and is stored');
+}
+$node->stop;
+unlike(slurp_file($node->logfile), qr/PANIC|TRAP|terminated by signal/, 'nothing else went wrong');
 done_testing();

@@ -276,6 +276,12 @@ my @disturbances = (
 		  . any('COMMIT', 'ROLLBACK') } ],
 	[ 'key columns altered', sub {
 		'ALTER FOREIGN TABLE handled ALTER COLUMN key TYPE ' . any('text', 'varchar(100)', 'varchar') } ],
+	[ 'key columns altered while durable is off', sub {
+		"BEGIN; ALTER FOREIGN TABLE handled OPTIONS (SET durable 'false'); ALTER FOREIGN TABLE handled ALTER COLUMN key TYPE "
+		  . any('text', 'varchar(100)', 'varchar') . "; ALTER FOREIGN TABLE handled OPTIONS (SET durable 'true'); "
+		  . any('COMMIT', 'ROLLBACK') } ],
+	[ 'buffers locked for a while', sub {
+		'BEGIN; ALTER FOREIGN TABLE ' . any(@buffers) . ' OWNER TO CURRENT_USER; SELECT pg_sleep(' . any(0.5, 3) . '); COMMIT' } ],
 	[ 'options altered', sub {
 		'ALTER FOREIGN TABLE ' . any(@buffers) . ' OPTIONS ' . any(
 			"(SET interval '20ms')", "(SET interval '500ms')", "(SET interval '1h')", "(SET backoff '1s')", "(SET backoff '20ms')") } ],
