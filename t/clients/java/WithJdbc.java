@@ -153,6 +153,20 @@ public class WithJdbc {
 		seen("stale", update("UPDATE article SET views = ? WHERE id = ? AND views = ?", 3L, article, 2L));
 		seen("verb", value("SELECT views FROM article WHERE id = ?", article));
 
+		// It takes no lock, as on a table it would: two that have read the same both
+		// count.
+		Object both = value("INSERT INTO article (title) VALUES (?) RETURNING id", ME + " both");
+		db.setAutoCommit(false);
+		int first = update("UPDATE article SET views = ? WHERE id = ? AND views = ?", 1L, both, 0L);
+		try (Connection other = DriverManager.getConnection(url);
+			 PreparedStatement prepared = other.prepareStatement("UPDATE article SET views = 1 WHERE id = ? AND views = 0")) {
+			prepared.setObject(1, both);
+			seen("both as read", first + " and " + prepared.executeUpdate());
+		}
+		db.commit();
+		db.setAutoCommit(true);
+		seen("both", value("SELECT views FROM article WHERE id = ?", both));
+
 		// A result set that is updatable needs a primary key.
 		try (ResultSet result = db.createStatement(ResultSet.TYPE_SCROLL_INSENSITIVE, ResultSet.CONCUR_UPDATABLE)
 				.executeQuery("SELECT id, views FROM article WHERE id = " + article)) {
