@@ -59,6 +59,10 @@
 
 COMPAT_FUNCTION_INFO_V1(sb_ledger_rows);
 
+StaticAssertDecl(offsetof(LedgerTuple, epoch) == MAXALIGN(SizeofHeapTupleHeader) &&
+				 offsetof(LedgerTuple, body) == offsetof(LedgerTuple, epoch) + 2 * sizeof(uint64),
+				 "a row must be as heap_form_tuple() forms it");
+
 /* the tables of this database, if they were found */
 static LedgerTables found;
 
@@ -130,12 +134,9 @@ ledger_find_extension(LedgerExtension *extension)
 	return is_there;
 }
 
-/*
- * Find the tables of this database.  If the extension is not there, returns false
- * with `missing_ok', and otherwise raises an error.
- */
-bool
-ledger_find_tables(LedgerTables *tables, bool missing_ok)
+/* Set `found', as ledger_find_tables(). */
+static bool
+find_tables(bool missing_ok)
 {
 	if (unlikely(!OidIsValid(found.epochs)))
 	{
@@ -164,8 +165,20 @@ ledger_find_tables(LedgerTables *tables, bool missing_ok)
 				 errmsg("the ledger of durable buffers is missing"),
 				 errhint("Drop and create the extension \"%s\".", "statbuffer")));
 	}
-	*tables = found;
 	return true;
+}
+
+/*
+ * Find the tables of this database.  If the extension is not there, returns false
+ * with `missing_ok', and otherwise raises an error.
+ */
+bool
+ledger_find_tables(LedgerTables *tables, bool missing_ok)
+{
+	bool		is_there = find_tables(missing_ok);
+
+	*tables = found;
+	return is_there;
 }
 
 /* Attach to the table of databases, or with `create' make it. */
@@ -418,17 +431,11 @@ ledger_read_epochs(Oid relid)
 	return epochs;
 }
 
-/* Insert a row. */
 static void
-insert(Relation rel, Datum *values, int options, ItemPointer tid)
+insert(Relation rel, HeapTuple tuple, int options)
 {
-	static bool isnull[LEDGER_NATTS] = {false};
-	HeapTuple	tuple = heap_form_tuple(RelationGetDescr(rel), values, isnull);
-
 	heap_insert(rel, tuple, GetCurrentCommandId(true),
 				options | HEAP_INSERT_NO_LOGICAL, NULL);
-	*tid = tuple->t_self;
-	heap_freetuple(tuple);
 }
 
 /*
@@ -445,6 +452,8 @@ ledger_make_epoch(Oid relid, const KeyShape *shape, bool frozen)
 	Relation	rel;
 	Snapshot	snapshot;
 	Datum		values[EPOCH_NATTS];
+	bool		isnull[EPOCH_NATTS] = {false};
+	HeapTuple	tuple;
 
 	SET_VARSIZE(copy, VARHDRSZ + shape->size);
 	memcpy(VARDATA(copy), shape, shape->size);
@@ -459,7 +468,10 @@ ledger_make_epoch(Oid relid, const KeyShape *shape, bool frozen)
 
 	/* for a shape that is toasted */
 	snapshot = RegisterSnapshot(GetCatalogSnapshot(tables.epochs));
-	insert(rel, values, frozen ? HEAP_INSERT_FROZEN : 0, &epoch->tid);
+	tuple = heap_form_tuple(RelationGetDescr(rel), values, isnull);
+	insert(rel, tuple, frozen ? HEAP_INSERT_FROZEN : 0);
+	epoch->tid = tuple->t_self;
+	heap_freetuple(tuple);
 	UnregisterSnapshot(snapshot);
 	table_close(rel, NoLock);
 	CommandCounterIncrement();
@@ -505,17 +517,17 @@ ledger_open_current(LedgerWriter *writer, bool at_once)
 {
 	SharedDatabase *database = ledger_database(MyDatabaseId, true);
 
+	writer->database = database;
 	writer->prepared = false;
 	writer->at_once = at_once;
 	writer->incarnation = database->incarnation;
 	for (;;)
 	{
 		uint32		current = pg_atomic_read_u32(&database->current);
-		LedgerTables tables;
 		Oid			relid;
 
-		ledger_find_tables(&tables, false);
-		relid = tables.ledgers[current];
+		find_tables(false);
+		relid = found.ledgers[current];
 
 		/*
 		 * Do not wait in line for a ledger that is no longer current: the
@@ -548,10 +560,9 @@ ledger_open_current(LedgerWriter *writer, bool at_once)
 void
 ledger_open_prepared(LedgerWriter *writer)
 {
-	LedgerTables tables;
-
-	ledger_find_tables(&tables, false);
-	writer->rel = table_open(tables.prepared, RowExclusiveLock);
+	find_tables(false);
+	writer->rel = table_open(found.prepared, RowExclusiveLock);
+	writer->database = NULL;
 	writer->prepared = true;
 	writer->at_once = false;
 	writer->incarnation = 0;
@@ -561,29 +572,63 @@ ledger_open_prepared(LedgerWriter *writer)
 void
 ledger_begin_body(LedgerBody *body, uint64 epoch)
 {
-	body->epoch = epoch;
+	body->row.epoch = epoch;
 	body->used = VARHDRSZ;
 }
+
+#ifdef USE_ASSERT_CHECKING
+/* Is a row as heap_form_tuple() forms it, but for what heap_insert() sets? */
+static bool
+is_as_formed(Relation rel, HeapTuple tuple, LedgerTuple *row)
+{
+	static bool isnull[LEDGER_NATTS] = {false};
+	Datum		values[LEDGER_NATTS];
+	HeapTuple	formed;
+	bool		same;
+
+	values[LEDGER_EPOCH - 1] = Int64GetDatum((int64) row->epoch);
+	values[LEDGER_INCARNATION - 1] = Int64GetDatum((int64) row->incarnation);
+	values[LEDGER_BODY - 1] = PointerGetDatum(row->body);
+	formed = heap_form_tuple(RelationGetDescr(rel), values, isnull);
+	same = formed->t_len == tuple->t_len &&
+		(formed->t_data->t_infomask & ~HEAP_XACT_MASK) == tuple->t_data->t_infomask &&
+		HeapTupleHeaderGetNatts(formed->t_data) == HeapTupleHeaderGetNatts(tuple->t_data) &&
+		formed->t_data->t_hoff == tuple->t_data->t_hoff &&
+		memcmp((char *) formed->t_data + formed->t_data->t_hoff, &row->epoch,
+			   formed->t_len - formed->t_data->t_hoff) == 0;
+	heap_freetuple(formed);
+	return same;
+}
+#endif
 
 /* Append the keys that were put together, if there are any. */
 void
 ledger_end_body(LedgerWriter *writer, LedgerBody *body)
 {
-	SharedDatabase *database = ledger_database(MyDatabaseId, true);
-	Datum		values[LEDGER_NATTS];
-	ItemPointerData tid;
+	LedgerTuple *row = &body->row;
+	HeapTupleHeader header = (HeapTupleHeader) row->header;
+	HeapTupleData tuple;
 
 	if (body->used == VARHDRSZ)
 		return;
-	SET_VARSIZE(body->data, body->used);
-	values[LEDGER_EPOCH - 1] = Int64GetDatum((int64) body->epoch);
-	values[LEDGER_INCARNATION - 1] = Int64GetDatum((int64) writer->incarnation);
-	values[LEDGER_BODY - 1] = PointerGetDatum(body->data);
-	insert(writer->rel, values, writer->at_once ? HEAP_INSERT_FROZEN : 0, &tid);
+	SET_VARSIZE(row->body, body->used);
+	row->incarnation = writer->incarnation;
+
+	/* heap_insert() sets what is missing, and there are no null values */
+	memset(row->header, 0, sizeof(row->header));
+	header->t_infomask = HEAP_HASVARWIDTH;
+	HeapTupleHeaderSetNatts(header, LEDGER_NATTS);
+	header->t_hoff = sizeof(row->header);
+	tuple.t_len = offsetof(LedgerTuple, body) + body->used;
+	tuple.t_tableOid = InvalidOid;
+	tuple.t_data = header;
+	Assert(is_as_formed(writer->rel, &tuple, row));
+
+	insert(writer->rel, &tuple, writer->at_once ? HEAP_INSERT_FROZEN : 0);
 	body->used = VARHDRSZ;
 	if (!writer->prepared &&
-		unlikely((uint64) ItemPointerGetBlockNumber(&tid) * BLCKSZ >=
-				 ledger_rotation_size(database)))
+		unlikely((uint64) ItemPointerGetBlockNumber(&tuple.t_self) * BLCKSZ >=
+				 ledger_rotation_size(writer->database)))
 		ledger_want(LEDGER_ROTATE);
 }
 
@@ -596,11 +641,11 @@ ledger_put(LedgerWriter *writer, LedgerBody *body, const char *data, uint16 len,
 
 	if (body->used + PACKED_KEY_MAX(len) > LEDGER_BODY_SIZE)
 		ledger_end_body(writer, body);
-	to = body->data + body->used;
+	to = body->row.body + body->used;
 	memcpy(to, &len, sizeof(len));
 	to = pack_number(to + sizeof(len), fold_sign(count));
 	memcpy(to, data, KEY_LENGTH(len));
-	body->used = to + KEY_LENGTH(len) - body->data;
+	body->used = to + KEY_LENGTH(len) - body->row.body;
 }
 
 /* Append a row as it is.  For one that is damaged, and is kept. */
@@ -613,7 +658,7 @@ ledger_copy_row(LedgerWriter *writer, const LedgerRow *row)
 	if (len > LEDGER_BODY_SIZE - VARHDRSZ)
 		elog(ERROR, "row of %d bytes in the ledger of durable buffers", len);
 	ledger_begin_body(&body, row->epoch);
-	memcpy(body.data + body.used, row->next, len);
+	memcpy(body.row.body + body.used, row->next, len);
 	body.used += len;
 	ledger_end_body(writer, &body);
 }

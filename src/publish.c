@@ -54,6 +54,9 @@ typedef struct PublishedKey
 static PublishedKey *published = NULL;
 static uint64 npublished = 0;
 
+/* allocate_body() has given its static memory away */
+static bool first_body_used = false;
+
 /*
  * List the keys in the order of the ranges of their hashes.
  *
@@ -382,18 +385,33 @@ allocate_requests(void)
 }
 
 /*
+ * Get memory for a body, to the end of the transaction.  The first one, which
+ * often is the only one, is in static memory: it takes a large part of a
+ * context's first block, and so would have another one allocated.
+ */
+static LedgerBody *
+allocate_body(void)
+{
+	static LedgerBody first;
+
+	if (first_body_used)
+		return MemoryContextAlloc(TopTransactionContext, sizeof(LedgerBody));
+	first_body_used = true;
+	return &first;
+}
+
+/*
  * Begin what a durable buffer appends to the ledger.  Returns whether it is
  * durable.
  */
-static bool
+static inline bool
 begin_body(PendingBuffer *pending)
 {
 	SbBuffer   *buffer = pending->buffer;
 
 	if (likely(!buffer->options.durable))
 		return false;
-	pending->body = MemoryContextAlloc(TopTransactionContext,
-									   sizeof(LedgerBody));
+	pending->body = allocate_body();
 	ledger_begin_body(pending->body, durable_epoch(buffer, buffer->shape->keys));
 	return true;
 }
@@ -648,4 +666,5 @@ publish_forget(void)
 {
 	published = NULL;
 	npublished = 0;
+	first_body_used = false;
 }
