@@ -47,6 +47,7 @@ OBJS = \
 	src/standby.o \
 	src/statbuffer.o \
 	src/stats.o \
+	src/sums.o \
 	src/table.o \
 	src/target.o \
 	src/total.o \

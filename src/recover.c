@@ -6,7 +6,7 @@
  * Four tasks are similar, and are here together: loading what the ledger has of
  * other incarnations, sweeping what was prepared, doing both for one buffer that
  * ceases to be durable, and rotating the ledger.  Each adds up rows by epoch and
- * key (KeySums), in local memory.  Then it pins the counter of each key that has
+ * key (EpochSums), in local memory.  Then it pins the counter of each key that has
  * a sum, or appends the sums, or both, in the same transaction.  Counts are added
  * in the COMMIT callback, where nothing can fail and nobody can stop it; ABORT
  * releases the pins.
@@ -32,7 +32,6 @@
 #include "access/table.h"
 #include "access/xact.h"
 #include "buffer.h"
-#include "common/hashfn.h"
 #include "compat.h"
 #include "counters.h"
 #include "ddl.h"
@@ -42,6 +41,7 @@
 #include "recover.h"
 #include "storage/bufmgr.h"
 #include "storage/lmgr.h"
+#include "sums.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
@@ -75,51 +75,11 @@ typedef struct RecoverEpoch
 	struct RecoverEpoch *others;
 } RecoverEpoch;
 
-/* A key of an epoch, and what the rows have of it altogether. */
-typedef struct SumKey
-{
-	RecoverEpoch *epoch;
-	KeyBytes	bytes;
-} SumKey;
-
-typedef struct KeySum
-{
-	SumKey		key;
-	int64		sum;
-	char		status;			/* for simplehash.h */
-} KeySum;
-
-static inline uint32
-sum_hash(const SumKey *key)
-{
-	return key->bytes.hash ^ (uint32) key->epoch->number;
-}
-
-static inline bool
-sum_equal(const SumKey *a, const SumKey *b)
-{
-	return a->epoch == b->epoch && a->bytes.hash == b->bytes.hash &&
-		a->bytes.len == b->bytes.len &&
-		memcmp(a->bytes.data, b->bytes.data, KEY_LENGTH(a->bytes.len)) == 0;
-}
-
-#define SH_PREFIX			keysums
-#define SH_ELEMENT_TYPE		KeySum
-#define SH_KEY_TYPE			SumKey
-#define SH_KEY				key
-#define SH_HASH_KEY(tb, key)	sum_hash(&(key))
-#define SH_EQUAL(tb, a, b)	sum_equal(&(a), &(b))
-#define SH_SCOPE			static inline
-#define SH_DECLARE
-#define SH_DEFINE
-#include "lib/simplehash.h"
-
 /* Rows that are added up. */
-typedef struct KeySums
+typedef struct EpochSums
 {
 	MemoryContext context;		/* of all that is here */
-	MemoryContext keys;
-	keysums_hash *hash;
+	KeySums		keys;			/* those of epochs */
 	RecoverEpoch *epochs;		/* by number */
 	int			nepochs;
 	RecoverEpoch *recent;		/* the epoch of the last row, or NULL */
@@ -137,7 +97,7 @@ typedef struct KeySums
 	uint32		nleft;			/* rows that were left */
 
 	LedgerWriter *writer;		/* for rows that are damaged, or NULL */
-} KeySums;
+} EpochSums;
 
 /* A count that is to be added. */
 typedef struct Addition
@@ -338,21 +298,19 @@ compare_epochs(const void *a, const void *b)
 }
 
 /* Prepare to add up rows of these epochs. */
-static KeySums *
+static EpochSums *
 begin_sums(List *epochs)
 {
 	MemoryContext context = AllocSetContextCreate(TopTransactionContext,
 												  "statbuffer ledger sums",
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext oldcontext = MemoryContextSwitchTo(context);
-	KeySums    *sums = palloc0(sizeof(KeySums));
+	EpochSums  *sums = palloc0(sizeof(EpochSums));
 	ListCell   *lc;
 
 	sums->context = context;
 	sums->incarnation = ledger_database(MyDatabaseId, true)->incarnation;
-	sums->keys = GenerationContextCreate(context, "statbuffer ledger keys",
-										 ALLOCSET_DEFAULT_SIZES);
-	sums->hash = keysums_create(context, 1024, NULL);
+	sums_begin(&sums->keys, context);
 	sums->epochs = MemoryContextAllocHuge(context,
 										  Max(list_length(epochs), 1) * sizeof(RecoverEpoch));
 	foreach(lc, epochs)
@@ -372,14 +330,14 @@ begin_sums(List *epochs)
 }
 
 static void
-end_sums(KeySums *sums)
+end_sums(EpochSums *sums)
 {
 	MemoryContextDelete(sums->context);
 }
 
 /* Find an epoch, or NULL if its rows are not wanted. */
 static RecoverEpoch *
-find_epoch(KeySums *sums, uint64 number)
+find_epoch(EpochSums *sums, uint64 number)
 {
 	RecoverEpoch key = {.number = number};
 
@@ -389,43 +347,11 @@ find_epoch(KeySums *sums, uint64 number)
 	return sums->recent;
 }
 
-/* Add the keys of a row to the sums of an epoch. */
-static void
-add_keys(KeySums *sums, RecoverEpoch *epoch, LedgerRow *row)
-{
-	LedgerKey	from;
-
-	while (ledger_next_key(row, &from))
-	{
-		SumKey		key;
-		KeySum	   *entry;
-		bool		found;
-
-		key.epoch = epoch;
-		key.bytes.data = from.data;
-		key.bytes.len = from.len;
-		key.bytes.hash = key_hash(from.data, from.len);
-		entry = keysums_insert(sums->hash, key, &found);
-		if (!found)
-		{
-			char	   *copy = MemoryContextAlloc(sums->keys,
-												  Max(KEY_LENGTH(from.len), 1));
-
-			memcpy(copy, from.data, KEY_LENGTH(from.len));
-			entry->key.bytes.data = copy;
-			entry->sum = 0;
-		}
-
-		/* it may exceed the range on the way, but not in the end */
-		entry->sum = (int64) ((uint64) entry->sum + (uint64) from.count);
-	}
-}
-
 /* Visitor: add up the rows of a ledger. */
 static void
 visit_row(LedgerRow *row, void *arg)
 {
-	KeySums    *sums = arg;
+	EpochSums  *sums = arg;
 	RecoverEpoch *epoch;
 
 	if (sums->others && row->incarnation == sums->incarnation)
@@ -446,7 +372,7 @@ visit_row(LedgerRow *row, void *arg)
 		}
 		return;
 	}
-	add_keys(sums, epoch, row);
+	sums_add_row(&sums->keys, epoch, row);
 }
 
 /*
@@ -458,7 +384,7 @@ visit_row(LedgerRow *row, void *arg)
 static void
 visit_prepared(LedgerRow *row, void *arg)
 {
-	KeySums    *sums = arg;
+	EpochSums  *sums = arg;
 	RecoverEpoch *epoch = find_epoch(sums, row->epoch);
 	bool		is_nobodys = epoch == NULL ||
 	(epoch->buffer != NULL && epoch->buffer->gone);
@@ -481,12 +407,12 @@ visit_prepared(LedgerRow *row, void *arg)
 	}
 	sums->tids[sums->ntids++] = row->tuple->t_self;
 	if (!is_nobodys)
-		add_keys(sums, epoch, row);
+		sums_add_row(&sums->keys, epoch, row);
 }
 
 /* Add up the rows of a ledger that are visible now. */
 static void
-scan_ledger(Oid relid, KeySums *sums)
+scan_ledger(Oid relid, EpochSums *sums)
 {
 	Relation	rel = table_open(relid, AccessShareLock);
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
@@ -507,7 +433,7 @@ scan_ledger(Oid relid, KeySums *sums)
  * look who has written what.
  */
 static void
-scan_ledgers(const LedgerTables *tables, KeySums *sums)
+scan_ledgers(const LedgerTables *tables, EpochSums *sums)
 {
 	Relation	rels[lengthof(tables->ledgers)];
 
@@ -517,6 +443,12 @@ scan_ledgers(const LedgerTables *tables, KeySums *sums)
 		ledger_scan(rels[i], SnapshotSelf, visit_row, sums);
 	for (int i = 0; i < lengthof(rels); i++)
 		table_close(rels[i], AccessShareLock);
+}
+
+static inline RecoverEpoch *
+epoch_of(const KeySum *entry)
+{
+	return entry->key.of;
 }
 
 /* The sums of an epoch are listed from `first' on.  Returns where they end. */
@@ -534,7 +466,7 @@ set_first(RecoverEpoch *epoch, uint64 first)
  * `n' to their number.
  */
 static KeySum **
-list_sums(KeySums *sums, uint64 *n)
+list_sums(EpochSums *sums, uint64 *n)
 {
 	KeySum	  **list;
 	KeySum	   *entry;
@@ -542,11 +474,11 @@ list_sums(KeySums *sums, uint64 *n)
 	uint64		first = 0;
 
 	*n = 0;
-	keysums_start_iterate(sums->hash, &iterator);
-	while ((entry = keysums_iterate(sums->hash, &iterator)) != NULL)
+	keysums_start_iterate(sums->keys.hash, &iterator);
+	while ((entry = keysums_iterate(sums->keys.hash, &iterator)) != NULL)
 		if (entry->sum != 0)
 		{
-			entry->key.epoch->nsums++;
+			epoch_of(entry)->nsums++;
 			(*n)++;
 		}
 	for (int i = 0; i < sums->nepochs; i++)
@@ -558,10 +490,10 @@ list_sums(KeySums *sums, uint64 *n)
 			first = set_first(epoch->others, first);
 	}
 	list = MemoryContextAllocHuge(sums->context, Max(*n, 1) * sizeof(KeySum *));
-	keysums_start_iterate(sums->hash, &iterator);
-	while ((entry = keysums_iterate(sums->hash, &iterator)) != NULL)
+	keysums_start_iterate(sums->keys.hash, &iterator);
+	while ((entry = keysums_iterate(sums->keys.hash, &iterator)) != NULL)
 		if (entry->sum != 0)
-			list[entry->key.epoch->nsums++] = entry;
+			list[epoch_of(entry)->nsums++] = entry;
 	return list;
 }
 
@@ -626,7 +558,7 @@ pin_sums(Recovery *recovery, KeySum **list, uint64 n)
 	for (uint64 i = 0; i < n; i++)
 	{
 		KeySum	   *entry = list[i];
-		RecoverEpoch *epoch = entry->key.epoch;
+		RecoverEpoch *epoch = epoch_of(entry);
 		CounterTable *table = attach(epoch);
 		Addition   *addition = &recovery->additions[i];
 
@@ -654,11 +586,11 @@ append_sums(LedgerWriter *writer, KeySum **list, uint64 n)
 		const SumKey *key = &list[i]->key;
 
 		CHECK_FOR_INTERRUPTS();
-		if (key->epoch != epoch)
+		if (epoch_of(list[i]) != epoch)
 		{
 			if (epoch != NULL)
 				ledger_end_body(writer, &body);
-			epoch = key->epoch;
+			epoch = epoch_of(list[i]);
 			writer->incarnation = epoch->incarnation;
 			ledger_begin_body(&body, epoch->number);
 			nbytes += sizeof(HeapTupleHeaderData) + VARHDRSZ;
@@ -688,7 +620,7 @@ typedef struct BufferEntry
  * Read the epochs, and prepare to add up their rows: those of buffers that are
  * recovered.  With `all', also those of others; rows of them are left.
  */
-static KeySums *
+static EpochSums *
 read_epochs(Recovery *recovery, bool all)
 {
 	List	   *epochs = ledger_read_epochs(InvalidOid);
@@ -701,7 +633,7 @@ read_epochs(Recovery *recovery, bool all)
 									  &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	List	   *wanted = NIL;
 	List	   *owners = NIL;
-	KeySums    *sums;
+	EpochSums  *sums;
 	ListCell   *lc;
 	ListCell   *lc2;
 
@@ -898,7 +830,7 @@ recover_load(void)
 	Recovery   *recovery = begin();
 	SharedDatabase *database = ledger_database(MyDatabaseId, true);
 	LedgerTables tables;
-	KeySums    *sums;
+	EpochSums  *sums;
 	KeySum	  **list;
 	uint64		n;
 	bool		blocked = false;
@@ -1021,7 +953,7 @@ lock_swept_buffers(Recovery *recovery, PreparedRows *rows)
 
 /* Delete the rows of sb_ledger_prepared that were added up. */
 static void
-delete_rows(Relation rel, KeySums *sums)
+delete_rows(Relation rel, EpochSums *sums)
 {
 	for (uint64 i = 0; i < sums->ntids; i++)
 	{
@@ -1042,7 +974,7 @@ recover_sweep(void)
 	LedgerTables tables;
 	Relation	rel;
 	Snapshot	snapshot;
-	KeySums    *sums;
+	EpochSums  *sums;
 	KeySum	  **list;
 	uint64		n;
 	bool		blocked;
@@ -1126,7 +1058,7 @@ recover_buffer(Oid relid)
 	Relation	rel;
 	BufferSettings settings;
 	LedgerTables tables;
-	KeySums    *sums;
+	EpochSums  *sums;
 	KeySum	  **list;
 	uint64		n;
 
@@ -1234,10 +1166,10 @@ choose_ledger(SharedDatabase *database, const LedgerTables *tables)
  * No lock is needed: what is loaded remains so, and what is not is loaded by this
  * process, or by a session that at its commit deletes the epochs.
  */
-static KeySums *
+static EpochSums *
 begin_all_sums(SharedDatabase *database)
 {
-	KeySums    *sums = begin_sums(ledger_read_epochs(InvalidOid));
+	EpochSums  *sums = begin_sums(ledger_read_epochs(InvalidOid));
 
 	sums->every = true;
 	for (int i = 0; i < sums->nepochs; i++)
@@ -1271,7 +1203,7 @@ recover_rotate(void)
 	LOCKTAG		tag;
 	Relation	rel;
 	int			old;
-	KeySums    *sums;
+	EpochSums  *sums;
 	KeySum	  **list;
 	uint64		n;
 

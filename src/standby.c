@@ -21,41 +21,14 @@
 #include "access/table.h"
 #include "ledger.h"
 #include "standby.h"
+#include "sums.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
-typedef struct CountEntry
-{
-	KeyBytes	key;
-	int64		count;
-	char		status;			/* for simplehash.h */
-} CountEntry;
-
-static inline bool
-same_key(const KeyBytes *a, const KeyBytes *b)
-{
-	return a->len == b->len &&
-		memcmp(a->data, b->data, KEY_LENGTH(a->len)) == 0;
-}
-
-#define SH_PREFIX counthash
-#define SH_ELEMENT_TYPE CountEntry
-#define SH_KEY_TYPE KeyBytes
-#define SH_KEY key
-#define SH_HASH_KEY(tb, k) (k).hash
-#define SH_EQUAL(tb, a, b) same_key(&(a), &(b))
-#define SH_STORE_HASH
-#define SH_GET_HASH(tb, a) (a)->key.hash
-#define SH_SCOPE static inline
-#define SH_DECLARE
-#define SH_DEFINE
-#include "lib/simplehash.h"
-
 struct StandbyCounts
 {
-	MemoryContext context;		/* of the keys */
-	counthash_hash *hash;
+	KeySums		sums;			/* of NULL: whichever the epoch is */
 	List	   *epochs;			/* whose keys can be read */
 	uint64		last;			/* the epoch that was found last, or 0 */
 };
@@ -82,27 +55,9 @@ static void
 add_row(LedgerRow *row, void *arg)
 {
 	StandbyCounts *counts = arg;
-	LedgerKey	key;
 
-	if (!is_readable(counts, row->epoch))
-		return;
-	while (ledger_next_key(row, &key))
-	{
-		KeyBytes	bytes = {key.data, key.len, key_hash(key.data, key.len)};
-		CountEntry *entry;
-		bool		found;
-
-		entry = counthash_insert(counts->hash, bytes, &found);
-		if (!found)
-		{
-			char	   *copy = MemoryContextAlloc(counts->context,
-												  KEY_LENGTH(key.len));
-
-			entry->key.data = memcpy(copy, key.data, KEY_LENGTH(key.len));
-			entry->count = 0;
-		}
-		entry->count = (int64) ((uint64) entry->count + (uint64) key.count);
-	}
+	if (is_readable(counts, row->epoch))
+		sums_add_row(&counts->sums, NULL, row);
 }
 
 /*
@@ -120,8 +75,7 @@ standby_read(SbBuffer *buffer, Snapshot *snapshot)
 	List	   *epochs;
 	ListCell   *lc;
 
-	counts->context = CurrentMemoryContext;
-	counts->hash = counthash_create(CurrentMemoryContext, 64, NULL);
+	sums_begin(&counts->sums, CurrentMemoryContext);
 	ledger_find_tables(&tables, false);
 	relids[0] = tables.ledgers[0];
 	relids[1] = tables.ledgers[1];
@@ -148,15 +102,15 @@ standby_read(SbBuffer *buffer, Snapshot *snapshot)
 void
 standby_visit(StandbyCounts *counts, StandbyVisitor visit, void *arg)
 {
-	counthash_iterator iterator;
-	CountEntry *entry;
+	keysums_iterator iterator;
+	KeySum	   *entry;
 
-	counthash_start_iterate(counts->hash, &iterator);
-	while ((entry = counthash_iterate(counts->hash, &iterator)) != NULL)
+	keysums_start_iterate(counts->sums.hash, &iterator);
+	while ((entry = keysums_iterate(counts->sums.hash, &iterator)) != NULL)
 	{
 		CHECK_FOR_INTERRUPTS();
-		if (entry->count != 0)
-			visit(&entry->key, entry->count, arg);
+		if (entry->sum != 0)
+			visit(&entry->key.bytes, entry->sum, arg);
 	}
 }
 
@@ -164,10 +118,11 @@ standby_visit(StandbyCounts *counts, StandbyVisitor visit, void *arg)
 bool
 standby_look_up(StandbyCounts *counts, const KeyBytes *key, int64 *count)
 {
-	CountEntry *entry = counthash_lookup(counts->hash, *key);
+	SumKey		of_any = {.of = NULL,.bytes = *key};
+	KeySum	   *entry = keysums_lookup(counts->sums.hash, of_any);
 
-	if (entry == NULL || entry->count == 0)
+	if (entry == NULL || entry->sum == 0)
 		return false;
-	*count = entry->count;
+	*count = entry->sum;
 	return true;
 }
