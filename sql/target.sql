@@ -420,6 +420,22 @@ SELECT count(*), sum(n), max(n) FROM checked;
 DROP FOREIGN TABLE checked_counts;
 DROP TABLE checked;
 
+-- The first keys of a large batch tell how the others are stored.
+CREATE TABLE sampled (id int PRIMARY KEY, n bigint);
+INSERT INTO sampled SELECT i, 10 FROM generate_series(1, 300) i;
+SELECT sb_create('sampled_counts', 'sampled', 'n', 'interval=1h', 'batch_size=2000');
+INSERT INTO sampled_counts SELECT i, 10 FROM generate_series(1, 1000) i;
+SELECT sb_drain('sampled_counts');
+SELECT count(*), sum(n), sum(n) FILTER (WHERE id <= 300) FROM sampled;
+DROP FOREIGN TABLE sampled_counts;
+INSERT INTO sampled SELECT i, 10 FROM generate_series(2901, 3000) i;
+SELECT sb_create('sampled_counts', 'sampled', 'n', 'interval=1h', 'batch_size=2000');
+INSERT INTO sampled_counts SELECT i, 10 FROM generate_series(2001, 3000) i;
+SELECT sb_drain('sampled_counts');
+SELECT count(*), sum(n), sum(n) FILTER (WHERE id > 2900) FROM sampled;
+DROP FOREIGN TABLE sampled_counts;
+DROP TABLE sampled;
+
 -- Not if a partition has a trigger that may change what is proposed.
 CREATE TABLE parted (id int PRIMARY KEY, n bigint) PARTITION BY RANGE (id);
 CREATE TABLE parted_1 PARTITION OF parted FOR VALUES FROM (0) TO (1000);

@@ -139,22 +139,6 @@ waits_for_us(int pid)
 }
 
 /*
- * Say what there is to say of a failure besides its message: its own detail, and
- * when the next attempt is.
- */
-static char *
-describe_failure(const SharedFailure *failure)
-{
-	const char *next = _("There is no further attempt, because the buffer's option \"restart\" is \"temporary\".");
-
-	if (failure->retry_at != 0)
-		next = psprintf(_("The next attempt is at %s."),
-						timestamptz_to_str(failure->retry_at + clock_to_timestamp()));
-	return psprintf("%s%s%s", failure->detail,
-					failure->detail[0] != '\0' ? "\n" : "", next);
-}
-
-/*
  * Warn of a new failure, unless it is the one that was told last: a key that is
  * tried again and again fails with the same message.
  */
@@ -162,6 +146,7 @@ static void
 tell_failure(DrainWait *wait)
 {
 	const SharedFailure *failure = &wait->failure;
+	const char *newline = failure->detail[0] != '\0' ? "\n" : "";
 
 	if (!wait->is_new)
 		return;
@@ -174,7 +159,12 @@ tell_failure(DrainWait *wait)
 	ereport(WARNING,
 			(errmsg("could not flush buffer \"%s\": %s",
 					wait->name, failure->message),
-			 errdetail_internal("%s", describe_failure(failure)),
+			 failure->retry_at == 0 ?
+			 errdetail("%s%sThere is no further attempt, because the buffer's option \"restart\" is \"temporary\".",
+					   failure->detail, newline) :
+			 errdetail("%s%sThe next attempt is at %s.",
+					   failure->detail, newline,
+					   timestamptz_to_str(failure->retry_at + clock_to_timestamp())),
 			 failure->hint[0] != '\0' ? errhint("%s", failure->hint) : 0));
 }
 

@@ -10,12 +10,12 @@
  * fails CHECK (n >= 0) there though the sum would not.  The INSERT has that
  * clause, too, for rows that others insert at the same time.
  *
- * Where most keys are new, the UPDATE is in vain.  So after a batch of which
- * few rows were there, the next ones are inserted at once, and every now and then
- * one takes both statements, to see whether that still is so.  What differs if a
- * row is there all the same is the check of the proposed row: so a batch with a
- * decrease or with one key begins with the UPDATE, and so does the one that
- * follows a failed one.
+ * Where most keys are new, the UPDATE is in vain.  So of a large batch, some keys
+ * are updated first, and if few of their rows were there, all others are inserted
+ * at once, and so are the next batches; every now and then one is looked at again,
+ * to see whether that still is so.  What differs if a row is there all the same
+ * is the check of the proposed row: so a batch with a decrease or with one key
+ * takes the UPDATE for all, and so does the one that follows a failed one.
  *
  * The statements read the batch as an ephemeral named relation, as a trigger
  * reads a transition table.  Their plans are kept from flush to flush: see
@@ -54,10 +54,15 @@
 
 /*
  * So many batches are inserted at once after one of which at most one row in
- * ROWS_PER_UPDATE was there.
+ * ROWS_PER_UPDATE was there, and so many are updated without a sample after
+ * others.
  */
-#define INSERTS_AT_ONCE		15
+#define BATCHES_ALIKE		15
 #define ROWS_PER_UPDATE		16
+
+/* how many keys tell whether the others have rows, and of how many */
+#define SAMPLE				64
+#define SAMPLED_KEYS		512
 
 typedef struct TargetSink
 {
@@ -311,16 +316,49 @@ receiver_end(DestReceiver *self)
 {
 }
 
-/* May these keys be inserted without looking for their rows first? */
+/*
+ * May keys of this batch be inserted without looking for their rows first?
+ */
 static bool
-can_insert_at_once(const Target *target, const SinkKey *keys, int nkeys)
+may_insert_at_once(const Target *target, const SinkKey *keys, int nkeys)
 {
-	if (target->inserts_at_once == 0 || target->update_first || nkeys == 1)
+	if (target->update_first || nkeys == 1)
 		return false;
 	for (int i = 0; i < nkeys; i++)
 		if (keys[i].count < 0)
 			return false;
 	return true;
+}
+
+/* Were so few rows of these keys there that they are better inserted at once? */
+static bool
+are_new(int nstored, int nkeys)
+{
+	return nstored <= nkeys / ROWS_PER_UPDATE;
+}
+
+/*
+ * Add to the rows that are there: to those of a sample of the keys first, and then
+ * to the others', unless that seems to be in vain.  Notes in the receiver which
+ * ones were stored.  Returns whether most keys are new.
+ */
+static bool
+update_rows(TargetSink *sink, SinkKey *keys, int nkeys, bool sample,
+			StoredReceiver *receiver)
+{
+	bool	   *stored = receiver->stored;
+	int			n = sample ? SAMPLE : 0;
+
+	if (sample)
+	{
+		run(sink, TARGET_UPDATE, keys, n, NULL, &receiver->receiver);
+		if (are_new(receiver->nstored, n))
+			return true;
+	}
+	receiver->stored = stored + n;
+	run(sink, TARGET_UPDATE, keys + n, nkeys - n, NULL, &receiver->receiver);
+	receiver->stored = stored;
+	return are_new(receiver->nstored, nkeys);
 }
 
 /* SinkMethods.deliver: add to the rows that are there, and insert the others. */
@@ -329,8 +367,8 @@ deliver(Sink *sink, SinkKey *keys, int nkeys, SinkProgress progress, void *arg)
 {
 	TargetSink *target_sink = (TargetSink *) sink;
 	Target	   *target = target_sink->target;
-	bool		at_once = can_insert_at_once(target, keys, nkeys);
-	int			inserts_at_once;
+	bool		may_insert = may_insert_at_once(target, keys, nkeys);
+	int			known = target->alike;
 	StoredReceiver receiver = {
 		.receiver = {
 			.receiveSlot = receive_stored,
@@ -345,29 +383,30 @@ deliver(Sink *sink, SinkKey *keys, int nkeys, SinkProgress progress, void *arg)
 	if (!progress(0, nkeys, arg))
 		return 0;
 
-	/* if this fails, the next one begins with the UPDATE */
-	inserts_at_once = target->inserts_at_once;
-	target->inserts_at_once = 0;
+	/* if this fails, the next one begins with the UPDATE of all */
+	target->alike = -1;
 
 	SPI_connect();
-	if (at_once)
+	if (known > 0 && may_insert)
 	{
 		run(target_sink, TARGET_INSERT, keys, nkeys, NULL, NULL);
-		inserts_at_once--;
+		known--;
 	}
 	else
 	{
-		run(target_sink, TARGET_UPDATE, keys, nkeys, NULL,
-			&receiver.receiver);
+		bool		sample = known == 0 && may_insert && nkeys >= SAMPLED_KEYS;
+		bool		are_new_keys = update_rows(target_sink, keys, nkeys, sample,
+											   &receiver);
+
 		if (receiver.nstored < nkeys)
-			run(target_sink, TARGET_INSERT, keys, nkeys, receiver.stored,
-				NULL);
-		if (nkeys > 1)
-			inserts_at_once =
-				receiver.nstored <= nkeys / ROWS_PER_UPDATE ? INSERTS_AT_ONCE : 0;
+			run(target_sink, TARGET_INSERT, keys, nkeys, receiver.stored, NULL);
+		if (nkeys > 1 && (known >= 0 || are_new_keys))
+			known = are_new_keys ? BATCHES_ALIKE : -BATCHES_ALIKE;
+		else if (known < 0)
+			known++;
 	}
 	SPI_finish();
-	target->inserts_at_once = inserts_at_once;
+	target->alike = known;
 	return nkeys;
 }
 

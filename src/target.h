@@ -59,7 +59,9 @@ typedef struct Target
 	MemoryContext context;		/* that holds all this */
 	SPIPlanPtr	plans[TARGET_STATEMENTS];	/* NULL: not made yet */
 
-	int			inserts_at_once;	/* sink_target.c: for so many batches */
+	int			alike;			/* sink_target.c: for so many batches, keys
+								 * are taken to be new; if negative, to have
+								 * rows */
 } Target;
 
 extern List *target_find_key(Relation rel);
