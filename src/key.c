@@ -430,6 +430,17 @@ key_out(TupleDesc desc, const char *data, uint16 len)
  */
 
 /*
+ * Are values of a type assigned to a key column as they are?  If this is not
+ * known at once, returns false; then make_cast() finds out.
+ */
+static inline bool
+is_of_type(Form_pg_attribute att, Oid argtype, int32 argtypmod)
+{
+	return argtype == att->atttypid &&
+		(att->atttypmod < 0 || att->atttypmod == argtypmod);
+}
+
+/*
  * Build the expression that assigns a value of a type, for which a placeholder
  * stands, to a key column.  Returns NULL if that is not possible.  `argtypmod'
  * is the value's typmod, or -1 if unknown.  With `by_text', the value's text is
@@ -479,8 +490,9 @@ bool
 key_assignment_is_immutable(Form_pg_attribute att, Oid argtype,
 							int32 argtypmod)
 {
-	return !contain_mutable_functions(assignment_to(att, argtype, argtypmod,
-													false));
+	return is_of_type(att, argtype, argtypmod) ||
+		!contain_mutable_functions(assignment_to(att, argtype, argtypmod,
+												 false));
 }
 
 /*
@@ -492,8 +504,13 @@ static void
 make_cast(KeyReader *reader, Form_pg_attribute att, Oid argtype,
 		  int32 argtypmod, bool or_text, KeyCast *cast)
 {
-	Node	   *expr = assignment_to(att, argtype, argtypmod, false);
+	Node	   *expr;
 
+	cast->state = NULL;
+	cast->econtext = NULL;
+	if (is_of_type(att, argtype, argtypmod))
+		return;
+	expr = assignment_to(att, argtype, argtypmod, false);
 	if (expr == NULL && or_text)
 		expr = assignment_to(att, argtype, argtypmod, true);
 	if (expr == NULL)
@@ -508,11 +525,7 @@ make_cast(KeyReader *reader, Form_pg_attribute att, Oid argtype,
 	if (IsA(expr, CaseTestExpr) ||
 		(IsA(expr, RelabelType) &&
 		 IsA(((RelabelType *) expr)->arg, CaseTestExpr)))
-	{
-		cast->state = NULL;
-		cast->econtext = NULL;
 		return;
-	}
 	cast->state = ExecInitExpr(expression_planner((Expr *) expr), NULL);
 	cast->econtext = CreateStandaloneExprContext();
 }

@@ -57,7 +57,9 @@ typedef struct TriggerCache
 
 	/* the key's columns, for this shape, as looked up in this generation */
 	uint64		key_generation;
-	MemoryContext key_context;	/* for what follows */
+	MemoryContext key_context;	/* for what follows; NULL the first time: it
+								 * is beside the cache, and stays as long */
+	bool		found_key;		/* there was a first time */
 	const BufferShape *shape;
 	int			ncolumns;
 	AttrNumber *attnos;			/* NULL if not looked up yet */
@@ -227,7 +229,8 @@ static void
 check_key_column(Relation rel, Form_pg_attribute att, SbBuffer *buffer,
 				 Form_pg_attribute key_att)
 {
-	if (!can_coerce_type(1, &att->atttypid, &key_att->atttypid,
+	if (att->atttypid != key_att->atttypid &&
+		!can_coerce_type(1, &att->atttypid, &key_att->atttypid,
 						 COERCION_ASSIGNMENT))
 		ereport(ERROR,
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
@@ -283,13 +286,15 @@ find_key(FunctionCallInfo fcinfo, TriggerCache *cache,
 				 errdetail("Columns: %d. Key columns: %d.",
 						   trigger->tgnargs - 1, ncolumns)));
 
-	if (cache->key_context == NULL)
+	if (cache->key_context != NULL)
+		MemoryContextReset(cache->key_context);
+	else if (cache->found_key)
 		cache->key_context = AllocSetContextCreate(fcinfo->flinfo->fn_mcxt,
 												   "statbuffer trigger key",
 												   ALLOCSET_SMALL_SIZES);
-	else
-		MemoryContextReset(cache->key_context);
-	oldcontext = MemoryContextSwitchTo(cache->key_context);
+	cache->found_key = true;
+	oldcontext = MemoryContextSwitchTo(cache->key_context ? cache->key_context :
+									   fcinfo->flinfo->fn_mcxt);
 	attnos = palloc(ncolumns * sizeof(AttrNumber));
 	types = palloc(ncolumns * sizeof(Oid));
 	typmods = palloc(ncolumns * sizeof(int32));
