@@ -840,7 +840,7 @@ append_discarded(FlushState *flush, ClockTime now)
 
 		memcpy(&key, next, sizeof(key));
 		next += sizeof(key);
-		if (key.epoch != body->row.epoch)
+		if (key.epoch != body->epoch)
 		{
 			ledger_end_body(&writer, body);
 			ledger_begin_body(body, key.epoch);

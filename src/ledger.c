@@ -59,10 +59,6 @@
 
 COMPAT_FUNCTION_INFO_V1(sb_ledger_rows);
 
-StaticAssertDecl(offsetof(LedgerTuple, epoch) == MAXALIGN(SizeofHeapTupleHeader) &&
-				 offsetof(LedgerTuple, body) == offsetof(LedgerTuple, epoch) + 2 * sizeof(uint64),
-				 "a row must be as heap_form_tuple() forms it");
-
 /* the tables of this database, if they were found */
 static LedgerTables found;
 
@@ -431,11 +427,17 @@ ledger_read_epochs(Oid relid)
 	return epochs;
 }
 
+/* Insert a row.  No value is null. */
 static void
-insert(Relation rel, HeapTuple tuple, int options)
+insert(Relation rel, Datum *values, int options, ItemPointer tid)
 {
+	static bool isnull[LEDGER_NATTS] = {false};
+	HeapTuple	tuple = heap_form_tuple(RelationGetDescr(rel), values, isnull);
+
 	heap_insert(rel, tuple, GetCurrentCommandId(true),
 				options | HEAP_INSERT_NO_LOGICAL, NULL);
+	*tid = tuple->t_self;
+	heap_freetuple(tuple);
 }
 
 /*
@@ -452,8 +454,6 @@ ledger_make_epoch(Oid relid, const KeyShape *shape, bool frozen)
 	Relation	rel;
 	Snapshot	snapshot;
 	Datum		values[EPOCH_NATTS];
-	bool		isnull[EPOCH_NATTS] = {false};
-	HeapTuple	tuple;
 
 	SET_VARSIZE(copy, VARHDRSZ + shape->size);
 	memcpy(VARDATA(copy), shape, shape->size);
@@ -468,10 +468,7 @@ ledger_make_epoch(Oid relid, const KeyShape *shape, bool frozen)
 
 	/* for a shape that is toasted */
 	snapshot = RegisterSnapshot(GetCatalogSnapshot(tables.epochs));
-	tuple = heap_form_tuple(RelationGetDescr(rel), values, isnull);
-	insert(rel, tuple, frozen ? HEAP_INSERT_FROZEN : 0);
-	epoch->tid = tuple->t_self;
-	heap_freetuple(tuple);
+	insert(rel, values, frozen ? HEAP_INSERT_FROZEN : 0, &epoch->tid);
 	UnregisterSnapshot(snapshot);
 	table_close(rel, NoLock);
 	CommandCounterIncrement();
@@ -572,62 +569,27 @@ ledger_open_prepared(LedgerWriter *writer)
 void
 ledger_begin_body(LedgerBody *body, uint64 epoch)
 {
-	body->row.epoch = epoch;
+	body->epoch = epoch;
 	body->used = VARHDRSZ;
 }
-
-#ifdef USE_ASSERT_CHECKING
-/* Is a row as heap_form_tuple() forms it, but for what heap_insert() sets? */
-static bool
-is_as_formed(Relation rel, HeapTuple tuple, LedgerTuple *row)
-{
-	static bool isnull[LEDGER_NATTS] = {false};
-	Datum		values[LEDGER_NATTS];
-	HeapTuple	formed;
-	bool		same;
-
-	values[LEDGER_EPOCH - 1] = Int64GetDatum((int64) row->epoch);
-	values[LEDGER_INCARNATION - 1] = Int64GetDatum((int64) row->incarnation);
-	values[LEDGER_BODY - 1] = PointerGetDatum(row->body);
-	formed = heap_form_tuple(RelationGetDescr(rel), values, isnull);
-	same = formed->t_len == tuple->t_len &&
-		(formed->t_data->t_infomask & ~HEAP_XACT_MASK) == tuple->t_data->t_infomask &&
-		HeapTupleHeaderGetNatts(formed->t_data) == HeapTupleHeaderGetNatts(tuple->t_data) &&
-		formed->t_data->t_hoff == tuple->t_data->t_hoff &&
-		memcmp((char *) formed->t_data + formed->t_data->t_hoff, &row->epoch,
-			   formed->t_len - formed->t_data->t_hoff) == 0;
-	heap_freetuple(formed);
-	return same;
-}
-#endif
 
 /* Append the keys that were put together, if there are any. */
 void
 ledger_end_body(LedgerWriter *writer, LedgerBody *body)
 {
-	LedgerTuple *row = &body->row;
-	HeapTupleHeader header = (HeapTupleHeader) row->header;
-	HeapTupleData tuple;
+	Datum		values[LEDGER_NATTS];
+	ItemPointerData tid;
 
 	if (body->used == VARHDRSZ)
 		return;
-	SET_VARSIZE(row->body, body->used);
-	row->incarnation = writer->incarnation;
-
-	/* heap_insert() sets what is missing, and there are no null values */
-	memset(row->header, 0, sizeof(row->header));
-	header->t_infomask = HEAP_HASVARWIDTH;
-	HeapTupleHeaderSetNatts(header, LEDGER_NATTS);
-	header->t_hoff = sizeof(row->header);
-	tuple.t_len = offsetof(LedgerTuple, body) + body->used;
-	tuple.t_tableOid = InvalidOid;
-	tuple.t_data = header;
-	Assert(is_as_formed(writer->rel, &tuple, row));
-
-	insert(writer->rel, &tuple, writer->at_once ? HEAP_INSERT_FROZEN : 0);
+	SET_VARSIZE(body->data, body->used);
+	values[LEDGER_EPOCH - 1] = Int64GetDatum((int64) body->epoch);
+	values[LEDGER_INCARNATION - 1] = Int64GetDatum((int64) writer->incarnation);
+	values[LEDGER_BODY - 1] = PointerGetDatum(body->data);
+	insert(writer->rel, values, writer->at_once ? HEAP_INSERT_FROZEN : 0, &tid);
 	body->used = VARHDRSZ;
 	if (!writer->prepared &&
-		unlikely((uint64) ItemPointerGetBlockNumber(&tuple.t_self) * BLCKSZ >=
+		unlikely((uint64) ItemPointerGetBlockNumber(&tid) * BLCKSZ >=
 				 ledger_rotation_size(writer->database)))
 		ledger_want(LEDGER_ROTATE);
 }
@@ -641,11 +603,11 @@ ledger_put(LedgerWriter *writer, LedgerBody *body, const char *data, uint16 len,
 
 	if (body->used + PACKED_KEY_MAX(len) > LEDGER_BODY_SIZE)
 		ledger_end_body(writer, body);
-	to = body->row.body + body->used;
+	to = body->data + body->used;
 	memcpy(to, &len, sizeof(len));
 	to = pack_number(to + sizeof(len), fold_sign(count));
 	memcpy(to, data, KEY_LENGTH(len));
-	body->used = to + KEY_LENGTH(len) - body->row.body;
+	body->used = to + KEY_LENGTH(len) - body->data;
 }
 
 /* Append a row as it is.  For one that is damaged, and is kept. */
@@ -658,7 +620,7 @@ ledger_copy_row(LedgerWriter *writer, const LedgerRow *row)
 	if (len > LEDGER_BODY_SIZE - VARHDRSZ)
 		elog(ERROR, "row of %d bytes in the ledger of durable buffers", len);
 	ledger_begin_body(&body, row->epoch);
-	memcpy(body.row.body + body.used, row->next, len);
+	memcpy(body.data + body.used, row->next, len);
 	body.used += len;
 	ledger_end_body(writer, &body);
 }

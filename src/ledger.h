@@ -10,7 +10,7 @@
 #ifndef STATBUFFER_LEDGER_H
 #define STATBUFFER_LEDGER_H
 
-#include "access/htup_details.h"
+#include "access/htup.h"
 #include "nodes/pg_list.h"
 #include "nodes/primnodes.h"
 #include "shape.h"
@@ -111,24 +111,12 @@ typedef struct LedgerEpoch
 	ItemPointerData tid;
 } LedgerEpoch;
 
-/*
- * A row, as heap_form_tuple() would form it: for each of its columns there is
- * only one way.
- */
-typedef struct LedgerTuple
-{
-	/* a HeapTupleHeaderData, which must not be a field: it ends openly */
-	uint64		header[MAXALIGN(SizeofHeapTupleHeader) / sizeof(uint64)];
-	uint64		epoch;
-	uint64		incarnation;
-	char		body[LEDGER_BODY_SIZE]; /* a varlena */
-} LedgerTuple;
-
 /* Keys of one epoch that are put together for a row. */
 typedef struct LedgerBody
 {
-	int			used;			/* bytes of `row.body', with its header */
-	LedgerTuple row;
+	uint64		epoch;
+	int			used;			/* bytes of `data', with its header */
+	char		data[LEDGER_BODY_SIZE];
 } LedgerBody;
 
 /* A table of the ledger that is open to insert rows. */

@@ -13,7 +13,7 @@ use PostgreSQL::Test::Utils;
 use StatbufferTest;
 use Test::More;
 
-my $node = new_node('target', 'statbuffer.max_workers = 4');
+my $node = new_node('target', 'statbuffer.max_workers = 4', q{shared_preload_libraries = 'statbuffer'});
 
 sql(q{
 	CREATE TABLE pages (path text PRIMARY KEY, views bigint NOT NULL DEFAULT 0, other int);
