@@ -246,17 +246,23 @@ sql(q{
 	DECLARE
 		types text[] := '{int,text,date,bool,oid,numeric,uuid,inet,time,float4,int8,timestamp,timestamptz,interval,bytea,varchar}';
 	BEGIN
-		EXECUTE (SELECT 'CREATE TYPE wide AS (f0 int, ' || string_agg('f' || i || ' ' || types[1 + (hashint4(i) & 15)], ',' ORDER BY i) || ')'
-			FROM generate_series(1, 1500) AS i);
+		FOR t IN 1 .. 2 LOOP
+			EXECUTE (SELECT 'CREATE TYPE wide_' || t || ' AS (f0 int, '
+					|| string_agg('f' || i || ' ' || types[1 + (hashint4(i + 10000 * t) & 15)], ',' ORDER BY i) || ')'
+				FROM generate_series(1, 1500) AS i);
+		END LOOP;
 	END
 	$$;
-	CREATE FOREIGN TABLE wides (key wide NOT NULL, n bigint NOT NULL DEFAULT 1)
+	CREATE FOREIGN TABLE wides (key wide_1 NOT NULL, k2 wide_2 NOT NULL, n bigint NOT NULL DEFAULT 1)
 	SERVER statbuffer OPTIONS (handler 'no_such_function', interval '1h', durable 'true');
-	INSERT INTO wides VALUES (json_populate_record(NULL::wide, '{"f0": 1}'), 7)});
+	CREATE FUNCTION count_wide(n bigint) RETURNS void LANGUAGE sql AS $$
+		INSERT INTO wides VALUES (json_populate_record(NULL::wide_1, '{"f0": 1}'), json_populate_record(NULL::wide_2, '{"f0": 2}'), n)
+	$$;
+	SELECT count_wide(7)});
 is(sql(q{SELECT pg_relation_size(reltoastrelid) > 0 FROM pg_class WHERE relname = 'sb_ledger_epochs'}), 't', 'a description is toasted');
 crash();
 is(sql('SELECT sum(n) FROM wides'), 7, 'its buffer is loaded');
-sql(q{TRUNCATE wides; INSERT INTO wides VALUES (json_populate_record(NULL::wide, '{"f0": 1}'), 8)});
+sql('TRUNCATE wides; SELECT count_wide(8)');
 crash();
 is(sql('SELECT sum(n) FROM wides'), 8, 'and truncated');
 sql(q{ALTER FOREIGN TABLE wides OPTIONS (SET durable 'false'); ALTER FOREIGN TABLE wides OPTIONS (SET durable 'true')});
