@@ -313,7 +313,7 @@ for my $batch_time (qw(1ms 1h))
 {
 	my $name = "last_$batch_time";
 
-	make_slow($name, 'one key', qq{batch_time '$batch_time', shutdown '3s'});
+	make_slow($name, 'one key', qq{batch_time '$batch_time', shutdown '6s'});
 	takes($name, 0, 0.05);
 	is(sql(qq{SELECT sb_start('$name'); INSERT INTO $name VALUES ('first'); SELECT sb_drain('$name')}) =~ s/^t\n//r, 't',
 		"$batch_time: a worker is there");

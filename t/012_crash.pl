@@ -130,6 +130,22 @@ sub pid_of
 	return sql("SELECT pid FROM pg_stat_activity WHERE $condition ORDER BY pid LIMIT 1");
 }
 
+# A worker of `slow' that sleeps.  Where the library is not preloaded, it leaves after
+# a second.
+sub pid_of_idle_worker
+{
+	my $pid = '';
+
+	for (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
+	{
+		sql(q{SELECT sb_start('slow')});
+		$pid = pid_of(q{backend_type = 'statbuffer worker' AND state = 'idle' AND query = 'slow'});
+		last if $pid ne '';
+		usleep(100_000);
+	}
+	return $pid;
+}
+
 # Kills a process of the server; the postmaster then starts the others anew.
 sub kill_process
 {
@@ -279,12 +295,7 @@ foreach (1, 0)
 
 	# Workers: one sleeps, another one has handed a key over, and the handler
 	# has written.
-	sql(q{SELECT sb_start('slow')});
-	wait_for($node, $db, q{
-			SELECT count(*) = 1 FROM pg_stat_activity
-			WHERE backend_type = 'statbuffer worker' AND state = 'idle' AND query = 'slow'},
-		"$how: a worker sleeps");
-	crash('an idle worker', sub { kill_process(worker_of($node, $db, 'slow'), $_[0]) });
+	crash('an idle worker', sub { kill_process(pid_of_idle_worker(), $_[0]) });
 
 	start_victim('SELECT pg_advisory_lock(4713)');
 	wait_for($node, $db, q{

@@ -15,7 +15,7 @@ use Test::More;
 use Time::HiRes qw(usleep);
 
 my $db = 'postgres';
-my $node = new_node('slow', 'statbuffer.max_workers = 12');
+my $node = new_node('slow', 'statbuffer.max_workers = 12', q{shared_preload_libraries = 'statbuffer'});
 $node->safe_psql($db, $definitions);
 
 # --- handler_timeout --------------------------------------------------------
