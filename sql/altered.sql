@@ -189,6 +189,8 @@ TRUNCATE stored;
 CREATE OR REPLACE FUNCTION rename_column() RETURNS void LANGUAGE sql AS
 'ALTER TYPE place DROP ATTRIBUTE country';
 INSERT INTO renamed SELECT 'key', ROW('Bern', 'z', NULL)::place;
+-- whether a drain still sees it fail, and warns, is a matter of time
+SET client_min_messages = error;
 DO $$
 BEGIN
   FOR i IN 1 .. 1200 LOOP
@@ -198,6 +200,7 @@ BEGIN
   END LOOP;
 END
 $$;
+RESET client_min_messages;
 SELECT last_error FROM sb_stat_buffers WHERE buffer = 'renamed';
 DROP FOREIGN TABLE renamed;
 DROP FUNCTION store_renaming(text, place, bigint);
