@@ -13,7 +13,7 @@ use StatbufferTest;
 use Test::More;
 
 my $db = 'postgres';
-my $node = new_node('slow', 'statbuffer.max_workers = 12');
+my $node = new_node('slow', 'statbuffer.max_workers = 12', q{shared_preload_libraries = 'statbuffer'});
 
 # What handlers store, and in which transaction and call; how long they take;
 # and which keys they take offence at, at once or at the commit.

@@ -12,7 +12,8 @@ use PostgreSQL::Test::Utils;
 use StatbufferTest;
 use Test::More;
 
-my $node = new_node('kinds');
+# REPACK (CONCURRENTLY) reads WAL.
+my $node = new_node('kinds', 'wal_level = replica', 'max_wal_senders = 4');
 my $major = major($node);
 
 # is_available(EXTENSION): if it is not, what is not tested is told.
