@@ -235,15 +235,6 @@ dropper(const Node *statement)
 	return InvalidOid;
 }
 
-static int
-compare_oids(const ListCell *a, const ListCell *b)
-{
-	Oid			oid_a = lfirst_oid(a);
-	Oid			oid_b = lfirst_oid(b);
-
-	return oid_a < oid_b ? -1 : (oid_a > oid_b ? 1 : 0);
-}
-
 /*
  * Before a DROP: if the ledger is dropped, so are all durable buffers, but after
  * it.  Whoever counts or flushes has a buffer locked, and then locks the ledger.
@@ -263,14 +254,11 @@ durable_before_drop(const Node *statement)
 		return;
 	do
 	{
-		List	   *relids = NIL;
+		List	   *relids;
 		ListCell   *lc;
 
-		foreach(lc, ledger_read_epochs(InvalidOid))
-			relids = list_append_unique_oid(relids,
-											((LedgerEpoch *) lfirst(lc))->relid);
+		relids = ledger_list_relations(ledger_read_epochs(InvalidOid));
 		relids = list_difference_oid(relids, locked);
-		list_sort(relids, compare_oids);
 		foreach(lc, relids)
 			LockRelationOid(lfirst_oid(lc), AccessExclusiveLock);
 		more = relids != NIL;

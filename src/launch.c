@@ -109,6 +109,20 @@ launch_successor(void)
 }
 
 /*
+ * Is this the first time in the client's statement?  Notes in `last' that there
+ * was one.
+ */
+static bool
+is_first_in_statement(TimestampTz *last)
+{
+	TimestampTz now = GetCurrentStatementStartTimestamp();
+	bool		first = *last != now;
+
+	*last = now;
+	return first;
+}
+
+/*
  * Counts are in the memory of the primary, so here there is nothing to be seen.
  * Warn of that, once for each statement of the client.  Not in the log, which
  * whoever may read counts could fill, and monitoring would.
@@ -118,9 +132,8 @@ warn_standby(void)
 {
 	static TimestampTz warned = 0;
 
-	if (warned == GetCurrentStatementStartTimestamp())
+	if (!is_first_in_statement(&warned))
 		return;
-	warned = GetCurrentStatementStartTimestamp();
 	ereport(WARNING_CLIENT_ONLY,
 			(errmsg("a standby does not have the counts that are not stored yet"),
 			 errhint("Connect to the primary server.")));
@@ -222,9 +235,8 @@ warn_locked(void)
 {
 	static TimestampTz warned = 0;
 
-	if (warned == GetCurrentStatementStartTimestamp())
+	if (!is_first_in_statement(&warned))
 		return;
-	warned = GetCurrentStatementStartTimestamp();
 	ereport(WARNING,
 			(errmsg("counts that the ledger of durable buffers has are not loaded yet"),
 			 errdetail("They cannot be loaded while this transaction has the buffer locked."),

@@ -130,9 +130,12 @@ ledger_find_extension(LedgerExtension *extension)
 	return is_there;
 }
 
-/* Set `found', as ledger_find_tables(). */
-static bool
-find_tables(bool missing_ok)
+/*
+ * Find the tables of this database.  If the extension is not there, returns false
+ * with `missing_ok', and otherwise raises an error.
+ */
+bool
+ledger_find_tables(LedgerTables *tables, bool missing_ok)
 {
 	if (unlikely(!OidIsValid(found.epochs)))
 	{
@@ -161,20 +164,8 @@ find_tables(bool missing_ok)
 				 errmsg("the ledger of durable buffers is missing"),
 				 errhint("Drop and create the extension \"%s\".", "statbuffer")));
 	}
-	return true;
-}
-
-/*
- * Find the tables of this database.  If the extension is not there, returns false
- * with `missing_ok', and otherwise raises an error.
- */
-bool
-ledger_find_tables(LedgerTables *tables, bool missing_ok)
-{
-	bool		is_there = find_tables(missing_ok);
-
 	*tables = found;
-	return is_there;
+	return true;
 }
 
 /* Attach to the table of databases, or with `create' make it. */
@@ -427,6 +418,20 @@ ledger_read_epochs(Oid relid)
 	return epochs;
 }
 
+/* List the relations of epochs, in order, each once. */
+List *
+ledger_list_relations(List *epochs)
+{
+	List	   *relids = NIL;
+	ListCell   *lc;
+
+	foreach(lc, epochs)
+		relids = lappend_oid(relids, ((LedgerEpoch *) lfirst(lc))->relid);
+	list_sort(relids, list_oid_cmp);
+	list_deduplicate_oid(relids);
+	return relids;
+}
+
 /* Insert a row.  No value is null. */
 static void
 insert(Relation rel, Datum *values, int options, ItemPointer tid)
@@ -521,10 +526,11 @@ ledger_open_current(LedgerWriter *writer, bool at_once)
 	for (;;)
 	{
 		uint32		current = pg_atomic_read_u32(&database->current);
+		LedgerTables tables;
 		Oid			relid;
 
-		find_tables(false);
-		relid = found.ledgers[current];
+		ledger_find_tables(&tables, false);
+		relid = tables.ledgers[current];
 
 		/*
 		 * Do not wait in line for a ledger that is no longer current: the
@@ -557,8 +563,10 @@ ledger_open_current(LedgerWriter *writer, bool at_once)
 void
 ledger_open_prepared(LedgerWriter *writer)
 {
-	find_tables(false);
-	writer->rel = table_open(found.prepared, RowExclusiveLock);
+	LedgerTables tables;
+
+	ledger_find_tables(&tables, false);
+	writer->rel = table_open(tables.prepared, RowExclusiveLock);
 	writer->database = NULL;
 	writer->prepared = true;
 	writer->at_once = false;

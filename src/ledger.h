@@ -167,6 +167,7 @@ extern bool ledger_evict_keeper(Oid dboid);
 
 /* epochs */
 extern List *ledger_read_epochs(Oid relid);
+extern List *ledger_list_relations(List *epochs);
 extern LedgerEpoch *ledger_make_epoch(Oid relid, const KeyShape *shape,
 									  bool frozen);
 extern void ledger_delete_epoch(const LedgerEpoch *epoch);

@@ -693,29 +693,6 @@ lock_buffer(Oid relid, BufferSettings *settings)
 	return is_buffer ? LOCK_BUFFER : LOCK_OTHER;
 }
 
-static int
-compare_oids(const ListCell *a, const ListCell *b)
-{
-	Oid			oid_a = lfirst_oid(a);
-	Oid			oid_b = lfirst_oid(b);
-
-	return oid_a < oid_b ? -1 : (oid_a > oid_b ? 1 : 0);
-}
-
-/* List the relations of epochs, in order, each once. */
-static List *
-list_relations(List *epochs)
-{
-	List	   *relids = NIL;
-	ListCell   *lc;
-
-	foreach(lc, epochs)
-		relids = lappend_oid(relids, ((LedgerEpoch *) lfirst(lc))->relid);
-	list_sort(relids, compare_oids);
-	list_deduplicate_oid(relids);
-	return relids;
-}
-
 /*
  * Is a buffer that may not be locked loaded, as far as is known?  Locks a
  * partition of the registry.
@@ -776,7 +753,7 @@ note_empty(Recovery *recovery, bool blocked)
 static bool
 choose_buffers(Recovery *recovery, bool *blocked)
 {
-	List	   *relids = list_relations(ledger_read_epochs(InvalidOid));
+	List	   *relids = ledger_list_relations(ledger_read_epochs(InvalidOid));
 	int			n = list_length(relids);
 	int			first = 0;
 	int			most = most_buffers;
@@ -929,7 +906,7 @@ lock_swept_buffers(Recovery *recovery, PreparedRows *rows)
 					sizeof(uint64), compare_numbers) != NULL)
 			wanted = lappend(wanted, epoch);
 	}
-	foreach(lc, list_relations(wanted))
+	foreach(lc, ledger_list_relations(wanted))
 	{
 		Oid			relid = lfirst_oid(lc);
 		BufferSettings settings;
@@ -1101,7 +1078,7 @@ delete_epochs(void)
 	List	   *gone = NIL;
 	ListCell   *lc;
 
-	foreach(lc, list_relations(ledger_read_epochs(InvalidOid)))
+	foreach(lc, ledger_list_relations(ledger_read_epochs(InvalidOid)))
 	{
 		Oid			relid = lfirst_oid(lc);
 		BufferSettings settings;

@@ -229,8 +229,7 @@ static void
 check_key_column(Relation rel, Form_pg_attribute att, SbBuffer *buffer,
 				 Form_pg_attribute key_att)
 {
-	if (att->atttypid != key_att->atttypid &&
-		!can_coerce_type(1, &att->atttypid, &key_att->atttypid,
+	if (!can_coerce_type(1, &att->atttypid, &key_att->atttypid,
 						 COERCION_ASSIGNMENT))
 		ereport(ERROR,
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
